@@ -1,0 +1,345 @@
+"""COCO files -> samples -> batches."""
+
+import contextlib
+import io
+import json
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from pycocotools.coco import COCO
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from efficientdet.loss import PADDING_CLASS, Targets
+from efficientdet.project import Project
+from efficientdet.transforms import Letterbox, Target, random_horizontal_flip
+from utils.errors import InputError
+from utils.images import read_image
+
+MIN_BOX_SIDE = 1  # pixels of the picture; smaller objects are left out of training
+
+
+
+class SampleKey(NamedTuple):
+    """Which image, and in which epoch: the augmentation depends on these and the seed alone, not on who draws it."""
+
+    index: int
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image, ready for the network."""
+
+    image: np.ndarray  # (H, W, 3) float32, normalised
+    target: Target  # in pixels of `image`
+    letterbox: Letterbox
+    image_id: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N samples together."""
+
+    images: Tensor  # (N, 3, H, W) float32, normalised, channels-last in memory
+    targets: Targets  # in pixels of `images`
+    letterboxes: list[Letterbox]
+    image_ids: list[int]
+
+    def pin_memory(self) -> "Batch":
+        """The batch in page-locked memory, from where it is copied to a GPU while the GPU works."""
+        return self._with(lambda tensor: tensor.pin_memory())
+
+    def to(self, device: torch.device) -> "Batch":
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _with(self, move: Callable[[Tensor], Tensor]) -> "Batch":
+        return replace(self, images=move(self.images), targets=Targets(*map(move, self.targets)))
+
+
+class CocoDataset(Dataset):
+    """One set (`train2017`, say) of a project: pictures and a COCO annotation file.
+
+    `dataset[index]` gives the picture as it is, `dataset[SampleKey(index, epoch)]` augments it for training.
+
+    Args:
+        folder: the project's data, with the pictures in `{set_name}/` and `annotations/instances_{set_name}.json`.
+        canvas: (height, width) of the network's input.
+        seed: of the augmentations.
+        max_images: take only the first so many, in the order of their ids.
+
+    Raises InputError when the files do not fit each other or the project. All of them are checked here but the
+    content of the pictures; a picture that cannot be used makes `dataset[...]` raise it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        set_name: str,
+        project: Project,
+        canvas: tuple[int, int],
+        seed: int = 0,
+        max_images: int | None = None,
+    ):
+        self.pictures = Path(folder) / set_name
+        self.annotation_file = Path(folder) / "annotations" / f"instances_{set_name}.json"
+        self.project = project
+        self.canvas = canvas
+        self.seed = seed
+
+        content = _read_annotations(self.annotation_file)
+        class_of = project.match_categories(content["categories"], self.annotation_file)
+        self.category_ids = {class_index: category_id for category_id, class_index in class_of.items()}
+        images = sorted(content["images"], key=lambda image: (str(type(image["id"])), image["id"]))[:max_images]
+        self._check_pictures(images)
+
+        self.coco = _coco_index({**content, "images": images}, class_of)
+        self.image_ids = [image["id"] for image in images]
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __getitem__(self, key: int | SampleKey) -> Sample:
+        index, epoch = key if isinstance(key, SampleKey) else (key, None)
+        image_id = self.image_ids[index]
+        image, target = self.picture(image_id), self.target(image_id)
+        if epoch is not None:
+            image, target = random_horizontal_flip(image, target, np.random.default_rng((self.seed, epoch, index)))
+        letterbox = Letterbox.fit(image.shape[:2], self.canvas)
+        pixels = letterbox.image(image, self.project.mean, self.project.std)
+        target = Target(letterbox.boxes_to_canvas(target.boxes), target.class_ids)
+        return Sample(pixels, target, letterbox, image_id)
+
+    def picture(self, image_id: int) -> np.ndarray:
+        """(H, W, 3) uint8 RGB, the way round that the annotations' width and height say."""
+        entry = self.coco.imgs[image_id]
+        size = (entry["height"], entry["width"]) if "height" in entry and "width" in entry else None
+        return read_image(self.pictures / entry["file_name"], size)
+
+    def target(self, image_id: int) -> Target:
+        """The objects to learn, in pixels of the picture: no crowd regions, none below one pixel."""
+        annotations = [
+            annotation
+            for annotation in self.coco.imgToAnns[image_id]
+            if not annotation["iscrowd"] and min(annotation["bbox"][2:]) >= MIN_BOX_SIDE
+        ]
+        boxes = np.array([annotation["bbox"] for annotation in annotations], np.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        return Target(boxes, np.array([annotation["category_id"] for annotation in annotations], np.int64))
+
+    def _check_pictures(self, images: list[dict]) -> None:
+        if not images:
+            raise InputError(f"{self.annotation_file} lists no images: there is nothing to work on")
+        if not self.pictures.is_dir():
+            raise InputError(f"there is no folder {self.pictures}: the pictures of {self.annotation_file} belong there")
+        present = {path.name for path in self.pictures.iterdir()}
+        missing = [
+            image["file_name"]
+            for image in images
+            if image["file_name"] not in present and not (self.pictures / image["file_name"]).is_file()
+        ]
+        if missing:
+            raise InputError(
+                f"{len(missing)} of the {len(images)} images in {self.annotation_file} are not in {self.pictures}, "
+                f"the first is {missing[0]}: copy them there or take their entries out"
+            )
+
+
+class EpochSampler(Sampler[SampleKey]):
+    """All images once per epoch, in an order that depends on the seed and the epoch alone.
+
+    Set `epoch` before iterating; `start` skips that many images, to go on in the middle of an epoch.
+    """
+
+    def __init__(self, length: int, seed: int):
+        self.length = length
+        self.seed = seed
+        self.epoch = 0
+        self.start = 0
+
+    def __iter__(self) -> Iterator[SampleKey]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        return (SampleKey(int(index), self.epoch) for index in order[self.start :])
+
+    def __len__(self) -> int:
+        return self.length - self.start
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Samples of one input size -> a batch; targets padded to the largest number of objects."""
+    images = np.stack([sample.image for sample in samples])
+    most = max(len(sample.target.class_ids) for sample in samples)
+    boxes = torch.zeros(len(samples), most, 4)
+    class_ids = torch.full((len(samples), most), PADDING_CLASS)
+    for i, sample in enumerate(samples):
+        objects = len(sample.target.class_ids)
+        boxes[i, :objects] = torch.from_numpy(sample.target.boxes)
+        class_ids[i, :objects] = torch.from_numpy(sample.target.class_ids)
+    return Batch(
+        images=torch.from_numpy(images).permute(0, 3, 1, 2),
+        targets=Targets(boxes, class_ids),
+        letterboxes=[sample.letterbox for sample in samples],
+        image_ids=[sample.image_id for sample in samples],
+    )
+
+
+class BatchLoader:
+    """Batches of a data set, prepared by worker processes.
+
+    With a `sampler` it serves training: shuffled, augmented, without the incomplete last batch (unless there is no
+    other). Without one it serves evaluation: every image once, in order.
+    """
+
+    def __init__(
+        self,
+        dataset: CocoDataset,
+        batch_size: int,
+        num_workers: int,
+        sampler: EpochSampler | None = None,
+        pin_memory: bool = False,
+    ):
+        self._loader = DataLoader(
+            _ErrorsAsValues(dataset),
+            batch_size,
+            sampler=sampler,
+            num_workers=num_workers,
+            collate_fn=_collate_or_error,
+            drop_last=sampler is not None and len(dataset) >= batch_size,
+            pin_memory=pin_memory,
+            worker_init_fn=_ignore_interrupts,
+            persistent_workers=num_workers > 0,
+        )
+
+    @property
+    def num_images(self) -> int:
+        """How many images one iteration from here gives."""
+        drawn = len(self._loader.sampler)
+        return len(self._loader) * self._loader.batch_size if self._loader.drop_last else drawn
+
+    def __iter__(self) -> Iterator[Batch]:
+        """InputError for the first picture that cannot be used."""
+        for batch in self._loader:
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch
+
+
+class _ErrorsAsValues(Dataset):
+    """Hands an InputError on as a value: raised in a worker, it would arrive wrapped in the worker's traceback."""
+
+    def __init__(self, dataset: CocoDataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: int | SampleKey) -> Sample | InputError:
+        try:
+            return self.dataset[key]
+        except InputError as error:
+            return error
+
+
+def _collate_or_error(samples: list[Sample | InputError]) -> Batch | InputError:
+    return next((sample for sample in samples if isinstance(sample, InputError)), None) or collate(samples)
+
+
+def _ignore_interrupts(worker_id: int) -> None:
+    """Ctrl+C reaches every process of the terminal; the main process decides when the workers stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _read_annotations(path: Path) -> dict:
+    """The content of the COCO annotation file `path`, checked."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except FileNotFoundError:
+        raise InputError(f"there is no annotation file {path}: it must hold the set's boxes in COCO format") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}, line {error.lineno}: this is not valid JSON: {error.msg}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is not in COCO format: it must hold an object with images, annotations, categories")
+    for key, needed in (
+        ("images", ("id", "file_name")),
+        ("annotations", ("id", "image_id", "category_id", "bbox")),
+        ("categories", ("id", "name")),
+    ):
+        if not isinstance(content.get(key), list):
+            raise InputError(f"{path} is not in COCO format: it has no list {key!r}")
+        for position, entry in enumerate(content[key]):
+            absent = [name for name in needed if not isinstance(entry, dict) or name not in entry]
+            if absent:
+                raise InputError(f"{path}: entry {position} of {key!r} has no {absent[0]!r}: {str(entry)[:100]}")
+    _check_unique(content["images"], "images", path)
+    _check_unique(content["categories"], "categories", path)
+    _check_annotations(content, path)
+    return content
+
+
+def _check_unique(entries: list[dict], key: str, path: Path) -> None:
+    seen = set()
+    for entry in entries:
+        if entry["id"] in seen:
+            raise InputError(f"{path}: two entries of {key!r} have the id {entry['id']!r}: give each its own")
+        seen.add(entry["id"])
+
+
+def _check_annotations(content: dict, path: Path) -> None:
+    image_ids = {image["id"] for image in content["images"]}
+    category_ids = {str(category["id"]) for category in content["categories"]}
+    for annotation in content["annotations"]:
+        where = f"{path}: annotation {annotation['id']!r}"
+        if annotation["image_id"] not in image_ids:
+            raise InputError(
+                f"{where} belongs to image {annotation['image_id']!r}, which is not among the images: "
+                "add the image's entry or remove the annotation"
+            )
+        if str(annotation["category_id"]) not in category_ids:
+            raise InputError(
+                f"{where} has category_id {annotation['category_id']!r}, which is not among the categories: "
+                "add the category's entry or correct the annotation"
+            )
+        box = annotation["bbox"]
+        if not isinstance(box, list) or len(box) != 4 or not all(_is_finite(value) for value in box):
+            raise InputError(f"{where} has the bbox {box!r}: it must be four numbers, [x, y, width, height]")
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and bool(np.isfinite(value))
+
+
+def _coco_index(content: dict, class_of: dict) -> COCO:
+    """A pycocotools index of `content`, with class indices for category ids and the fields that scoring needs."""
+    class_of = {str(category_id): class_index for category_id, class_index in class_of.items()}
+    image_ids = {image["id"] for image in content["images"]}
+    coco = COCO()
+    coco.dataset = {
+        "images": content["images"],
+        "annotations": [
+            {
+                "id": number,  # COCO's scoring takes id 0 for "unmatched", so ids are our own, from 1
+                "image_id": annotation["image_id"],
+                "category_id": class_of[str(annotation["category_id"])],
+                "bbox": annotation["bbox"],
+                "area": annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3]),
+                "iscrowd": annotation.get("iscrowd", 0),
+            }
+            for number, annotation in enumerate(content["annotations"], 1)
+            if annotation["image_id"] in image_ids
+        ],
+        "categories": [
+            {"id": class_of[str(category["id"])], "name": category["name"]} for category in content["categories"]
+        ],
+    }
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco

@@ -1,0 +1,74 @@
+"""The trained network -> an equal one that runs faster, for inference only."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from efficientdet.bifpn import BiFPNCell, SeparableConv
+from efficientdet.heads import PredictionHead, flatten_anchors
+from efficientdet.model import EfficientDet
+from efficientnet.layers import SameConv2d
+from efficientnet.model import EfficientNet, MBConvBlock
+
+
+def fuse_for_inference(network: EfficientDet) -> EfficientDet:
+    """A copy of `network` in evaluation mode with every batch norm folded into the convolution before it.
+
+    The copy is channels-last in memory, keeps no gradients, and overwrites activations in place. Its state dict is
+    not the published one any more.
+    """
+    fused = copy.deepcopy(network).eval().requires_grad_(False)
+    for module in list(fused.modules()):
+        match module:
+            case EfficientNet():
+                module._bn0 = _fold(module._conv_stem, module._bn0)
+            case MBConvBlock():
+                if module.has_expansion:
+                    module._bn0 = _fold(module._expand_conv, module._bn0)
+                module._bn1 = _fold(module._depthwise_conv, module._bn1)
+                module._bn2 = _fold(module._project_conv, module._bn2)
+            case BiFPNCell():
+                for child in module.children():
+                    if isinstance(child, SeparableConv):
+                        child.bn = _fold(child.pointwise_conv, child.bn)
+                    elif isinstance(child, nn.Sequential):  # a projection of a backbone feature
+                        child[1] = _fold(child[0], child[1])
+            case nn.SiLU():
+                module.inplace = True
+    fused.regressor = _FusedHead(fused.regressor)
+    fused.classifier = _FusedHead(fused.classifier)
+    return fused.to(memory_format=torch.channels_last)
+
+
+def _fold(conv: SameConv2d, norm: nn.BatchNorm2d) -> nn.Identity:
+    """Scale and shift `conv` in place as `norm` would; what stands where `norm` stood does nothing."""
+    conv.conv.weight, conv.conv.bias = fuse_conv_bn_weights(
+        conv.conv.weight, conv.conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+    return nn.Identity()
+
+
+class _FusedHead(nn.Module):
+    """A `PredictionHead` with the batch norms of each level folded into a pointwise convolution of the level's own."""
+
+    def __init__(self, head: PredictionHead):
+        super().__init__()
+        self.outputs_per_anchor = head.outputs_per_anchor
+        self.levels = nn.ModuleList(copy.deepcopy(head.conv_list) for _ in head.bn_list)
+        for convs, norms in zip(self.levels, head.bn_list):
+            for conv, norm in zip(convs, norms):
+                _fold(conv.pointwise_conv, norm)
+        self.header = head.header
+        self.swish = nn.SiLU(inplace=True)
+
+    def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
+        """As `PredictionHead.forward`."""
+        outputs = []
+        for x, convs in zip(pyramid, self.levels):
+            for conv in convs:
+                x = self.swish(conv(x))
+            outputs.append(flatten_anchors(self.header(x), self.outputs_per_anchor))
+        return torch.cat(outputs, dim=1)

@@ -1,0 +1,126 @@
+"""EfficientDet D0 to D7X (Tan, Pang & Le, "EfficientDet", 2020): backbone, BiFPN, heads, anchors."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from efficientdet.anchors import cached_anchors
+from efficientdet.bifpn import BiFPNCell
+from efficientdet.config import ANCHOR_RATIOS, ANCHOR_SCALES, check_image_size, model_config
+from efficientdet.heads import PredictionHead
+from efficientnet.model import EfficientNet
+
+PRIOR_PROBABILITY = 0.01  # of an object at any anchor, before training (RetinaNet paper, section 4.1)
+
+
+class Outputs(NamedTuple):
+    """What the network says of a batch of N images with A anchors each."""
+
+    class_logits: Tensor  # (N, A, num_classes); their sigmoid is the score
+    box_deltas: Tensor  # (N, A, 4): (dy, dx, dh, dw) relative to the anchor
+    anchors: Tensor  # (A, 4): (y1, x1, y2, x2) in input pixels; float32, or float64 in a float64 network
+
+
+class EfficientDet(nn.Module):
+    """The detector network.
+
+    State-dict keys and shapes are those of the published `efficientdet-d{compound_coef}.pth` files.
+
+    Args:
+        compound_coef: 0 (D0) to 7 (D7), 8 for D7X.
+        num_classes: scores per anchor; 90 for the published weights.
+        ratios: (width, height) factors of the anchors.
+        scales: anchor sizes within an octave.
+
+    Raises ValueError for arguments that make no network.
+    """
+
+    def __init__(
+        self,
+        compound_coef: int = 0,
+        num_classes: int = 90,
+        ratios: Sequence[tuple[float, float]] = ANCHOR_RATIOS,
+        scales: Sequence[float] = ANCHOR_SCALES,
+    ):
+        super().__init__()
+        config = model_config(compound_coef)
+        if num_classes < 1 or not len(ratios) or not len(scales):
+            raise ValueError(
+                f"a detector needs at least one class, anchor ratio and anchor scale, "
+                f"not {num_classes}, {len(ratios)} and {len(scales)}"
+            )
+        self.compound_coef = compound_coef
+        self.num_classes = num_classes
+        self.config = config
+        self.ratios = tuple((float(x), float(y)) for x, y in ratios)
+        self.scales = tuple(float(scale) for scale in scales)
+
+        backbone = EfficientNet(config.backbone)
+        cell = {
+            "channels": config.bifpn_channels,
+            "pyramid_levels": config.pyramid_levels,
+            "fast_attention": config.fast_attention,
+        }
+        self.bifpn = nn.Sequential(
+            BiFPNCell(**cell, backbone_channels=backbone.feature_channels),
+            *(BiFPNCell(**cell) for _ in range(config.bifpn_cells - 1)),
+        )
+        head = {
+            "channels": config.bifpn_channels,
+            "num_anchors": len(self.ratios) * len(self.scales),
+            "num_layers": config.head_layers,
+            "num_levels": len(config.pyramid_levels),
+        }
+        self.regressor = PredictionHead(outputs_per_anchor=4, **head)
+        self.classifier = PredictionHead(outputs_per_anchor=num_classes, **head)
+        self.backbone_net = nn.ModuleDict({"model": backbone})
+        initialize(self)
+        initialize_class_prior(self.classifier.header.pointwise_conv)
+
+    def forward(self, images: Tensor) -> Outputs:
+        """(N, 3, H, W) normalised RGB -> `Outputs`. ValueError when H or W does not suit the pyramid."""
+        pyramid = self.features(images)
+        return Outputs(
+            class_logits=self.classifier(pyramid),  # (N, A, num_classes)
+            box_deltas=self.regressor(pyramid),  # (N, A, 4)
+            anchors=self.anchors(images),  # (A, 4)
+        )
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """The pyramid that the heads see: (N, C, H / 2**l, W / 2**l) for each level l, finest first."""
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"the network takes images of shape (N, 3, H, W), not {tuple(images.shape)}")
+        check_image_size(self.compound_coef, *images.shape[-2:])
+        return self.bifpn(self.backbone_net["model"](images))
+
+    def anchors(self, images: Tensor) -> Tensor:
+        """The anchors of `images`' shape, on its device."""
+        return cached_anchors(
+            *images.shape[-2:],
+            self.config.pyramid_levels,
+            self.config.anchor_scale,
+            self.scales,
+            self.ratios,
+            # Half precision would move the anchors of a large input by pixels.
+            torch.promote_types(images.dtype, torch.float32),
+            images.device,
+        )
+
+
+def initialize(module: nn.Module) -> None:
+    """Fresh weights for every convolution inside `module`: normal with std sqrt(1 / fan_in), biases 0."""
+    for conv in module.modules():
+        if isinstance(conv, nn.Conv2d):
+            fan_in = conv.weight[0].numel()
+            nn.init.normal_(conv.weight, std=math.sqrt(1 / fan_in))
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
+
+
+def initialize_class_prior(class_header: nn.Module) -> None:
+    """Set the class header's bias so that every score begins at `PRIOR_PROBABILITY`."""
+    bias = -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY)
+    nn.init.constant_(class_header.conv.bias, bias)

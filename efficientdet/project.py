@@ -1,0 +1,220 @@
+"""A project: the YAML file that names a data set, its classes, and the anchors and normalisation to use."""
+
+import ast
+import difflib
+import math
+import operator
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from utils.errors import InputError
+
+_KEYS = (
+    "project_name",
+    "train_set",
+    "val_set",
+    "num_gpus",
+    "mean",
+    "std",
+    "anchors_scales",
+    "anchors_ratios",
+    "obj_list",
+)
+
+
+@dataclass(frozen=True)
+class Project:
+    """The content of `projects/{name}.yml`, checked."""
+
+    path: Path
+    name: str  # the data set's folder under datasets/ and the results' folder under logs/
+    train_set: str
+    val_set: str
+    num_gpus: int  # 0 is the CPU
+    mean: tuple[float, float, float]  # of RGB in [0, 1]
+    std: tuple[float, float, float]
+    anchor_scales: tuple[float, ...]
+    anchor_ratios: tuple[tuple[float, float], ...]  # (width, height) factors
+    class_names: tuple[str, ...]  # class index -> name; empty for a slot that no category uses
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def match_categories(self, categories: list[dict], source: Path) -> dict:
+        """Category id -> class index, by name, for the `categories` of the COCO annotation file `source`.
+
+        InputError when a category's name is not in the project's `obj_list`, or is another's too.
+        """
+        class_index = {name: index for index, name in enumerate(self.class_names) if name}
+        names = [str(category["name"]) for category in categories]
+        twice = [name for name in set(names) if names.count(name) > 1]
+        if twice:
+            raise InputError(f"{source} has two categories named {twice[0]!r}: give each a name of its own")
+        unknown = [name for name in names if name not in class_index]
+        if unknown:
+            unused = [name for name in class_index if name not in names]
+            raise InputError(
+                f"{_quoted(unknown)} in the categories of {source} is not in obj_list of {self.path}, "
+                f"which has {_quoted(unused)} without a category: write each name the same in both"
+                if unused
+                else f"{_quoted(unknown)} in the categories of {source} is not in obj_list of {self.path}: add it there"
+            )
+        return {category["id"]: class_index[name] for category, name in zip(categories, names)}
+
+
+def load_project(name_or_path: str | Path) -> Project:
+    """Read `projects/{name}.yml`, or a YAML file given by its path. InputError says what is wrong with it, and where."""
+    path = _project_path(name_or_path)
+    values = _read_yaml(path)
+    _check_keys(values, path)
+
+    def fail(key: str, expected: str):
+        raise InputError(f"{path}: {key} must be {expected}, not {values[key]!r}")
+
+    for key in ("project_name", "train_set", "val_set"):
+        if not isinstance(values[key], str | int) or isinstance(values[key], bool) or not str(values[key]):
+            fail(key, "a name")
+    num_gpus = values["num_gpus"]
+    if not isinstance(num_gpus, int) or isinstance(num_gpus, bool) or num_gpus < 0:
+        fail("num_gpus", "0 (CPU) or a number of GPUs")
+    for key in ("mean", "std"):
+        if not _is_numbers(values[key], length=3):
+            fail(key, "three numbers (red, green, blue)")
+    if min(values["std"]) <= 0:
+        fail("std", "above 0")
+    scales = _numbers_or_arithmetic(values["anchors_scales"], "anchors_scales", path)
+    if not _is_numbers(scales) or min(scales) <= 0:
+        fail("anchors_scales", "a list of numbers above 0, for example [1, 1.26, 1.59]")
+    ratios = _numbers_or_arithmetic(values["anchors_ratios"], "anchors_ratios", path)
+    if not isinstance(ratios, list) or not ratios or not all(_is_numbers(r, length=2) and min(r) > 0 for r in ratios):
+        fail("anchors_ratios", "a list of (width, height) pairs, for example [[1, 1], [1.4, 0.7], [0.7, 1.4]]")
+
+    return Project(
+        path=path,
+        name=str(values["project_name"]),
+        train_set=str(values["train_set"]),
+        val_set=str(values["val_set"]),
+        num_gpus=num_gpus,
+        mean=tuple(map(float, values["mean"])),
+        std=tuple(map(float, values["std"])),
+        anchor_scales=tuple(map(float, scales)),
+        anchor_ratios=tuple((float(x), float(y)) for x, y in ratios),
+        class_names=_class_names(values["obj_list"], path),
+    )
+
+
+def _project_path(name_or_path: str | Path) -> Path:
+    if str(name_or_path).endswith((".yml", ".yaml")):
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise InputError(f"there is no project file {path}")
+        return path
+    # The current folder's projects come first; those beside the package are found from any folder.
+    folders = list(dict.fromkeys((Path("projects"), Path(__file__).resolve().parent.parent / "projects")))
+    for folder in folders:
+        path = folder / f"{name_or_path}.yml"
+        if path.is_file():
+            return path
+    known = sorted({file.stem for folder in folders for file in folder.glob("*.yml")})
+    raise InputError(
+        f"there is no project file projects/{name_or_path}.yml: write one after projects/coco.yml, "
+        f"or choose of {', '.join(known) or 'none yet'}"
+    )
+
+
+def _read_yaml(path: Path) -> dict:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}" if mark else str(path)
+        raise InputError(f"{where}: this is not valid YAML: {getattr(error, 'problem', None) or error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must hold keys and values, such as 'project_name: coco'; see projects/coco.yml")
+    return values
+
+
+def _check_keys(values: dict, path: Path) -> None:
+    missing = [key for key in _KEYS if key not in values]
+    for key in values:
+        if key not in _KEYS:
+            close = difflib.get_close_matches(str(key), missing or _KEYS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"the keys are {', '.join(_KEYS)}"
+            raise InputError(f"{path}: unknown key {key!r}: {hint}")
+    if missing:
+        raise InputError(f"{path}: the key {missing[0]!r} is missing; see projects/coco.yml for an example")
+
+
+def _class_names(values: object, path: Path) -> tuple[str, ...]:
+    if not isinstance(values, list) or not values:
+        raise InputError(f"{path}: obj_list must be a list of class names, not {values!r}")
+    names = []
+    for value in values:
+        if not isinstance(value, str | int) or isinstance(value, bool):
+            raise InputError(f"{path}: the name {value!r} in obj_list is no text: put it between quotes")
+        if str(value) and str(value) in names:
+            raise InputError(f"{path}: obj_list names {value!r} twice")
+        names.append(str(value))
+    if not any(names):
+        raise InputError(f"{path}: obj_list holds empty names only")
+    return tuple(names)
+
+
+def _quoted(names: list[str], most: int = 5) -> str:
+    shown = ", ".join(repr(name) for name in names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def _is_numbers(value: object, length: int | None = None) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) > 0
+        and (length is None or len(value) == length)
+        and all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in value)
+    )
+
+
+def _numbers_or_arithmetic(value: object, key: str, path: Path) -> object:
+    """Lists as they are; a text such as '[2 ** 0, 2 ** (1.0 / 3.0)]' as the lists of numbers that it denotes."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return _evaluate(ast.parse(value.strip(), mode="eval").body)
+    except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError) as error:
+        raise InputError(f"{path}: cannot read {key} {value!r} as lists of numbers: {error}") from error
+
+
+_OPERATORS = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Pow: operator.pow,
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
+}
+
+
+def _evaluate(node: ast.expr) -> object:
+    """The value of a syntax tree of lists, tuples (as lists), numbers and + - * / **; ValueError for anything else."""
+    match node:
+        case ast.Constant(value=int() | float()) if not isinstance(node.value, bool):
+            return float(node.value)
+        case ast.List(elts=elements) | ast.Tuple(elts=elements):
+            return [_evaluate(element) for element in elements]
+        case ast.UnaryOp(op=op, operand=operand) if type(op) in _OPERATORS:
+            return _OPERATORS[type(op)](_as_number(_evaluate(operand)))
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+            return _as_number(_OPERATORS[type(op)](_as_number(_evaluate(left)), _as_number(_evaluate(right))))
+    raise ValueError(f"{ast.unparse(node)!r} is neither a number nor arithmetic")
+
+
+def _as_number(value: object) -> float:
+    if not isinstance(value, float):  # a list, or the complex root of a negative number
+        raise ValueError(f"{value!r} is not a number")
+    return value

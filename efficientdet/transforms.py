@@ -1,0 +1,78 @@
+"""Pictures on their way into the network: the letterbox, and the augmentations of training."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+
+class Target(NamedTuple):
+    """The objects of one picture."""
+
+    boxes: np.ndarray  # (M, 4) float32, (x1, y1, x2, y2) in the picture's pixels
+    class_ids: np.ndarray  # (M,) int64
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """How a picture lies in the network's input: shrunk or enlarged to fit, at the top left, zeros around it.
+
+    Sizes are (height, width) in pixels.
+    """
+
+    picture: tuple[int, int]
+    resized: tuple[int, int]
+    canvas: tuple[int, int]
+
+    @classmethod
+    def fit(cls, picture: tuple[int, int], canvas: tuple[int, int]) -> "Letterbox":
+        """The largest that keeps the aspect ratio; the side that does not fill the canvas is truncated to an int."""
+        height, width = picture
+        if canvas[0] * width < canvas[1] * height:
+            resized = (canvas[0], canvas[0] * width // height)
+        else:
+            resized = (canvas[1] * height // width, canvas[1])
+        # A picture a thousand times as long as high still needs a pixel.
+        return cls(picture, (max(1, resized[0]), max(1, resized[1])), canvas)
+
+    def image(self, image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+        """(H, W, 3) uint8 RGB -> (canvas height, canvas width, 3) float32: (RGB / 255 - mean) / std, zeros around it.
+
+        The resizing works on floats: rounding its result to uint8 would move the normalised values by up to 0.009.
+        """
+        height, width = self.resized
+        pixels = cv2.resize(image.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+        pixels = pixels.reshape(height, width, 3)
+        canvas = np.zeros((*self.canvas, 3), np.float32)
+        std_255 = np.asarray(std, np.float32) * 255
+        np.subtract(pixels, np.asarray(mean, np.float32) * 255, out=pixels)
+        np.divide(pixels, std_255, out=canvas[:height, :width])
+        return canvas
+
+    def boxes_to_canvas(self, boxes_xyxy):
+        """Boxes (..., 4) of the picture, as an array or tensor, in pixels of the canvas."""
+        return boxes_xyxy * self._factors(boxes_xyxy)
+
+    def boxes_to_picture(self, boxes_xyxy):
+        """Boxes (..., 4) of the canvas, as an array or tensor, in pixels of the picture."""
+        return boxes_xyxy / self._factors(boxes_xyxy)
+
+    def _factors(self, like):
+        x, y = self.resized[1] / self.picture[1], self.resized[0] / self.picture[0]
+        factors = [x, y, x, y]
+        return like.new_tensor(factors) if hasattr(like, "new_tensor") else np.asarray(factors, like.dtype)
+
+
+def horizontal_flip(image: np.ndarray, target: Target) -> tuple[np.ndarray, Target]:
+    """The mirror image of a picture (H, W, 3) and its objects."""
+    boxes = target.boxes.copy()
+    boxes[:, [0, 2]] = image.shape[1] - target.boxes[:, [2, 0]]
+    return image[:, ::-1], Target(boxes, target.class_ids)
+
+
+def random_horizontal_flip(
+    image: np.ndarray, target: Target, rng: np.random.Generator, probability: float = 0.5
+) -> tuple[np.ndarray, Target]:
+    """`horizontal_flip` with `probability`."""
+    return horizontal_flip(image, target) if rng.random() < probability else (image, target)

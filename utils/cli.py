@@ -1,0 +1,67 @@
+"""Command-line types and defaults that the scripts share.
+
+argparse reports a type's ValueError by the function's name: "invalid positive_int value: '0'".
+"""
+
+import os
+
+from utils.errors import InputError
+
+
+def boolean(text: str) -> bool:
+    """`True`, `yes`, `1` / `False`, `no`, `0`, in any case."""
+    lowered = text.lower()
+    if lowered in ("true", "yes", "t", "y", "1"):
+        return True
+    if lowered in ("false", "no", "f", "n", "0"):
+        return False
+    raise ValueError(text)
+
+
+# For add_argument: a flag that may stand alone (`--debug`) or carry its value (`--debug True`).
+BOOLEAN = {"type": boolean, "nargs": "?", "const": True, "metavar": "True|False"}
+
+
+def positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
+
+
+def non_negative_int(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError(text)
+    return value
+
+
+def positive_float(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError(text)
+    return value
+
+
+def fraction(text: str) -> float:
+    """A number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise ValueError(text)
+    return value
+
+
+def default_workers() -> int:
+    """Loader processes when the user does not say: the reference's 12, but no more than there are CPUs for us."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(12, cpus)
+
+
+def chosen_image_size(image_size: int | None, default: int, divisor: int) -> int:
+    """The side of the square input: `image_size` if given, else `default`. InputError unless `divisor` divides it."""
+    size = default if image_size is None else image_size
+    if size % divisor:
+        below, above = size // divisor * divisor, (size // divisor + 1) * divisor
+        advice = f"{below} or {above}" if below else f"{above}"
+        raise InputError(f"--image_size {size} is not a multiple of {divisor}: take {advice}")
+    return size
