@@ -24,7 +24,14 @@ from efficientdet.loss import PADDING_CLASS, DetectionLoss
 from efficientdet.model import EfficientDet, Outputs
 from efficientdet.postprocess import postprocess
 from efficientdet.project import Project, load_project
-from utils.cli import BOOLEAN, chosen_image_size, default_workers, fraction, non_negative_int, positive_float, positive_int
+from utils.cli import (
+    BOOLEAN,
+    chosen_image_size,
+    default_workers,
+    non_negative_int,
+    positive_float,
+    positive_int,
+)
 from utils.device import cuda_device
 from utils.errors import InputError, exit_on_input_error
 from utils.images import write_image
@@ -48,14 +55,34 @@ def parse_args() -> argparse.Namespace:
     add("--num_epochs", type=positive_int, default=500, help="epochs in all (default: 500)")
     add("--val_interval", type=positive_int, default=1, help="validate every so many epochs (default: 1)")
     add("--save_interval", type=positive_int, default=500, help="save every so many steps (default: 500)")
+    add(
+        "--lr_patience",
+        type=non_negative_int,
+        default=3,
+        help="epochs without a lower loss before lr / 10 (default: 3)",
+    )
     add("--es_min_delta", type=float, default=0.0, help="early stopping: least improvement that counts (default: 0)")
     add("--es_patience", type=non_negative_int, default=0, help="... epochs without it before stopping; 0 never stops")
     add("--data_path", type=Path, default=Path("datasets"), help="folder of the projects' data (default: datasets/)")
     add("--log_path", type=Path, default=Path("logs"), help="folder of TensorBoard's files (default: logs/)")
-    add("-w", "--load_weights", metavar="FILE|last", help="start from a weights file, or go on where the last run stopped")
+    add(
+        "-w",
+        "--load_weights",
+        metavar="FILE|last",
+        help="start from a weights file, or go on where the last run stopped",
+    )
     add("--saved_path", type=Path, default=Path("logs"), help="folder of the checkpoints (default: logs/)")
-    add("--debug", **BOOLEAN, default=False, help=f"draw predictions beside the truth into {DEBUG_FOLDER}/ at every step")
-    add("--image_size", type=positive_int, help="side of the input in pixels (default: the coefficient's own, 512 for D0)")
+    add(
+        "--debug",
+        **BOOLEAN,
+        default=False,
+        help=f"draw predictions beside the truth into {DEBUG_FOLDER}/ at every step",
+    )
+    add(
+        "--image_size",
+        type=positive_int,
+        help="side of the input in pixels (default: the coefficient's own, 512 for D0)",
+    )
     add("--max_images", type=positive_int, help="use only the first so many images of each set, to try a run")
     add("--seed", type=non_negative_int, default=0, help="of weights, order and augmentation (default: 0)")
     return parser.parse_args()
@@ -106,14 +133,16 @@ def main(args: argparse.Namespace) -> None:
         optimizer = torch.optim.AdamW(trainable, args.lr)
     else:
         optimizer = torch.optim.SGD(trainable, args.lr, momentum=0.9, nesterov=True)
-    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=3)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=args.lr_patience)
     progress, losses = Progress(), LossMean()
     settings = {"optim": args.optim, "head_only": args.head_only}
     if last:
         progress, losses = restore(last, optimizer, scheduler, settings)
-        print(f"going on from {weights}: epoch {progress.epoch}, step {progress.step}, lr {optimizer.param_groups[0]['lr']:g}")
+        print(f"going on from {weights}: epoch {progress.epoch + 1}, step {progress.step}")
     if progress.epoch >= args.num_epochs:
-        raise InputError(f"{weights} has all its {progress.epoch} epochs behind it: pass a larger --num_epochs to go on")
+        raise InputError(
+            f"{weights} has all its {progress.epoch} epochs behind it: pass a larger --num_epochs to go on"
+        )
 
     def save() -> None:
         state = {
@@ -182,8 +211,8 @@ def main(args: argparse.Namespace) -> None:
                 if stop.received:
                     break
                 tqdm.write(
-                    f"epoch {progress.epoch + 1}: train loss {losses.total:.4f}; validation class loss "
-                    f"{val_losses.classification:.4f}, box loss {val_losses.regression:.4f}, total {val_losses.total:.4f}"
+                    f"epoch {progress.epoch + 1}: train loss {losses.total:.4f}; validation loss "
+                    f"{val_losses.total:.4f} (class {val_losses.classification:.4f}, box {val_losses.regression:.4f})"
                 )
                 writer.add_scalar("val/classification_loss", val_losses.classification, progress.step)
                 writer.add_scalar("val/regression_loss", val_losses.regression, progress.step)
@@ -234,7 +263,9 @@ def restore(
     for name, value in settings.items():
         if state["settings"][name] != value:
             was = state["settings"][name]
-            raise InputError(f"the run to go on with had --{name} {was}: pass the same, or its weights file instead of last")
+            raise InputError(
+                f"the run to go on with had --{name} {was}: pass the same, or its weights file instead of last"
+            )
     optimizer.load_state_dict(state["optimizer"])
     scheduler.load_state_dict(state["scheduler"])
     return Progress(**state["progress"]), LossMean(**state["losses"])

@@ -121,7 +121,7 @@ class BiFPNCell(nn.Module):
         return pyramid, {**pyramid, 4: self.p4_down_channel_2(c4), 5: self.p5_down_channel_2(c5)}
 
     def _fuse(self, weight_name: str, *inputs: Tensor) -> Tensor:
-        """Swish of the inputs' sum, weighted by fast normalised fusion (paper, section 3.3) where the network has it."""
+        """Swish of the inputs' sum, weighted by fast normalised fusion (paper, section 3.3) unless it is plain."""
         if self.fast_attention:
             weights = getattr(self, weight_name).relu()
             weights = (weights / (weights.sum() + FUSION_EPSILON)).unbind()

@@ -55,6 +55,20 @@ def find_weights(path: Path | str) -> Path:
     raise InputError(f"there is no weights file {path}{hint}")
 
 
+def chosen_weights(requested: str | None, project_name: str, compound_coef: int, saved_path: Path) -> Path:
+    """The weights file to run: `requested`, the project's newest checkpoint for "last", the published one for None.
+
+    InputError when None is asked for a project that no weights are published for.
+    """
+    if requested == "last":
+        return load_last(saved_path / project_name, compound_coef)[0]
+    if requested is not None:
+        return Path(requested)
+    if project_name != "coco":
+        raise InputError(f"pass -w FILE or -w last: no weights are published for the project {project_name!r}")
+    return published_path(compound_coef)
+
+
 def download(url: str, path: Path, expected_bytes: int | None = None) -> None:
     """Fetch `url` into `path`, with a progress bar, going on where an earlier attempt stopped.
 

@@ -24,7 +24,6 @@ from utils.images import read_image
 MIN_BOX_SIDE = 1  # pixels of the picture; smaller objects are left out of training
 
 
-
 class SampleKey(NamedTuple):
     """Which image, and in which epoch: the augmentation depends on these and the seed alone, not on who draws it."""
 

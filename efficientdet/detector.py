@@ -61,18 +61,16 @@ class Detector:
             raise ValueError("the detector takes a list of images: put a single one into a list")
         detections = []
         for start in range(0, len(images), batch_size):
-            arrays = [self._array(image) for image in images[start : start + batch_size]]
-            canvas = (self.image_size, self.image_size)
-            letterboxes = [Letterbox.fit(array.shape[:2], canvas) for array in arrays]
-            pixels = np.stack(
-                [
-                    letterbox.image(array, self.project.mean, self.project.std)
-                    for letterbox, array in zip(letterboxes, arrays)
-                ]
-            )
-            batch = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+            batch, letterboxes = self.prepare([self._array(image) for image in images[start : start + batch_size]])
             detections += self.detect_batch(batch, letterboxes, score_threshold, iou_threshold)
         return detections
+
+    def prepare(self, arrays: Sequence[np.ndarray]) -> tuple[Tensor, list[Letterbox]]:
+        """(H, W, 3) uint8 RGB arrays -> what `detect_batch` takes."""
+        letterboxes = [Letterbox.fit(array.shape[:2], (self.image_size, self.image_size)) for array in arrays]
+        mean, std = self.project.mean, self.project.std
+        pixels = [letterbox.image(array, mean, std) for letterbox, array in zip(letterboxes, arrays)]
+        return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2), letterboxes
 
     @torch.inference_mode()
     def detect_batch(

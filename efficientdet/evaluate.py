@@ -24,7 +24,9 @@ EVALUATION_IOU_THRESHOLD = 0.5
 class Evaluation(NamedTuple):
     """COCO's twelve numbers, and its own lines that tell them."""
 
-    numbers: np.ndarray  # (12,) AP, AP50, AP75, AP by size (3), AR by detections (3), AR by size (3); -1 where undefined
+    numbers: (
+        np.ndarray
+    )  # (12,) AP, AP50, AP75, AP by size (3), AR by detections (3), AR by size (3); -1 where undefined
     summary: str
 
 

@@ -102,10 +102,10 @@ def _focal_loss(class_logits: Tensor, object_classes: Tensor, assigned: Assignme
     logits = class_logits.clamp(-limit, limit)
 
     def absent(logits: Tensor) -> Tensor:
-        return (1 - FOCAL_ALPHA) * logits.sigmoid() ** FOCAL_GAMMA * F.softplus(logits)
+        return (1 - FOCAL_ALPHA) * logits.sigmoid().pow(FOCAL_GAMMA) * F.softplus(logits)
 
     def present(logits: Tensor) -> Tensor:
-        return FOCAL_ALPHA * (-logits).sigmoid() ** FOCAL_GAMMA * F.softplus(-logits)
+        return FOCAL_ALPHA * (-logits).sigmoid().pow(FOCAL_GAMMA) * F.softplus(-logits)
 
     # Every class of every anchor counts as absent; a positive anchor's own class is then exchanged. That spares
     # a one-hot target as large as the logits.

@@ -66,7 +66,7 @@ class Project:
 
 
 def load_project(name_or_path: str | Path) -> Project:
-    """Read `projects/{name}.yml`, or a YAML file given by its path. InputError says what is wrong with it, and where."""
+    """Read `projects/{name}.yml`, or a YAML file given by its path. InputError says what is wrong, and where."""
     path = _project_path(name_or_path)
     values = _read_yaml(path)
     _check_keys(values, path)

@@ -21,7 +21,7 @@ def _image_padding(x: Tensor, kernel_size: int, stride: int) -> tuple[int, int, 
 
 
 class SameConv2d(nn.Module):
-    """2-d convolution with a square kernel and TensorFlow's SAME padding: (N, C, H, W) -> (N, out, ceil(H/s), ceil(W/s)).
+    """2-d convolution with a square kernel and SAME padding: (N, C, H, W) -> (N, out, ceil(H/s), ceil(W/s)).
 
     The convolution is the submodule `conv`, because that is its key in the published weights.
     """
