@@ -9,6 +9,8 @@ Ctrl+C finishes the step in progress, saves a checkpoint and exits.
 """
 
 import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from tqdm import tqdm
 from efficientdet.checkpoint import find_weights, load_last, load_weights, save_checkpoint
 from efficientdet.config import model_config
 from efficientdet.dataset import Batch, BatchLoader, CocoDataset, EpochSampler
-from efficientdet.engine import LossMean, StopRequest, set_training_mode, train_step, validate
+from efficientdet.engine import LossMean, NonFiniteLossError, StopRequest, set_training_mode, train_step, validate
 from efficientdet.loss import PADDING_CLASS, DetectionLoss
 from efficientdet.model import EfficientDet, Outputs
 from efficientdet.postprocess import postprocess
@@ -164,7 +166,7 @@ def main(args: argparse.Namespace) -> None:
         f"TensorBoard: tensorboard --logdir {args.log_path / project.name}"
     )
 
-    with StopRequest() as stop, writer:
+    with StopRequest() as stop, writer, kept_on_input_error(save, progress):
         while progress.epoch < args.num_epochs:
             # One epoch of training, from where it was left.
             sampler.epoch, sampler.start = progress.epoch, progress.images_in_epoch
@@ -236,6 +238,20 @@ def main(args: argparse.Namespace) -> None:
         if stop.received:
             save()
             print("stopped; go on with the same command and --load_weights last")
+
+
+@contextmanager
+def kept_on_input_error(save: Callable[[], None], progress: Progress) -> Iterator[None]:
+    """A picture that cannot be used ends the run, but not at the cost of the steps made before it."""
+    steps_before = progress.step
+    try:
+        yield
+    except NonFiniteLossError:  # the network's statistics may be spoilt: the last checkpoint is the better one
+        raise
+    except InputError:
+        if progress.step > steps_before:
+            save()
+        raise
 
 
 def training_device(project: Project) -> torch.device:

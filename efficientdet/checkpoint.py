@@ -5,6 +5,7 @@ run needs to go on lies beside the newest one in `efficientdet-d{coef}_last.stat
 rename moves `last` from one complete checkpoint to the next.
 """
 
+import io
 import pickle
 import re
 import urllib.error
@@ -211,10 +212,8 @@ def save_checkpoint(network: EfficientDet, state: dict, folder: Path, epoch: int
     """
     prefix = f"efficientdet-d{network.compound_coef}"
     path = folder / f"{prefix}_{epoch}_{step}.pth"
-    with written_whole(path) as temporary:
-        torch.save({key: value.cpu().contiguous() for key, value in network.state_dict().items()}, temporary)
-    with written_whole(folder / f"{prefix}_last.state") as temporary:
-        torch.save({**state, "weights": path.name}, temporary)
+    _save({key: value.cpu().contiguous() for key, value in network.state_dict().items()}, path)
+    _save({**state, "weights": path.name}, folder / f"{prefix}_last.state")
     return path
 
 
@@ -232,6 +231,14 @@ def load_last(folder: Path, compound_coef: int) -> tuple[Path, dict]:
     if not weights.is_file():
         raise InputError(f"{state_path} belongs to {weights}, which is gone: put it back, or pass a weights file")
     return weights, state
+
+
+def _save(content: dict, path: Path) -> None:
+    # Through memory, because torch.save tells of a full disk by a RuntimeError among others.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with written_whole(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def _load(path: Path):

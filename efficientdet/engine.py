@@ -13,6 +13,10 @@ from efficientdet.model import EfficientDet, Outputs
 from utils.errors import InputError
 
 
+class NonFiniteLossError(InputError):
+    """The loss became infinite or not a number."""
+
+
 def set_training_mode(network: EfficientDet, head_only: bool) -> None:
     """Training mode; with `head_only`, backbone and BiFPN stay frozen, their batch norms in evaluation mode."""
     network.train()
@@ -27,12 +31,12 @@ def train_step(
 ) -> tuple[Losses, Outputs]:
     """One update of `network` by one batch, which is on the network's device.
 
-    InputError when the loss is not finite; the network is then as it was before the step.
+    NonFiniteLossError when the loss is not finite; the parameters are then as they were before the step.
     """
     outputs = network(batch.images)
     losses = loss(outputs, batch.targets)
     if not math.isfinite(losses.total.item()):
-        raise InputError(
+        raise NonFiniteLossError(
             f"the loss became {losses.total.item()} on images {batch.image_ids}: resume with a lower --lr, "
             "and look at the boxes of those images"
         )

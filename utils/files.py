@@ -23,6 +23,12 @@ def written_whole(path: Path) -> Iterator[Path]:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        if os.name == "posix":  # the rename itself must reach the disk, too
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"cannot write {path}: {reason}; free or choose another place and run again") from error
