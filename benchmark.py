@@ -38,7 +38,7 @@ def parse_args() -> argparse.Namespace:
     add("--device", type=non_negative_int, default=0, help="which GPU (default: 0)")
     add("--compare", nargs="*", choices=("effdet",), default=[], help="other implementations to measure beside ours")
     add("--runs", type=positive_int, default=15, help="counted passes of each contender (default: 15)")
-    add("--warmup", type=positive_int, default=3, help="passes of each before them (default: 3)")
+    add("--warmup", type=non_negative_int, default=3, help="passes of each before them (default: 3)")
     return parser.parse_args()
 
 

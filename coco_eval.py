@@ -28,6 +28,7 @@ from efficientdet.project import load_project
 from utils.cli import BOOLEAN, chosen_image_size, default_workers, fraction, non_negative_int, positive_int
 from utils.device import chosen_device
 from utils.errors import InputError, exit_on_input_error
+from utils.files import make_writable_folder
 
 LOGS = Path("logs")
 
@@ -51,7 +52,14 @@ def parse_args() -> argparse.Namespace:
     add("--float16", **BOOLEAN, default=False, help="half precision, on a GPU")
     add("--override", **BOOLEAN, default=True, help="False scores the results file of an earlier run (default: True)")
     add("--batch_size", type=positive_int, default=4, help="images per pass (default: 4)")
-    add("-n", "--num_workers", type=non_negative_int, default=default_workers(), help="loader processes (%(default)s)")
+    add(
+        "-n",
+        "--num_workers",
+        type=non_negative_int,
+        default=default_workers(),
+        help="loading processes (default: %(default)s)",
+    )
+    add("--saved_path", type=Path, default=Path("logs"), help="where -w last looks for checkpoints (default: logs/)")
     add("--data_path", type=Path, default=Path("datasets"), help="folder of the projects' data (default: datasets/)")
     add("--set", dest="set_name", help="which set to evaluate (default: the project's val_set)")
     add("--image_size", type=positive_int, help="side of the input in pixels (default: the coefficient's own)")
@@ -70,12 +78,13 @@ def main(args: argparse.Namespace) -> None:
     canvas = (image_size, image_size)
     dataset = CocoDataset(args.data_path / project.name, set_name, project, canvas, max_images=args.max_images)
     results_path = LOGS / project.name / f"{set_name}_bbox_results.json"
+    make_writable_folder(results_path.parent)
 
     if not args.override and results_path.is_file():
         print(f"scoring {results_path} as it is (--override False)")
         results = read_results(results_path)
     else:
-        weights = chosen_weights(args.weights, project.name, args.compound_coef, LOGS)
+        weights = chosen_weights(args.weights, project.name, args.compound_coef, args.saved_path)
         detector = load_detector(args.compound_coef, weights, project, device, image_size, args.float16)
         batches = BatchLoader(dataset, args.batch_size, args.num_workers, pin_memory=device.type == "cuda")
         results = []

@@ -17,13 +17,12 @@ from efficientdet.checkpoint import chosen_weights
 from efficientdet.config import model_config
 from efficientdet.detector import DEMO_IOU_THRESHOLD, DEMO_SCORE_THRESHOLD
 from efficientdet.project import load_project
-from utils.cli import BOOLEAN, chosen_image_size, fraction, non_negative_int, positive_int
+from utils.cli import boolean, chosen_image_size, fraction, non_negative_int, positive_int
 from utils.device import chosen_device
 from utils.errors import InputError, exit_on_input_error
-from utils.images import list_pictures, read_image, write_image
+from utils.files import make_writable_folder
+from utils.images import PICTURE_SUFFIXES, list_pictures, read_image, write_image
 from utils.visualize import draw_boxes
-
-LOGS = Path("logs")
 
 
 def parse_args() -> argparse.Namespace:
@@ -43,8 +42,9 @@ def parse_args() -> argparse.Namespace:
         help="IoU above which the weaker of two boxes of a class goes (default: %(default)s)",
     )
     add("--output", type=Path, default=Path("test"), help="folder of the annotated pictures (default: test/)")
+    add("--saved_path", type=Path, default=Path("logs"), help="where -w last looks for checkpoints (default: logs/)")
     add("--image_size", type=positive_int, help="side of the input in pixels (default: the coefficient's own)")
-    add("--cuda", **BOOLEAN, help="run on a GPU (default: if there is one)")
+    add("--cuda", type=boolean, metavar="True|False", help="run on a GPU (default: if there is one)")
     add("--device", type=non_negative_int, default=0, help="which GPU (default: 0)")
     add("--speed_runs", type=non_negative_int, default=10, help="runs of the speed test, 0 for none (default: 10)")
     return parser.parse_args()
@@ -56,8 +56,9 @@ def main(args: argparse.Namespace) -> None:
     image_size = chosen_image_size(args.image_size, config.input_size, config.size_divisor)
     pictures = list_pictures(args.images)
     outputs = output_paths(pictures, args.output)
+    make_writable_folder(args.output)
     device = chosen_device(args.cuda, args.device)
-    weights = chosen_weights(args.weights, project.name, args.compound_coef, LOGS)
+    weights = chosen_weights(args.weights, project.name, args.compound_coef, args.saved_path)
     detector = load_detector(args.compound_coef, weights, project, device, image_size)
 
     unusable = 0
@@ -87,17 +88,19 @@ def main(args: argparse.Namespace) -> None:
 def output_paths(pictures: list[Path], folder: Path) -> list[Path]:
     """A file in `folder` for each picture, by its name; a number is added where two have the same.
 
-    InputError when one would replace its own picture.
+    InputError when one would replace a picture that is to be read.
     """
-    paths: list[Path] = []
+    sources = {picture.resolve() for picture in pictures}
+    paths: dict[Path, None] = {}
     for picture in pictures:
-        path, number = folder / picture.name, 2
+        suffix = picture.suffix if picture.suffix.lower() in PICTURE_SUFFIXES else ".jpg"
+        path, number = folder / f"{picture.stem}{suffix}", 2
         while path in paths:
-            path, number = folder / f"{picture.stem}_{number}{picture.suffix}", number + 1
-        if path.resolve() == picture.resolve():
-            raise InputError(f"the annotated picture would replace {picture}: choose another --output")
-        paths.append(path)
-    return paths
+            path, number = folder / f"{picture.stem}_{number}{suffix}", number + 1
+        if path.resolve() in sources:
+            raise InputError(f"the annotated {picture} would replace the picture {path}: choose another --output")
+        paths[path] = None
+    return list(paths)
 
 
 def annotate(image: np.ndarray, found: Detections, class_names: tuple[str, ...]) -> np.ndarray:

@@ -30,12 +30,14 @@ from utils.cli import (
     BOOLEAN,
     chosen_image_size,
     default_workers,
+    non_negative_float,
     non_negative_int,
     positive_float,
     positive_int,
 )
 from utils.device import cuda_device
 from utils.errors import InputError, exit_on_input_error
+from utils.files import make_writable_folder
 from utils.images import write_image
 from utils.visualize import draw_boxes, side_by_side
 
@@ -49,7 +51,13 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add("-p", "--project", default="coco", help="a name under projects/, or a YAML file (default: coco)")
     add("-c", "--compound_coef", type=int, default=0, choices=range(9), help="D0 to D7, 8 is D7X (default: 0)")
-    add("-n", "--num_workers", type=non_negative_int, default=default_workers(), help="loader processes (%(default)s)")
+    add(
+        "-n",
+        "--num_workers",
+        type=non_negative_int,
+        default=default_workers(),
+        help="loading processes (default: %(default)s)",
+    )
     add("--batch_size", type=positive_int, default=12, help="images per step (default: 12)")
     add("--head_only", **BOOLEAN, default=False, help="freeze backbone and BiFPN, train the heads")
     add("--lr", type=positive_float, default=1e-4, help="learning rate at the start (default: 1e-4)")
@@ -63,7 +71,12 @@ def parse_args() -> argparse.Namespace:
         default=3,
         help="epochs without a lower loss before lr / 10 (default: 3)",
     )
-    add("--es_min_delta", type=float, default=0.0, help="early stopping: least improvement that counts (default: 0)")
+    add(
+        "--es_min_delta",
+        type=non_negative_float,
+        default=0.0,
+        help="early stopping: least gain that counts (default: 0)",
+    )
     add("--es_patience", type=non_negative_int, default=0, help="... epochs without it before stopping; 0 never stops")
     add("--data_path", type=Path, default=Path("datasets"), help="folder of the projects' data (default: datasets/)")
     add("--log_path", type=Path, default=Path("logs"), help="folder of TensorBoard's files (default: logs/)")
@@ -138,9 +151,17 @@ def main(args: argparse.Namespace) -> None:
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=args.lr_patience)
     progress, losses = Progress(), LossMean()
     settings = {"optim": args.optim, "head_only": args.head_only}
+    order = {"seed": args.seed, "images": len(train_set)}
     if last:
         progress, losses = restore(last, optimizer, scheduler, settings)
         print(f"going on from {weights}: epoch {progress.epoch + 1}, step {progress.step}")
+        if last["order"] != order and progress.images_in_epoch:
+            print("other images or another --seed: the epoch begins anew")
+            progress.images_in_epoch, losses = 0, LossMean()
+        if last["lr"] != args.lr:  # the same --lr again leaves the schedule's own rate as it is
+            print(f"--lr {args.lr:g} takes the place of the schedule's {optimizer.param_groups[0]['lr']:g}")
+            for group in optimizer.param_groups:
+                group["lr"] = args.lr
     if progress.epoch >= args.num_epochs:
         raise InputError(
             f"{weights} has all its {progress.epoch} epochs behind it: pass a larger --num_epochs to go on"
@@ -151,12 +172,17 @@ def main(args: argparse.Namespace) -> None:
             "progress": asdict(progress),
             "losses": losses.state(),
             "settings": settings,
+            "order": order,
+            "lr": args.lr,
+            "random": torch.get_rng_state(),
             "optimizer": optimizer.state_dict(),
             "scheduler": scheduler.state_dict(),
         }
         path = save_checkpoint(network, state, saved_path, progress.epoch, progress.step)
         tqdm.write(f"saved {path}")
 
+    make_writable_folder(saved_path)
+    make_writable_folder(args.log_path / project.name)
     writer = SummaryWriter(str(args.log_path / project.name / "tensorboard"))
     loss = DetectionLoss()
     print(
@@ -201,7 +227,7 @@ def main(args: argparse.Namespace) -> None:
                 break
 
             # Validation. Interrupted here, the run comes back to it: the epoch ends below.
-            improved = False
+            improved = tired = False
             if (progress.epoch + 1) % args.val_interval == 0:
                 val_losses = LossMean()
                 with progress_bar("validation", val_batches) as bar:
@@ -222,9 +248,9 @@ def main(args: argparse.Namespace) -> None:
                 improved = val_losses.total + args.es_min_delta < progress.best_loss
                 if improved:
                     progress.best_loss, progress.best_epoch = val_losses.total, progress.epoch
+                tired = progress.epoch - progress.best_epoch > args.es_patience > 0
 
             scheduler.step(losses.total)
-            tired = progress.epoch - progress.best_epoch > args.es_patience > 0
             progress.epoch, progress.images_in_epoch, losses = progress.epoch + 1, 0, LossMean()
             if improved or tired or progress.epoch == args.num_epochs:
                 save()
@@ -275,16 +301,21 @@ def restore(
     scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau,
     settings: dict,
 ) -> tuple[Progress, LossMean]:
-    """Put a run's optimizer and scheduler back as they were saved. InputError when the flags make others."""
-    for name, value in settings.items():
-        if state["settings"][name] != value:
-            was = state["settings"][name]
-            raise InputError(
-                f"the run to go on with had --{name} {was}: pass the same, or its weights file instead of last"
-            )
-    optimizer.load_state_dict(state["optimizer"])
-    scheduler.load_state_dict(state["scheduler"])
-    return Progress(**state["progress"]), LossMean(**state["losses"])
+    """Put a run's optimizer, scheduler and random state back as they were saved. InputError when the flags differ."""
+    try:
+        for name, value in settings.items():
+            if (was := state["settings"][name]) != value:
+                raise InputError(
+                    f"the run to go on with had --{name} {was}: pass the same, or its weights file instead of last"
+                )
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+        torch.set_rng_state(state["random"])
+        return Progress(**state["progress"]), LossMean(**state["losses"])
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"the training state beside {state['weights']} is of another version ({error}): pass that file instead of last"
+        ) from error
 
 
 def progress_bar(title: str, batches: BatchLoader) -> tqdm:

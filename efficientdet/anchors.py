@@ -47,5 +47,6 @@ def cached_anchors(
     device: torch.device,
 ) -> Tensor:
     """`make_anchors`, made once per shape, dtype and device. The tensor is shared: do not change it in place."""
-    anchors = make_anchors(height, width, pyramid_levels, anchor_scale, scales, ratios)
-    return anchors.to(device=device, dtype=dtype)
+    with torch.inference_mode(False):  # a tensor made in inference mode could not serve training later
+        anchors = make_anchors(height, width, pyramid_levels, anchor_scale, scales, ratios)
+        return anchors.to(device=device, dtype=dtype)

@@ -6,7 +6,6 @@ rename moves `last` from one complete checkpoint to the next.
 """
 
 import io
-import pickle
 import re
 import urllib.error
 import urllib.request
@@ -77,8 +76,8 @@ def download(url: str, path: Path, expected_bytes: int | None = None) -> None:
     or the size disappoints, with the URL to fetch by hand.
     """
     part = path.with_name(path.name + ".part")
-    part.parent.mkdir(parents=True, exist_ok=True)
     try:
+        part.parent.mkdir(parents=True, exist_ok=True)
         total = _fetch(url, part)
     except (OSError, urllib.error.URLError) as error:
         reason = getattr(error, "reason", None) or error
@@ -222,8 +221,8 @@ def load_last(folder: Path, compound_coef: int) -> tuple[Path, dict]:
     state_path = folder / f"efficientdet-d{compound_coef}_last.state"
     if not state_path.is_file():
         others = sorted(file.name.split("_")[0].removeprefix("efficientdet-") for file in folder.glob("*_last.state"))
-        hint = f"; there is one of {', '.join(others)}: pass its -c" if others else ": train first, without it"
-        raise InputError(f"--load_weights last finds no checkpoint of d{compound_coef} in {folder}{hint}")
+        hint = f"; there is one of {', '.join(others)}: pass its -c" if others else ": train first or pass a file"
+        raise InputError(f"'last' finds no checkpoint of d{compound_coef} in {folder}{hint}")
     state = _load(state_path)
     if not isinstance(state, dict) or not re.fullmatch(r"efficientdet-d\d_\d+_\d+\.pth", str(state.get("weights"))):
         raise InputError(f"{state_path} is no training state of this program: remove it and pass a weights file")
@@ -244,7 +243,7 @@ def _save(content: dict, path: Path) -> None:
 def _load(path: Path):
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, OSError) as error:
+    except Exception as error:  # a damaged file makes the unpickler raise nearly anything
         raise InputError(
             f"{path} cannot be read as a PyTorch file of tensors: it is damaged, incomplete or something else"
         ) from error

@@ -210,7 +210,7 @@ class BatchLoader:
             collate_fn=_collate_or_error,
             drop_last=sampler is not None and len(dataset) >= batch_size,
             pin_memory=pin_memory,
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=_leave_stopping_to_the_main_process,
             persistent_workers=num_workers > 0,
         )
 
@@ -248,9 +248,10 @@ def _collate_or_error(samples: list[Sample | InputError]) -> Batch | InputError:
     return next((sample for sample in samples if isinstance(sample, InputError)), None) or collate(samples)
 
 
-def _ignore_interrupts(worker_id: int) -> None:
-    """Ctrl+C reaches every process of the terminal; the main process decides when the workers stop."""
+def _leave_stopping_to_the_main_process(worker_id: int) -> None:
+    """Ctrl+C and a job scheduler's SIGTERM reach every process of the group; the workers must outlive the last step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _read_annotations(path: Path) -> dict:
@@ -278,26 +279,31 @@ def _read_annotations(path: Path) -> dict:
             absent = [name for name in needed if not isinstance(entry, dict) or name not in entry]
             if absent:
                 raise InputError(f"{path}: entry {position} of {key!r} has no {absent[0]!r}: {str(entry)[:100]}")
-    _check_unique(content["images"], "images", path)
-    _check_unique(content["categories"], "categories", path)
+    for key in ("images", "categories"):
+        _check_ids(content[key], key, path)
+    for image in content["images"]:
+        if not isinstance(image["file_name"], str):
+            raise InputError(f"{path}: image {image['id']!r} has the file_name {image['file_name']!r}: it must be text")
     _check_annotations(content, path)
     return content
 
 
-def _check_unique(entries: list[dict], key: str, path: Path) -> None:
+def _check_ids(entries: list[dict], key: str, path: Path) -> None:
     seen = set()
     for entry in entries:
+        if not isinstance(entry["id"], int | str):
+            raise InputError(f"{path}: an entry of {key!r} has the id {entry['id']!r}: it must be a number or text")
         if entry["id"] in seen:
             raise InputError(f"{path}: two entries of {key!r} have the id {entry['id']!r}: give each its own")
         seen.add(entry["id"])
 
 
 def _check_annotations(content: dict, path: Path) -> None:
-    image_ids = {image["id"] for image in content["images"]}
+    image_ids = {str(image["id"]) for image in content["images"]}
     category_ids = {str(category["id"]) for category in content["categories"]}
     for annotation in content["annotations"]:
         where = f"{path}: annotation {annotation['id']!r}"
-        if annotation["image_id"] not in image_ids:
+        if str(annotation["image_id"]) not in image_ids:
             raise InputError(
                 f"{where} belongs to image {annotation['image_id']!r}, which is not among the images: "
                 "add the image's entry or remove the annotation"
@@ -310,6 +316,14 @@ def _check_annotations(content: dict, path: Path) -> None:
         box = annotation["bbox"]
         if not isinstance(box, list) or len(box) != 4 or not all(_is_finite(value) for value in box):
             raise InputError(f"{where} has the bbox {box!r}: it must be four numbers, [x, y, width, height]")
+        if not _is_finite(_area(annotation)):
+            raise InputError(f"{where} has the area {annotation['area']!r}: it must be a number of pixels, or left out")
+
+
+def _area(annotation: dict) -> float:
+    """The annotated area in pixels, or the box's when there is none."""
+    area = annotation.get("area")
+    return annotation["bbox"][2] * annotation["bbox"][3] if area is None else area
 
 
 def _is_finite(value: object) -> bool:
@@ -329,8 +343,8 @@ def _coco_index(content: dict, class_of: dict) -> COCO:
                 "image_id": annotation["image_id"],
                 "category_id": class_of[str(annotation["category_id"])],
                 "bbox": annotation["bbox"],
-                "area": annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3]),
-                "iscrowd": annotation.get("iscrowd", 0),
+                "area": _area(annotation),
+                "iscrowd": int(bool(annotation.get("iscrowd"))),
             }
             for number, annotation in enumerate(content["annotations"], 1)
             if annotation["image_id"] in image_ids

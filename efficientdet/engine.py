@@ -37,7 +37,7 @@ def train_step(
     losses = loss(outputs, batch.targets)
     if not math.isfinite(losses.total.item()):
         raise NonFiniteLossError(
-            f"the loss became {losses.total.item()} on images {batch.image_ids}: resume with a lower --lr, "
+            f"the loss became {losses.total.item()} on images {batch.image_ids}: go on with -w last and a lower --lr, "
             "and look at the boxes of those images"
         )
     optimizer.zero_grad(set_to_none=True)

@@ -59,7 +59,10 @@ def read_results(path: Path) -> list[dict]:
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read the results {path}: {error}; pass --override True to make them anew") from error
     fields = ("image_id", "category_id", "score", "bbox")
-    if not isinstance(results, list) or any(name not in result for result in results for name in fields):
+    if not isinstance(results, list) or not all(
+        isinstance(result, dict) and all(name in result for name in fields) and len(result["bbox"]) == 4
+        for result in results
+    ):
         raise InputError(f"{path} is not a COCO results file; pass --override True to make it anew")
     return results
 

@@ -37,4 +37,6 @@ class PredictionHead(nn.Module):
 
 def flatten_anchors(x: Tensor, outputs_per_anchor: int) -> Tensor:
     """(N, anchors * outputs, h, w) -> (N, h * w * anchors, outputs)."""
-    return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, outputs_per_anchor)
+    images, channels, height, width = x.shape
+    anchors = height * width * channels // outputs_per_anchor
+    return x.permute(0, 2, 3, 1).reshape(images, anchors, outputs_per_anchor)

@@ -1,14 +1,15 @@
 """Files that are either whole or absent."""
 
+import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from utils.errors import InputError
 
 
-@contextmanager
+@contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; what is written there takes `path`'s place when the block succeeds.
 
@@ -33,4 +34,14 @@ def written_whole(path: Path) -> Iterator[Path]:
         reason = error.strerror or error
         raise InputError(f"cannot write {path}: {reason}; free or choose another place and run again") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def make_writable_folder(folder: Path) -> None:
+    """Make `folder` and try it, so that hours of work do not end at the first file. InputError when it is unusable."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(f"cannot write into the folder {folder}: {error.strerror}; choose another") from error

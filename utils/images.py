@@ -45,9 +45,10 @@ def read_image(path: Path | str, size: tuple[int, int] | None = None) -> np.ndar
 
 def write_image(path: Path, image: np.ndarray) -> None:
     """Write an (H, W, 3) uint8 RGB array in the format that `path`'s suffix names."""
-    encoded, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    if not encoded:
-        raise InputError(f"cannot write {path}: OpenCV has no encoder for {path.suffix}")
+    try:
+        _, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    except cv2.error as error:  # an unknown suffix, or more pixels than the format can hold
+        raise InputError(f"cannot write {path} ({image.shape[1]} x {image.shape[0]} pixels): {error.err}") from error
     with written_whole(path) as temporary:
         temporary.write_bytes(data.tobytes())
 
@@ -60,7 +61,9 @@ def list_pictures(paths: list[str]) -> list[Path]:
     pictures = []
     for path in map(Path, paths):
         if path.is_dir():
-            found = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURE_SUFFIXES)
+            found = sorted(
+                file for file in path.iterdir() if file.suffix.lower() in PICTURE_SUFFIXES and file.is_file()
+            )
             if not found:
                 raise InputError(f"the folder {path} holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))})")
             pictures += found

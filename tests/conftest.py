@@ -1,0 +1,137 @@
+"""Fixtures that several test files share: small data sets of drawn pictures.
+
+`shapes_project` is a whole project in a temporary folder: YAML file, pictures and annotation files. Its attributes are
+`root` (a folder to run scripts in), `yml`, `data`, `train_ids` and `val_ids`.
+
+`write_coco(folder, set_name, pictures, annotations, categories)` writes one set of a data set of your own.
+`make_project(**changes)` gives a `Project` without any files but its YAML.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+
+from efficientdet.project import Project, load_project
+
+HEIGHT, WIDTH = 120, 160
+
+# By name square is class 0 and disc is class 1; the ids have gaps and come in the other order.
+CATEGORIES = ({"id": 3, "name": "disc"}, {"id": 7, "name": "square"})
+
+SHAPES_YML = """\
+project_name: drawn
+train_set: train
+val_set: val
+num_gpus: 0
+
+mean: [0.485, 0.456, 0.406]
+std: [0.229, 0.224, 0.225]
+
+anchors_scales: '[2 ** 0, 2 ** (1.0 / 3.0), 2 ** (2.0 / 3.0)]'
+anchors_ratios: '[(1.0, 1.0), (1.4, 0.7), (0.7, 1.4)]'
+
+obj_list: ['square', 'disc']
+"""
+
+
+def _draw_shapes(seed: int, objects: int) -> tuple[np.ndarray, list[dict]]:
+    """A picture (120, 160, 3) of noise with squares and discs in turn, and its annotations without ids."""
+    rng = np.random.default_rng(seed)
+    image = rng.integers(90, 130, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    annotations = []
+    for number in range(objects):
+        side = int(rng.integers(32, 56))
+        x = int(rng.integers(0, 80 - side)) + 80 * (number % 2)
+        y = int(rng.integers(0, HEIGHT - side))
+        if (seed + number) % 2:
+            cv2.rectangle(image, (x, y), (x + side - 1, y + side - 1), (230, 40, 30), cv2.FILLED)
+            category_id = 7
+        else:
+            radius = side // 2
+            side = 2 * radius + 1
+            cv2.circle(image, (x + radius, y + radius), radius, (20, 60, 240), cv2.FILLED)
+            category_id = 3
+        bbox = [x, y, side, side]
+        annotations.append({"category_id": category_id, "bbox": bbox, "area": side * side, "iscrowd": 0})
+    return image, annotations
+
+
+def _write_coco(
+    folder: Path,
+    set_name: str,
+    pictures: dict[int | str, np.ndarray],
+    annotations: Iterable[dict] = (),
+    categories: Iterable[dict] = CATEGORIES,
+) -> Path:
+    """Write `{set_name}/{id}.png` and `annotations/instances_{set_name}.json` into `folder`. Returns the latter's path.
+
+    PNG keeps every pixel. `pictures` are (H, W, 3) uint8 RGB by image id; annotations without an `id` get one.
+    """
+    (folder / set_name).mkdir(parents=True, exist_ok=True)
+    images = []
+    for image_id, picture in pictures.items():
+        file_name = f"{image_id}.png"
+        assert cv2.imwrite(str(folder / set_name / file_name), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        height, width = picture.shape[:2]
+        images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
+    return _write_annotations(folder, set_name, images, annotations, categories)
+
+
+def _write_annotations(
+    folder: Path, set_name: str, images: list[dict], annotations: Iterable[dict], categories: Iterable[dict]
+) -> Path:
+    path = folder / "annotations" / f"instances_{set_name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    numbered = [{"id": number, **annotation} for number, annotation in enumerate(annotations, 1)]
+    path.write_text(json.dumps({"images": images, "annotations": numbered, "categories": list(categories)}))
+    return path
+
+
+@pytest.fixture
+def write_coco() -> Callable[..., Path]:
+    """The function that writes one set of pictures and boxes in COCO's layout."""
+    return _write_coco
+
+
+@pytest.fixture
+def make_project(tmp_path) -> Callable[..., Project]:
+    """A function that loads the shapes' project with some of its YAML lines exchanged: `make_project(num_gpus=1)`."""
+
+    def make(**changes) -> Project:
+        lines = [line for line in SHAPES_YML.splitlines() if line.split(":")[0] not in changes]
+        path = tmp_path / "made.yml"
+        # JSON is YAML too.
+        path.write_text("\n".join(lines + [f"{key}: {json.dumps(value)}" for key, value in changes.items()]) + "\n")
+        return load_project(path)
+
+    return make
+
+
+@pytest.fixture
+def shapes_project(tmp_path) -> SimpleNamespace:
+    """A project of drawn squares and discs, 6 pictures to train on and 3 to validate, one of each set without objects.
+
+    Attributes: `root`, `yml` (root/projects/drawn.yml), `data` (root/datasets/drawn), `train_ids`, `val_ids`.
+    """
+    root = tmp_path / "shapes"
+    yml = root / "projects" / "drawn.yml"
+    yml.parent.mkdir(parents=True)
+    yml.write_text(SHAPES_YML)
+    data = root / "datasets" / "drawn"
+    ids = {"train": [11, 12, 15, 21, 22, 30], "val": [102, 105, 109]}
+    for set_name, image_ids in ids.items():
+        (data / set_name).mkdir(parents=True)
+        images, annotations = [], []
+        for number, image_id in enumerate(image_ids):
+            picture, objects = _draw_shapes(seed=image_id, objects=(1, 2, 0)[number % 3] if number < 3 else 2)
+            file_name = f"{image_id:06d}.jpg"
+            cv2.imwrite(str(data / set_name / file_name), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+            images.append({"id": image_id, "file_name": file_name, "height": HEIGHT, "width": WIDTH})
+            annotations += [{"image_id": image_id, **annotation} for annotation in objects]
+        _write_annotations(data, set_name, images, annotations, CATEGORIES)
+    return SimpleNamespace(root=root, yml=yml, data=data, train_ids=ids["train"], val_ids=ids["val"])

@@ -1,0 +1,79 @@
+"""Anchors against coordinates worked out by hand."""
+
+import pytest
+import torch
+
+from efficientdet.anchors import cached_anchors, make_anchors
+from efficientdet.config import ANCHOR_RATIOS, ANCHOR_SCALES
+
+SQUARE = ((1.0, 1.0),)
+
+
+def test_one_square_anchor_for_each_cell_row_by_row():
+    anchors = make_anchors(16, 24, (3,), 1.0, (1.0,), SQUARE)
+    # (y1, x1, y2, x2)
+    assert anchors.tolist() == [
+        [0, 0, 8, 8],
+        [0, 8, 8, 16],
+        [0, 16, 8, 24],
+        [8, 0, 16, 8],
+        [8, 8, 16, 16],
+        [8, 16, 16, 24],
+    ]
+
+
+def test_sides_are_strides_times_scales_times_ratios():
+    anchors = make_anchors(8, 8, (3,), 4.0, (1.0, 2.0), ((1.0, 1.0), (1.5, 0.5)))
+    # Centre (4, 4). Base side 32; the second ratio is 1.5 wide and 0.5 high.
+    assert anchors.tolist() == [
+        [-12, -12, 20, 20],
+        [-4, -20, 12, 28],
+        [-28, -28, 36, 36],
+        [-12, -44, 20, 52],
+    ]
+
+
+def test_levels_follow_each_other_from_the_finest():
+    anchors = make_anchors(16, 16, (3, 4), 1.0, (1.0,), SQUARE)
+    assert anchors.shape == (5, 4)
+    assert anchors[-1].tolist() == [0, 0, 16, 16]
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "levels", "count"),
+    [
+        (512, 512, (3, 4, 5, 6, 7), 49104),
+        (128, 256, (3, 4, 5, 6, 7), 9 * (512 + 128 + 32 + 8 + 2)),
+        (256, 256, (3, 4, 5, 6, 7, 8), 9 * (1024 + 256 + 64 + 16 + 4 + 1)),
+    ],
+)
+def test_count(height, width, levels, count):
+    anchors = make_anchors(height, width, levels, 4.0, ANCHOR_SCALES, ANCHOR_RATIOS)
+    assert anchors.shape == (count, 4)
+    assert anchors.dtype == torch.float64
+
+
+def test_cache_keeps_types_apart():
+    arguments = (128, 128, (3, 4, 5, 6, 7), 4.0, ANCHOR_SCALES, ANCHOR_RATIOS)
+    single = cached_anchors(*arguments, torch.float32, torch.device("cpu"))
+    double = cached_anchors(*arguments, torch.float64, torch.device("cpu"))
+    assert (single.dtype, double.dtype) == (torch.float32, torch.float64)
+    assert torch.equal(double, make_anchors(*arguments))
+    assert cached_anchors(*arguments, torch.float32, torch.device("meta")).device.type == "meta"
+    assert cached_anchors(*arguments, torch.float32, torch.device("cpu")) is single
+
+
+def test_cache_keeps_shapes_apart():
+    tall = cached_anchors(256, 128, (7,), 4.0, (1.0,), SQUARE, torch.float32, torch.device("cpu"))
+    wide = cached_anchors(128, 256, (7,), 4.0, (1.0,), SQUARE, torch.float32, torch.device("cpu"))
+    assert tall.tolist() == [[-192, -192, 320, 320], [-64, -192, 448, 320]]
+    assert wide.tolist() == [[-192, -192, 320, 320], [-192, -64, 320, 448]]
+
+
+def test_anchors_first_made_in_inference_mode_serve_training():
+    arguments = (640, 128, (7,), 3.0, (1.0,), SQUARE, torch.float32, torch.device("cpu"))
+    with torch.inference_mode():
+        cached_anchors(*arguments)
+    deltas = torch.ones(5, 4, requires_grad=True)
+    (deltas * cached_anchors(*arguments)).sum().backward()
+    assert torch.equal(deltas.grad, make_anchors(*arguments[:6]).float())

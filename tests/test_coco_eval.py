@@ -1,0 +1,99 @@
+"""coco_eval.py as its users run it: detections to a results file, and COCO's twelve numbers."""
+
+import json
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+from scripts import (
+    SMALL,
+    assert_one_error,
+    assert_succeeded,
+    run_script,
+    untrained,
+    write_shapes_project,
+    write_weights,
+)
+
+from efficientdet.checkpoint import save_checkpoint
+
+EVALUATE = ("coco_eval.py", "-p", "drawn", *SMALL, "-n", "0")
+
+
+def coco_numbers(stdout: str) -> list[float]:
+    """The numbers of COCO's twelve lines, which must be the last that are printed."""
+    lines = stdout.rstrip().splitlines()[-12:]
+    numbers = [re.fullmatch(r" Average (?:Precision|Recall) +\(A[PR]\) .* = (-?[01]\.\d{3})", line) for line in lines]
+    assert all(numbers), stdout
+    return [float(number[1]) for number in numbers]
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory) -> SimpleNamespace:
+    """A project, weights that find nothing, and an evaluation of them."""
+    project = write_shapes_project(tmp_path_factory.mktemp("evaluated"))
+    weights = write_weights(project.root / "untrained.pth")
+    run = run_script(*EVALUATE, "-w", weights, "--batch_size", "2", cwd=project.root)
+    return SimpleNamespace(project=project, weights=weights, run=run)
+
+
+def test_nothing_detected_is_a_result(evaluated):
+    assert_succeeded(evaluated.run)
+    assert "0 detections in 3 images -> logs/drawn/val_bbox_results.json" in evaluated.run.stdout
+    assert json.loads((evaluated.project.root / "logs/drawn/val_bbox_results.json").read_text()) == []
+    numbers = coco_numbers(evaluated.run.stdout)
+    assert numbers[0] == 0 and max(numbers) == 0
+
+
+def test_pictures_per_second_are_shown(evaluated):
+    assert re.search(r"val on \S+: 100%.* 3/3 .*image/s", evaluated.run.stderr)
+
+
+def test_override_false_scores_the_file_that_is_there(evaluated, shapes_project):
+    truth = json.loads((shapes_project.data / "annotations/instances_val.json").read_text())["annotations"]
+    results = [
+        {key: annotation[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9} for annotation in truth
+    ]
+    path = shapes_project.root / "logs/drawn/val_bbox_results.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(results))
+    # Without weights: none are needed.
+    run = run_script(*EVALUATE, "--override", "False", cwd=shapes_project.root)
+    assert_succeeded(run)
+    assert str(path.relative_to(shapes_project.root)) in run.stdout
+    assert coco_numbers(run.stdout)[0] == 1
+    assert json.loads(path.read_text()) == results
+
+
+def test_last_is_the_newest_checkpoint_and_detections_carry_the_data_sets_ids(shapes_project):
+    network = untrained()
+    with torch.no_grad():
+        network.classifier.header.pointwise_conv.conv.bias += 6  # scores about 0.8 instead of 0.01
+    save_checkpoint(untrained(), {}, shapes_project.root / "logs/drawn", 1, 3)
+    save_checkpoint(network, {}, shapes_project.root / "logs/drawn", 2, 6)
+    run = run_script(*EVALUATE, "-w", "last", "--nms_threshold", "0.9", "--set", "train", cwd=shapes_project.root)
+    assert_succeeded(run)
+    results = json.loads((shapes_project.root / "logs/drawn/train_bbox_results.json").read_text())
+    assert f"{len(results)} detections in 6 images" in run.stdout
+    assert {result["image_id"] for result in results} == set(shapes_project.train_ids)
+    assert {result["category_id"] for result in results} == {3, 7}
+    for result in results:
+        x, y, width, height = result["bbox"]
+        assert x >= 0 and y >= 0 and width >= 0 and height >= 0 and x + width <= 160 and y + height <= 160
+    assert len(coco_numbers(run.stdout)) == 12
+
+
+def test_last_without_a_checkpoint_says_so(shapes_project):
+    assert_one_error(run_script(*EVALUATE, "-w", "last", cwd=shapes_project.root), "last", "logs/drawn")
+
+
+def test_float16_needs_a_gpu(evaluated):
+    run = run_script(*EVALUATE, "-w", evaluated.weights, "--float16", "--cuda", "False", cwd=evaluated.project.root)
+    assert_one_error(run, "--float16", "GPU")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_cuda_without_a_gpu_says_what_to_pass(evaluated):
+    run = run_script(*EVALUATE, "-w", evaluated.weights, "--cuda", "True", cwd=evaluated.project.root)
+    assert_one_error(run, "CUDA device 0", "--cuda False")

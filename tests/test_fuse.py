@@ -1,0 +1,91 @@
+"""The network with folded batch norms computes what the network computes, and leaves that one as it was."""
+
+import pytest
+import torch
+from golden_fill import fill, normal_array
+from torch import Tensor, nn
+
+from efficientdet.fuse import fuse_for_inference
+from efficientdet.model import EfficientDet
+
+
+def network(compound_coef: int) -> EfficientDet:
+    """A float64 network whose batch norms have statistics and scales that a fold can get wrong."""
+    with torch.device("meta"):
+        model = EfficientDet(compound_coef, num_classes=3)
+    fill(model).eval()
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2, generator=generator)
+            module.running_var.uniform_(0.3, 1.5, generator=generator)
+    return model
+
+
+def images(*shape: int) -> Tensor:
+    return torch.from_numpy(normal_array("batch", shape)).double()
+
+
+@pytest.fixture(scope="module")
+def d0() -> EfficientDet:
+    return network(0)
+
+
+def assert_same_outputs(plain: EfficientDet, fused: nn.Module, batch: Tensor) -> None:
+    with torch.no_grad():
+        expected, outputs = plain(batch), fused(batch)
+    for name in ("class_logits", "box_deltas"):
+        wanted, got = getattr(expected, name), getattr(outputs, name)
+        assert wanted.std() > 1e-3, f"{name} says nothing: it hardly varies"
+        assert ((got - wanted).abs().max() / wanted.std()).item() < 1e-9
+    assert torch.equal(outputs.anchors, expected.anchors)
+
+
+@pytest.mark.parametrize(
+    ("compound_coef", "size"),
+    [
+        pytest.param(0, 128, id="D0"),
+        pytest.param(6, 128, id="D6"),
+        pytest.param(8, 256, id="D8", marks=pytest.mark.slow),
+    ],
+)
+def test_fused_equals_plain(compound_coef, size):
+    plain = network(compound_coef)
+    assert_same_outputs(plain, fuse_for_inference(plain), images(1, 3, size, size))
+
+
+def test_fused_equals_plain_on_a_rectangular_batch(d0):
+    assert_same_outputs(d0, fuse_for_inference(d0), images(2, 3, 128, 384))
+
+
+def test_the_original_stays_as_it_was():
+    plain = network(0).train()
+    before = {key: value.clone() for key, value in plain.state_dict().items()}
+    fused = fuse_for_inference(plain)
+    with torch.no_grad():
+        fused(images(1, 3, 128, 128))
+    after = plain.state_dict()
+    assert list(before) == list(after)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert plain.training and all(parameter.requires_grad for parameter in plain.parameters())
+    assert not any(module.inplace for module in plain.modules() if isinstance(module, nn.SiLU))
+
+
+def test_no_batch_norm_and_no_gradient_remain(d0):
+    fused = fuse_for_inference(d0)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    assert not any(parameter.requires_grad for parameter in fused.parameters())
+    assert not fused.training
+
+
+def test_the_input_is_not_overwritten(d0):
+    batch = images(1, 3, 128, 128)
+    before = batch.clone()
+    with torch.no_grad():
+        fuse_for_inference(d0)(batch)
+    assert torch.equal(batch, before)
+
+
+def test_sizes_that_do_not_fit_are_still_refused(d0):
+    with pytest.raises(ValueError, match="multiples of 128"):
+        fuse_for_inference(d0)(images(1, 3, 128, 100))

@@ -1,0 +1,158 @@
+"""The whole network: the published weights' keys, parameter counts, shapes, refusals and initial weights."""
+
+import math
+
+import pytest
+import torch
+from golden_fill import published_shapes
+from torch import Tensor, nn
+
+from efficientdet.anchors import make_anchors
+from efficientdet.loss import DetectionLoss, Targets
+from efficientdet.model import EfficientDet
+
+# (trainable, fusion weights that plain sum does not use), 90 classes; D0 to D7 as google/automl counts them
+PARAMETERS = {
+    0: (3_880_067, 0),
+    1: (6_625_898, 0),
+    2: (8_097_039, 0),
+    3: (12_032_296, 0),
+    4: (20_723_675, 0),
+    5: (33_653_315, 0),
+    6: (51_871_782, 152),
+    7: (51_871_782, 152),
+    8: (77_147_166, 152),
+}
+
+
+def on_meta_device(compound_coef: int, **arguments) -> EfficientDet:
+    """A network of shapes alone, without numbers."""
+    with torch.device("meta"):
+        return EfficientDet(compound_coef, **arguments)
+
+
+@pytest.fixture(scope="module")
+def d0() -> EfficientDet:
+    """A fresh D0 with 3 classes. Do not change it."""
+    torch.manual_seed(0)
+    return EfficientDet(0, num_classes=3).eval()
+
+
+def images(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("compound_coef", range(9))
+def test_keys_their_order_and_shapes_are_the_published_weights(compound_coef):
+    state = {key: tuple(value.shape) for key, value in on_meta_device(compound_coef).state_dict().items()}
+    published = published_shapes(compound_coef)
+    assert list(state) == list(published)
+    assert state == published
+
+
+@pytest.mark.parametrize("compound_coef", PARAMETERS)
+def test_parameter_counts(compound_coef):
+    parameters = list(on_meta_device(compound_coef).parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    unused = sum(p.numel() for p in parameters if not p.requires_grad)
+    assert (trained, unused) == PARAMETERS[compound_coef]
+
+
+@pytest.mark.parametrize("compound_coef", [-1, 9, 1.5, "0", None])
+def test_there_is_no_other_coefficient(compound_coef):
+    with pytest.raises(ValueError, match="compound_coef"):
+        EfficientDet(compound_coef)
+
+
+@pytest.mark.parametrize("arguments", [{"num_classes": 0}, {"num_classes": -1}, {"ratios": ()}, {"scales": ()}])
+def test_a_network_without_classes_or_anchors_is_refused(arguments):
+    with pytest.raises(ValueError, match="at least one"):
+        on_meta_device(0, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("compound_coef", "height", "width"),
+    [(0, 64, 128), (0, 128, 200), (0, 0, 128), (7, 192, 128), (8, 128, 256), (8, 256, 384)],
+)
+def test_sizes_that_do_not_fit_the_pyramid_are_refused(compound_coef, height, width):
+    network = on_meta_device(compound_coef)
+    with pytest.raises(ValueError, match=f"multiples of {256 if compound_coef == 8 else 128}"):
+        network(torch.empty(1, 3, height, width, device="meta"))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 128, 128), (1, 4, 128, 128), (3, 128, 128), (1, 128, 128, 3)])
+def test_images_of_another_shape_are_refused(d0, shape):
+    with pytest.raises(ValueError, match=r"\(N, 3, H, W\)"):
+        d0(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("compound_coef", range(9))
+def test_a_rectangular_input(compound_coef):
+    network = on_meta_device(compound_coef, num_classes=5).eval()
+    outputs = network(torch.empty(2, 3, 256, 512, device="meta"))
+    cells = sum((256 >> level) * (512 >> level) for level in network.config.pyramid_levels)
+    assert outputs.class_logits.shape == (2, 9 * cells, 5)
+    assert outputs.box_deltas.shape == (2, 9 * cells, 4)
+    assert outputs.anchors.shape == (9 * cells, 4)
+    assert [tuple(level.shape[-2:]) for level in network.features(torch.empty(1, 3, 256, 512, device="meta"))] == [
+        (256 >> level, 512 >> level) for level in network.config.pyramid_levels
+    ]
+
+
+def test_ratios_and_scales_of_the_projects_own():
+    network = on_meta_device(0, num_classes=2, ratios=[(1, 1), (2, 0.5)], scales=[1])
+    outputs = network.eval()(torch.empty(1, 3, 128, 128, device="meta"))
+    assert outputs.box_deltas.shape == (1, 2 * 341, 4)
+    on_cpu = network.anchors(torch.empty(1, 3, 128, 128))
+    assert torch.equal(on_cpu, make_anchors(128, 128, (3, 4, 5, 6, 7), 4.0, [1], [(1, 1), (2, 0.5)]).float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_anchors_stay_float32_in_half_precision(d0, dtype):
+    anchors = d0.anchors(images(1, 3, 128, 256).to(dtype))
+    assert anchors.dtype == torch.float32
+    assert torch.equal(anchors, d0.anchors(images(1, 3, 128, 256)))
+
+
+def test_a_half_precision_network_gives_half_outputs_and_float32_anchors():
+    torch.manual_seed(0)
+    network = EfficientDet(0, num_classes=3).eval().bfloat16()
+    with torch.no_grad():
+        outputs = network(images(1, 3, 128, 128).bfloat16())
+    assert outputs.class_logits.dtype == torch.bfloat16
+    assert outputs.anchors.dtype == torch.float32
+
+
+def test_anchors_are_float64_in_a_float64_network(d0):
+    assert d0.anchors(images(1, 3, 128, 128).double()).dtype == torch.float64
+
+
+def test_fresh_convolutions_are_normal_with_variance_one_over_fan_in(d0):
+    deviations = []
+    for name, module in d0.named_modules():
+        if isinstance(module, nn.Conv2d):
+            if module.bias is not None and name != "classifier.header.pointwise_conv.conv":
+                assert not module.bias.any(), name
+            if module.weight.numel() > 10_000:
+                deviations.append(module.weight.std().item() * math.sqrt(module.weight[0].numel()))
+    assert len(deviations) > 20
+    assert deviations == pytest.approx([1.0] * len(deviations), abs=0.03)
+
+
+def test_fresh_scores_are_one_in_a_hundred(d0):
+    bias = d0.classifier.header.pointwise_conv.conv.bias
+    torch.testing.assert_close(bias.sigmoid(), torch.full_like(bias, 0.01))
+    with torch.no_grad():
+        scores = d0(images(2, 3, 128, 128)).class_logits.sigmoid()
+    assert 0.005 < scores.median() < 0.02
+
+
+def test_a_network_used_for_inference_first_can_be_trained():
+    torch.manual_seed(0)
+    network = EfficientDet(0, num_classes=3)
+    batch = images(1, 3, 384, 128)  # a shape of this test's own: nothing has made its anchors yet
+    with torch.inference_mode():
+        network.eval()(batch)
+    targets = Targets(torch.tensor([[[10.0, 20, 70, 90]]]), torch.tensor([[1]]))
+    DetectionLoss()(network.train()(batch), targets).total.backward()
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters())

@@ -1,0 +1,117 @@
+"""From outputs to detections: thresholds, suppression within a class, clipping, order."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from efficientdet.postprocess import Detections, postprocess
+
+# (y1, x1, y2, x2). The first two overlap with an IoU of 0.9, the third lies apart.
+ANCHORS = torch.tensor([[10.0, 10, 20, 20], [10, 10, 20, 19], [40, 40, 50, 60]])
+
+
+def outputs(*images, anchors: Tensor = ANCHORS, deltas: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Outputs with these class probabilities, (anchors, classes) for each image, and boxes equal to the anchors."""
+    logits = torch.tensor(images).logit()
+    return logits, torch.zeros(len(images), len(anchors), 4) if deltas is None else deltas, anchors
+
+
+def test_empty_detections():
+    none = Detections.empty()
+    assert len(none) == 0
+    assert (none.boxes.shape, none.scores.shape, none.class_ids.shape) == ((0, 4), (0,), (0,))
+    assert none.class_ids.dtype == torch.int64
+
+
+def test_nothing_above_the_threshold():
+    found = postprocess(outputs([[0.1, 0.2], [0.3, 0.1], [0.05, 0.3]]), 64, 64, 0.4, 0.5)
+    assert len(found) == 1 and len(found[0]) == 0
+    assert (found[0].boxes.shape, found[0].scores.shape, found[0].class_ids.shape) == ((0, 4), (0,), (0,))
+    assert found[0].class_ids.dtype == torch.int64
+
+
+def test_no_images():
+    assert postprocess((torch.zeros(0, 3, 2), torch.zeros(0, 3, 4), ANCHORS), 64, 64, 0.4, 0.5) == []
+
+
+@pytest.mark.parametrize(
+    ("boxes", "scores", "class_ids"),
+    [
+        (torch.zeros(0), torch.zeros(0), torch.zeros(0)),
+        (torch.zeros(2, 5), torch.zeros(2), torch.zeros(2)),
+        (torch.zeros(2, 4), torch.zeros(3), torch.zeros(2)),
+        (torch.zeros(2, 4), torch.zeros(2), torch.zeros(1)),
+        (torch.zeros(2, 4), torch.zeros(2, 1), torch.zeros(2)),
+        (torch.zeros(1, 2, 4), torch.zeros(2), torch.zeros(2)),
+    ],
+)
+def test_shapes_that_do_not_fit_together_are_refused(boxes, scores, class_ids):
+    with pytest.raises(ValueError, match=r"\(K, 4\), \(K,\) and \(K,\)"):
+        Detections(boxes, scores, class_ids)
+
+
+def test_the_worse_of_two_overlapping_boxes_of_a_class_goes():
+    (found,) = postprocess(outputs([[0.7, 0.1], [0.9, 0.2], [0.1, 0.8]]), 64, 64, 0.4, 0.5)
+    assert found.boxes.tolist() == [[10, 10, 19, 20], [40, 40, 60, 50]]
+    torch.testing.assert_close(found.scores, torch.tensor([0.9, 0.8]))
+    assert found.class_ids.tolist() == [0, 1]
+
+
+def test_overlapping_boxes_of_two_classes_both_stay():
+    (found,) = postprocess(outputs([[0.7, 0.1], [0.2, 0.9], [0.1, 0.1]]), 64, 64, 0.4, 0.5)
+    assert found.boxes.tolist() == [[10, 10, 19, 20], [10, 10, 20, 20]]
+    assert found.class_ids.tolist() == [1, 0]
+
+
+def test_overlap_below_the_threshold_stays():
+    (found,) = postprocess(outputs([[0.7], [0.9], [0.1]]), 64, 64, 0.4, 0.95)
+    assert len(found) == 2
+
+
+def test_an_anchor_counts_once_by_its_best_class():
+    (found,) = postprocess(outputs([[0.7, 0.8, 0.75], [0.1, 0.1, 0.1], [0.1, 0.1, 0.1]]), 64, 64, 0.4, 0.5)
+    assert found.class_ids.tolist() == [1]
+
+
+def test_best_first():
+    anchors = torch.tensor([[0.0, 20 * i, 10, 20 * i + 10] for i in range(5)])
+    probabilities = [[0.5, 0.1], [0.1, 0.9], [0.7, 0.1], [0.1, 0.6], [0.8, 0.1]]
+    (found,) = postprocess(outputs(probabilities, anchors=anchors), 128, 128, 0.4, 0.5)
+    torch.testing.assert_close(found.scores, torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5]))
+    assert found.boxes[:, 0].tolist() == [20, 80, 40, 60, 0]
+    assert found.class_ids.tolist() == [1, 0, 0, 1, 0]
+
+
+def test_boxes_are_clipped_to_the_input():
+    anchors = torch.tensor([[-8.0, -6, 20, 200], [30, 20, 90, 40]])
+    (found,) = postprocess(outputs([[0.9, 0.1], [0.1, 0.8]], anchors=anchors), 64, 128, 0.4, 0.5)
+    assert found.boxes.tolist() == [[0, 0, 127, 20], [20, 30, 40, 63]]
+
+
+def test_deltas_move_the_anchors():
+    deltas = torch.zeros(1, 3, 4)
+    deltas[0, 2] = torch.tensor([0.5, -0.25, 0.0, 0.0])  # (dy, dx) of an anchor 10 high and 20 wide
+    (found,) = postprocess(outputs([[0.1], [0.1], [0.9]], deltas=deltas), 64, 64, 0.4, 0.5)
+    assert found.boxes.tolist() == [[35, 45, 55, 55]]
+
+
+def test_images_of_a_batch_do_not_mix():
+    first, second = [[0.7], [0.1], [0.1]], [[0.1], [0.9], [0.6]]
+    together = postprocess(outputs(first, second), 64, 64, 0.4, 0.5)
+    alone = [postprocess(outputs(image), 64, 64, 0.4, 0.5)[0] for image in (first, second)]
+    assert [len(found) for found in together] == [1, 2]
+    for a, b in zip(together, alone):
+        assert torch.equal(a.boxes, b.boxes) and torch.equal(a.scores, b.scores)
+
+
+def test_half_precision_outputs_give_float32_boxes():
+    logits, deltas, anchors = outputs([[0.9], [0.1], [0.8]])
+    (found,) = postprocess((logits.half(), deltas.half(), anchors), 64, 64, 0.4, 0.5)
+    assert found.boxes.dtype == found.scores.dtype == torch.float32
+    assert found.boxes.tolist() == [[10, 10, 20, 20], [40, 40, 60, 50]]
+
+
+def test_to_the_cpu():
+    (found,) = postprocess(outputs([[0.9], [0.1], [0.8]]), 64, 64, 0.4, 0.5)
+    moved = found.cpu()
+    assert torch.equal(moved.boxes, found.boxes) and len(moved) == 2

@@ -1,0 +1,261 @@
+"""train.py as its users run it: progress, checkpoints, going on, stopping."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from scripts import (
+    TRAIN,
+    assert_one_error,
+    assert_succeeded,
+    command,
+    edit_annotations,
+    run_script,
+    untrained,
+    write_shapes_project,
+    write_weights,
+)
+
+REPEATED = 40  # how often the long epoch has each picture
+
+
+def read(path: Path) -> dict:
+    return torch.load(path, weights_only=True)
+
+
+def checkpoints(project: SimpleNamespace) -> set[str]:
+    return {path.name for path in (project.root / "logs" / "drawn").glob("*.pth")}
+
+
+def last_state(project: SimpleNamespace) -> dict:
+    return read(project.root / "logs" / "drawn" / "efficientdet-d0_last.state")
+
+
+def adam_steps(state: dict) -> set[int]:
+    """How many updates the optimizer has counted, over all parameters."""
+    return {int(moments["step"]) for moments in state["optimizer"]["state"].values()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> SimpleNamespace:
+    """A project whose training ran for two epochs of three steps, with debug pictures, then went on for a third."""
+    project = write_shapes_project(tmp_path_factory.mktemp("finished"))
+    first = run_script(*TRAIN, "--num_epochs", "2", "--save_interval", "2", "--debug", cwd=project.root)
+    first_state = last_state(project)
+    second = run_script(*TRAIN, "--num_epochs", "3", "-n", "1", "-w", "last", cwd=project.root)
+    return SimpleNamespace(project=project, first=first, first_state=first_state, second=second)
+
+
+def test_training_prints_steps_losses_learning_rate_and_image_rate(finished):
+    assert_succeeded(finished.first)
+    assert re.search(
+        r"step 6, class loss \d+\.\d+, box loss \d+\.\d+, total \d+\.\d+, lr 0\.0001", finished.first.stderr
+    )
+    assert re.search(r"epoch 2/2: 100%.* 6/6 .*image/s", finished.first.stderr)
+    assert "6 images to train on, 3 to validate" in finished.first.stdout
+    for epoch in (1, 2):
+        assert re.search(rf"^epoch {epoch}: train loss \d.*; validation loss \d", finished.first.stdout, re.MULTILINE)
+
+
+def test_checkpoint_is_a_plain_state_dict_that_loads_strictly(finished):
+    assert "efficientdet-d0_2_6.pth" in checkpoints(finished.project)
+    weights = read(finished.project.root / "logs/drawn/efficientdet-d0_2_6.pth")
+    untrained().load_state_dict(weights, strict=True)
+    assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+def test_save_interval_counts_steps(finished):
+    assert {"efficientdet-d0_0_2.pth", "efficientdet-d0_1_4.pth"} <= checkpoints(finished.project)
+
+
+def test_training_changes_the_weights_and_the_batch_norm_statistics(finished):
+    before, after = untrained().state_dict(), read(finished.project.root / "logs/drawn/efficientdet-d0_2_6.pth")
+    for key in ("backbone_net.model._conv_stem.conv.weight", "backbone_net.model._bn0.running_mean"):
+        assert not torch.equal(before[key], after[key])
+
+
+def test_tensorboard_files_are_written(finished):
+    events = list((finished.project.root / "logs" / "drawn").rglob("events.out.tfevents.*"))
+    assert events and all(file.stat().st_size > 100 for file in events)
+
+
+def test_debug_draws_every_training_image(finished):
+    drawn = {path.name for path in (finished.project.root / "test").iterdir()}
+    assert drawn == {f"drawn_{image_id}.jpg" for image_id in finished.project.train_ids}
+
+
+def test_training_leaves_no_temporary_files(finished):
+    assert not list(finished.project.root.rglob("*.tmp"))
+
+
+def test_last_goes_on_with_epoch_step_optimizer_and_scheduler(finished):
+    assert_succeeded(finished.second)
+    assert re.search(r"going on from logs/drawn/efficientdet-d0_2_6\.pth: epoch 3, step 6", finished.second.stdout)
+    assert re.search(r"epoch 3/3: .*step 9,", finished.second.stderr)
+    assert "epoch 1/3" not in finished.second.stderr
+    assert "efficientdet-d0_3_9.pth" in checkpoints(finished.project)
+
+    assert adam_steps(finished.first_state) == {6}
+    assert finished.first_state["scheduler"]["last_epoch"] == 2
+    state = last_state(finished.project)
+    assert adam_steps(state) == {9}
+    assert state["scheduler"]["last_epoch"] == 3
+    assert (state["progress"]["epoch"], state["progress"]["step"], state["progress"]["images_in_epoch"]) == (3, 9, 0)
+    assert state["progress"]["best_loss"] <= finished.first_state["progress"]["best_loss"]
+
+
+def test_last_with_all_epochs_done_asks_for_more(finished):
+    run = run_script(*TRAIN, "--num_epochs", "3", "-w", "last", cwd=finished.project.root)
+    assert_one_error(run, "efficientdet-d0_3_9.pth", "--num_epochs")
+
+
+def test_last_with_another_optimizer_is_refused(finished):
+    run = run_script(*TRAIN, "--num_epochs", "9", "-w", "last", "--optim", "sgd", cwd=finished.project.root)
+    assert_one_error(run, "--optim adamw")
+
+
+def run_until_step(project: SimpleNamespace, args: tuple, more_than: int, stop) -> subprocess.CompletedProcess[str]:
+    """Train in a process group of its own, as a terminal starts it; `stop(process)` once the step is past a number."""
+    process = subprocess.Popen(
+        command(*args),
+        cwd=project.root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    stderr = b""
+    try:
+        os.set_blocking(process.stderr.fileno(), False)
+        deadline = time.monotonic() + 200
+        while not any(int(step) > more_than for step in re.findall(rb", step (\d+),", stderr)):
+            assert process.poll() is None and time.monotonic() < deadline, stderr.decode()
+            stderr += process.stderr.read() or b""
+            time.sleep(0.02)
+        os.set_blocking(process.stderr.fileno(), True)
+        stop(process)
+        stdout, rest = process.communicate(timeout=100)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout.decode(), (stderr + rest).decode())
+
+
+def repeat_pictures(content: dict) -> None:
+    """Make an epoch long enough to be interrupted: every picture under many ids."""
+    images, annotations = content["images"], content["annotations"]
+    content["images"] = [{**image, "id": image["id"] + 1000 * n} for n in range(REPEATED) for image in images]
+    content["annotations"] = [
+        {**annotation, "id": None, "image_id": annotation["image_id"] + 1000 * n}
+        for n in range(REPEATED)
+        for annotation in annotations
+    ]
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory) -> SimpleNamespace:
+    """Training that Ctrl+C stopped within its first epoch, then SIGTERM, then SIGTERM to workers too.
+
+    Each time it had gone on from `last`. `states` are the training states left behind.
+    """
+    project = write_shapes_project(tmp_path_factory.mktemp("interrupted"))
+    edit_annotations(project.data, "train", repeat_pictures)
+    args = (*TRAIN, "-n", "2", "--debug")
+    runs, states, step = [], [], 2
+    for number, stop in enumerate(
+        (
+            lambda process: os.killpg(process.pid, signal.SIGINT),  # the terminal's Ctrl+C reaches the workers too
+            lambda process: process.send_signal(signal.SIGTERM),
+            lambda process: os.killpg(process.pid, signal.SIGTERM),  # as `timeout` and job schedulers do
+        )
+    ):
+        runs.append(run_until_step(project, (*args, "-w", "last") if number else args, step, stop))
+        states.append(last_state(project))
+        step = states[-1]["progress"]["step"]
+    return SimpleNamespace(project=project, runs=runs, states=states)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1, 2], ids=["Ctrl+C", "SIGTERM", "SIGTERM-to-the-group"])
+def test_signal_saves_and_says_how_to_go_on(interrupted, number):
+    run, state = interrupted.runs[number], interrupted.states[number]
+    assert_succeeded(run)
+    assert "error" not in run.stderr.lower()
+    step = state["progress"]["step"]
+    assert f"saved logs/drawn/efficientdet-d0_0_{step}.pth" in run.stdout
+    assert "--load_weights last" in run.stdout.splitlines()[-1]
+    assert f"efficientdet-d0_0_{step}.pth" in checkpoints(interrupted.project)
+    assert state["progress"]["epoch"] == 0
+    assert 0 < state["progress"]["images_in_epoch"] == 2 * step < 6 * REPEATED
+    assert adam_steps(state) == {step}
+
+
+@pytest.mark.slow
+def test_going_on_within_an_epoch_takes_the_images_that_are_left(interrupted):
+    for number in (1, 2):
+        before, after = (interrupted.states[n]["progress"] for n in (number - 1, number))
+        assert f"efficientdet-d0_0_{before['step']}.pth: epoch 1, step {before['step']}" in (
+            interrupted.runs[number].stdout
+        )
+        assert after["step"] > before["step"]
+        left = 6 * REPEATED - before["images_in_epoch"]
+        assert re.search(rf"epoch 1/500: .*/{left} ", interrupted.runs[number].stderr)
+    # --debug draws each image that a step sees: as many files as images in the epoch means that none came twice.
+    drawn = list((interrupted.project.root / "test").iterdir())
+    assert len(drawn) == interrupted.states[-1]["progress"]["images_in_epoch"]
+
+
+def test_head_only_leaves_backbone_and_bifpn_as_they_are(shapes_project):
+    weights = write_weights(shapes_project.root / "start.pth")
+    args = ("--num_epochs", "1", "--head_only", "True", "--lr", "1e-2", "-w", weights)
+    assert_succeeded(run_script(*TRAIN, *args, cwd=shapes_project.root))
+    before, after = read(weights), read(shapes_project.root / "logs/drawn/efficientdet-d0_1_3.pth")
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert changed and {key.split(".")[0] for key in changed} == {"regressor", "classifier"}
+    assert any(key.endswith("running_mean") for key in changed)
+
+
+def test_head_only_false_and_sgd(shapes_project):
+    args = ("--num_epochs", "1", "--head_only", "False", "--optim", "sgd", "--max_images", "2")
+    assert_succeeded(run_script(*TRAIN, *args, cwd=shapes_project.root))
+    state = last_state(shapes_project)
+    assert state["settings"] == {"optim": "sgd", "head_only": False}
+    moments = state["optimizer"]["state"]
+    assert len(moments) == len(list(untrained().parameters()))
+    assert all(set(moment) == {"momentum_buffer"} for moment in moments.values())
+
+
+def test_weights_with_other_classes_start_with_a_fresh_class_header(shapes_project):
+    weights = write_weights(shapes_project.root / "start.pth", num_classes=90)
+    args = ("--num_epochs", "1", "-w", weights, "--max_images", "2", "--head_only")
+    run = run_script(*TRAIN, *args, cwd=shapes_project.root)
+    assert_succeeded(run)
+    assert f"{weights} has other classes: the class header starts afresh for 2" in run.stdout
+    (first_loss,) = re.findall(r"step 1, class loss (\d+\.\d+)", run.stderr)[:1]
+    assert float(first_loss) < 10  # with a header that is not initialised for rare objects: hundreds
+    assert last_state(shapes_project)["settings"]["head_only"] is True
+
+
+def test_early_stopping(shapes_project):
+    args = ("--num_epochs", "9", "--es_patience", "1", "--es_min_delta", "1000", "--max_images", "2")
+    run = run_script(*TRAIN, *args, cwd=shapes_project.root)
+    assert_succeeded(run)
+    assert "stopped early" in run.stdout and "epoch 3:" in run.stdout and "epoch 4:" not in run.stdout
+    assert "efficientdet-d0_3_3.pth" in checkpoints(shapes_project)
+
+
+def test_early_stopping_waits_for_a_validation(shapes_project):
+    args = ("--num_epochs", "4", "--val_interval", "4", "--es_patience", "1", "--max_images", "2")
+    run = run_script(*TRAIN, *args, cwd=shapes_project.root)
+    assert_succeeded(run)
+    assert "epoch 4: train loss" in run.stdout and "stopped early" not in run.stdout
+
+
+def test_more_gpus_than_there_are_is_one_clear_sentence(shapes_project):
+    shapes_project.yml.write_text(shapes_project.yml.read_text().replace("num_gpus: 0", "num_gpus: 99"))
+    run = run_script(*TRAIN, cwd=shapes_project.root)
+    assert_one_error(run, "drawn.yml", "num_gpus: 99", f"finds {torch.cuda.device_count()} here")
