@@ -314,7 +314,7 @@ def restore(
         return Progress(**state["progress"]), LossMean(**state["losses"])
     except (KeyError, TypeError) as error:
         raise InputError(
-            f"the training state beside {state['weights']} is of another version ({error}): pass that file instead of last"
+            f"the training state beside {state['weights']} is of another version ({error}): pass the weights instead"
         ) from error
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import io
 import json
-import signal
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -249,9 +249,8 @@ def _collate_or_error(samples: list[Sample | InputError]) -> Batch | InputError:
 
 
 def _leave_stopping_to_the_main_process(worker_id: int) -> None:
-    """Ctrl+C and a job scheduler's SIGTERM reach every process of the group; the workers must outlive the last step."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Ctrl+C and a job scheduler's SIGTERM go to the whole process group, but the last step still needs its workers."""
+    os.setpgrp()
 
 
 def _read_annotations(path: Path) -> dict:

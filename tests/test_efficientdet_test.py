@@ -112,8 +112,8 @@ def test_output_over_another_of_the_pictures_is_refused(demo):
     assert_one_error(run, "two/same.png", "--output")
 
 
-def test_a_picture_without_a_suffix_that_names_a_format(demo):
+def test_a_picture_without_a_suffix_that_names_a_format_becomes_a_jpeg(demo):
     nameless = demo.root / "nameless"
     nameless.write_bytes((demo.root / "one/same.png").read_bytes())
-    run = run_script(*DETECT, nameless, "--output", "nameless_out", "--speed_runs", "0", cwd=demo.root)
-    assert_one_error(run, "nameless")
+    assert_succeeded(run_script(*DETECT, nameless, "--output", "nameless_out", "--speed_runs", "0", cwd=demo.root))
+    assert (demo.root / "nameless_out/nameless.jpg").read_bytes().startswith(b"\xff\xd8")
