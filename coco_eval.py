@@ -31,6 +31,7 @@ from utils.errors import InputError, exit_on_input_error
 from utils.files import make_writable_folder
 
 LOGS = Path("logs")
+WORKERS = default_workers()
 
 
 def parse_args() -> argparse.Namespace:
@@ -52,13 +53,7 @@ def parse_args() -> argparse.Namespace:
     add("--float16", **BOOLEAN, default=False, help="half precision, on a GPU")
     add("--override", **BOOLEAN, default=True, help="False scores the results file of an earlier run (default: True)")
     add("--batch_size", type=positive_int, default=4, help="images per pass (default: 4)")
-    add(
-        "-n",
-        "--num_workers",
-        type=non_negative_int,
-        default=default_workers(),
-        help="loading processes (default: %(default)s)",
-    )
+    add("-n", "--num_workers", type=non_negative_int, default=WORKERS, help=f"loading processes (default: {WORKERS})")
     add("--saved_path", type=Path, default=Path("logs"), help="where -w last looks for checkpoints (default: logs/)")
     add("--data_path", type=Path, default=Path("datasets"), help="folder of the projects' data (default: datasets/)")
     add("--set", dest="set_name", help="which set to evaluate (default: the project's val_set)")

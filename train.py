@@ -41,6 +41,7 @@ from utils.files import make_writable_folder
 from utils.images import write_image
 from utils.visualize import draw_boxes, side_by_side
 
+WORKERS = default_workers()
 DEBUG_FOLDER = Path("test")
 DEBUG_SCORE_THRESHOLD = 0.2
 DEBUG_IOU_THRESHOLD = 0.2
@@ -51,13 +52,7 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add("-p", "--project", default="coco", help="a name under projects/, or a YAML file (default: coco)")
     add("-c", "--compound_coef", type=int, default=0, choices=range(9), help="D0 to D7, 8 is D7X (default: 0)")
-    add(
-        "-n",
-        "--num_workers",
-        type=non_negative_int,
-        default=default_workers(),
-        help="loading processes (default: %(default)s)",
-    )
+    add("-n", "--num_workers", type=non_negative_int, default=WORKERS, help=f"loading processes (default: {WORKERS})")
     add("--batch_size", type=positive_int, default=12, help="images per step (default: 12)")
     add("--head_only", **BOOLEAN, default=False, help="freeze backbone and BiFPN, train the heads")
     add("--lr", type=positive_float, default=1e-4, help="learning rate at the start (default: 1e-4)")
@@ -65,12 +60,7 @@ def parse_args() -> argparse.Namespace:
     add("--num_epochs", type=positive_int, default=500, help="epochs in all (default: 500)")
     add("--val_interval", type=positive_int, default=1, help="validate every so many epochs (default: 1)")
     add("--save_interval", type=positive_int, default=500, help="save every so many steps (default: 500)")
-    add(
-        "--lr_patience",
-        type=non_negative_int,
-        default=3,
-        help="epochs without a lower loss before lr / 10 (default: 3)",
-    )
+    add("--lr_patience", type=non_negative_int, default=3, help="lr / 10 after more epochs without gain (default: 3)")
     add(
         "--es_min_delta",
         type=non_negative_float,
@@ -87,17 +77,8 @@ def parse_args() -> argparse.Namespace:
         help="start from a weights file, or go on where the last run stopped",
     )
     add("--saved_path", type=Path, default=Path("logs"), help="folder of the checkpoints (default: logs/)")
-    add(
-        "--debug",
-        **BOOLEAN,
-        default=False,
-        help=f"draw predictions beside the truth into {DEBUG_FOLDER}/ at every step",
-    )
-    add(
-        "--image_size",
-        type=positive_int,
-        help="side of the input in pixels (default: the coefficient's own, 512 for D0)",
-    )
+    add("--debug", **BOOLEAN, default=False, help=f"draw predictions beside the truth into {DEBUG_FOLDER}/, every step")
+    add("--image_size", type=positive_int, help="side of the input, pixels (default: the coefficient's, 512 for D0)")
     add("--max_images", type=positive_int, help="use only the first so many images of each set, to try a run")
     add("--seed", type=non_negative_int, default=0, help="of weights, order and augmentation (default: 0)")
     return parser.parse_args()
@@ -144,10 +125,7 @@ def main(args: argparse.Namespace) -> None:
 
     set_training_mode(network, args.head_only)
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    if args.optim == "adamw":
-        optimizer = torch.optim.AdamW(trainable, args.lr)
-    else:
-        optimizer = torch.optim.SGD(trainable, args.lr, momentum=0.9, nesterov=True)
+    optimizer = make_optimizer(args.optim, trainable, args.lr)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=args.lr_patience)
     progress, losses = Progress(), LossMean()
     settings = {"optim": args.optim, "head_only": args.head_only}
@@ -293,6 +271,13 @@ def training_device(project: Project) -> torch.device:
     if project.num_gpus > 1:
         print(f"num_gpus: {project.num_gpus}, but this version trains on one: the first")
     return cuda_device(0)
+
+
+def make_optimizer(name: str, parameters: list[torch.nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    """The reference's two."""
+    if name == "adamw":
+        return torch.optim.AdamW(parameters, lr)
+    return torch.optim.SGD(parameters, lr, momentum=0.9, nesterov=True)
 
 
 def restore(
