@@ -72,15 +72,18 @@ class Detector:
         pixels = [letterbox.image(array, mean, std) for letterbox, array in zip(letterboxes, arrays)]
         return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2), letterboxes
 
-    @torch.inference_mode()
     def detect_batch(
         self, images: Tensor, letterboxes: Sequence[Letterbox], score_threshold: float, iou_threshold: float
     ) -> list[Detections]:
         """As `__call__`, for a batch (N, 3, H, W) that is letterboxed and normalised already."""
-        outputs = self.network(images.to(self.device, self.dtype, non_blocking=True))
-        detections = postprocess(outputs, *images.shape[-2:], score_threshold, iou_threshold)
+        with torch.inference_mode():
+            outputs = self.network(images.to(self.device, self.dtype, non_blocking=True))
+            detections = postprocess(outputs, *images.shape[-2:], score_threshold, iou_threshold)
+        # Cloned out here, the tensors are ordinary ones, which the caller may change.
         return [
-            Detections(letterbox.boxes_to_picture(found.boxes.cpu()), found.scores.cpu(), found.class_ids.cpu())
+            Detections(
+                letterbox.boxes_to_picture(found.boxes.cpu()), found.scores.cpu().clone(), found.class_ids.cpu().clone()
+            )
             for letterbox, found in zip(letterboxes, detections)
         ]
 

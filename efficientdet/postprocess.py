@@ -33,9 +33,6 @@ class Detections:
     def __len__(self) -> int:
         return len(self.boxes)
 
-    def cpu(self) -> "Detections":
-        return Detections(self.boxes.cpu(), self.scores.cpu(), self.class_ids.cpu())
-
 
 def postprocess(
     outputs: tuple[Tensor, Tensor, Tensor],

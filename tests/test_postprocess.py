@@ -109,9 +109,3 @@ def test_half_precision_outputs_give_float32_boxes():
     (found,) = postprocess((logits.half(), deltas.half(), anchors), 64, 64, 0.4, 0.5)
     assert found.boxes.dtype == found.scores.dtype == torch.float32
     assert found.boxes.tolist() == [[10, 10, 20, 20], [40, 40, 60, 50]]
-
-
-def test_to_the_cpu():
-    (found,) = postprocess(outputs([[0.9], [0.1], [0.8]]), 64, 64, 0.4, 0.5)
-    moved = found.cpu()
-    assert torch.equal(moved.boxes, found.boxes) and len(moved) == 2
