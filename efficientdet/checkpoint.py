@@ -5,6 +5,7 @@ run needs to go on lies beside the newest one in `efficientdet-d{coef}_last.stat
 rename moves `last` from one complete checkpoint to the next.
 """
 
+import http.client
 import io
 import re
 import urllib.error
@@ -79,7 +80,7 @@ def download(url: str, path: Path, expected_bytes: int | None = None) -> None:
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
         total = _fetch(url, part)
-    except (OSError, urllib.error.URLError) as error:
+    except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         raise InputError(f"cannot download {url} ({reason}): fetch it by other means and put it at {path}") from error
     size = part.stat().st_size
@@ -127,7 +128,9 @@ def _fetch(url: str, part: Path) -> int | None:
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The tensors of a weights file, on the CPU. Nothing in the file is executed. InputError for any other file."""
     content = _load(path)
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+    ):
         raise InputError(f"{path} does not hold a plain state dict: it is no weights file of EfficientDet")
     return content
 

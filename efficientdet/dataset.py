@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -224,7 +225,10 @@ class BatchLoader:
         """InputError for the first picture that cannot be used."""
         for batch in self._loader:
             if isinstance(batch, InputError):
-                raise batch
+                try:
+                    raise batch
+                finally:
+                    del batch  # its traceback holds this frame, and that cycle would keep the workers waiting
             yield batch
 
 
@@ -280,9 +284,7 @@ def _read_annotations(path: Path) -> dict:
                 raise InputError(f"{path}: entry {position} of {key!r} has no {absent[0]!r}: {str(entry)[:100]}")
     for key in ("images", "categories"):
         _check_ids(content[key], key, path)
-    for image in content["images"]:
-        if not isinstance(image["file_name"], str):
-            raise InputError(f"{path}: image {image['id']!r} has the file_name {image['file_name']!r}: it must be text")
+    _check_images(content["images"], path)
     _check_annotations(content, path)
     return content
 
@@ -292,9 +294,19 @@ def _check_ids(entries: list[dict], key: str, path: Path) -> None:
     for entry in entries:
         if not isinstance(entry["id"], int | str):
             raise InputError(f"{path}: an entry of {key!r} has the id {entry['id']!r}: it must be a number or text")
-        if entry["id"] in seen:
+        if str(entry["id"]) in seen:
             raise InputError(f"{path}: two entries of {key!r} have the id {entry['id']!r}: give each its own")
-        seen.add(entry["id"])
+        seen.add(str(entry["id"]))
+
+
+def _check_images(images: list[dict], path: Path) -> None:
+    for image in images:
+        where = f"{path}: image {image['id']!r}"
+        if not isinstance(image["file_name"], str):
+            raise InputError(f"{where} has the file_name {image['file_name']!r}: it must be text")
+        for side in ("width", "height"):
+            if not isinstance(image.get(side, 1), int):
+                raise InputError(f"{where} has the {side} {image[side]!r}: it must be a number of pixels, or left out")
 
 
 def _check_annotations(content: dict, path: Path) -> None:
@@ -326,27 +338,31 @@ def _area(annotation: dict) -> float:
 
 
 def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and bool(np.isfinite(value))
+    try:
+        return isinstance(value, int | float) and math.isfinite(value)
+    except OverflowError:  # an int too large for a float
+        return False
 
 
 def _coco_index(content: dict, class_of: dict) -> COCO:
     """A pycocotools index of `content`, with class indices for category ids and the fields that scoring needs."""
+    # Numbers and texts of digits mean the same id.
     class_of = {str(category_id): class_index for category_id, class_index in class_of.items()}
-    image_ids = {image["id"] for image in content["images"]}
+    image_ids = {str(image["id"]): image["id"] for image in content["images"]}
     coco = COCO()
     coco.dataset = {
         "images": content["images"],
         "annotations": [
             {
                 "id": number,  # COCO's scoring takes id 0 for "unmatched", so ids are our own, from 1
-                "image_id": annotation["image_id"],
+                "image_id": image_ids[str(annotation["image_id"])],
                 "category_id": class_of[str(annotation["category_id"])],
                 "bbox": annotation["bbox"],
                 "area": _area(annotation),
                 "iscrowd": int(bool(annotation.get("iscrowd"))),
             }
             for number, annotation in enumerate(content["annotations"], 1)
-            if annotation["image_id"] in image_ids
+            if str(annotation["image_id"]) in image_ids
         ],
         "categories": [
             {"id": class_of[str(category["id"])], "name": category["name"]} for category in content["categories"]

@@ -59,6 +59,8 @@ class Detector:
         """
         if isinstance(images, str | Path | np.ndarray):
             raise ValueError("the detector takes a list of images: put a single one into a list")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
         detections = []
         for start in range(0, len(images), batch_size):
             batch, letterboxes = self.prepare([self._array(image) for image in images[start : start + batch_size]])

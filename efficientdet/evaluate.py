@@ -24,9 +24,8 @@ EVALUATION_IOU_THRESHOLD = 0.5
 class Evaluation(NamedTuple):
     """COCO's twelve numbers, and its own lines that tell them."""
 
-    numbers: (
-        np.ndarray
-    )  # (12,) AP, AP50, AP75, AP by size (3), AR by detections (3), AR by size (3); -1 where undefined
+    # (12,): AP, AP50, AP75, AP by size (3), AR by number of detections (3), AR by size (3); -1 where undefined
+    numbers: np.ndarray
     summary: str
 
 
@@ -58,13 +57,21 @@ def read_results(path: Path) -> list[dict]:
         results = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read the results {path}: {error}; pass --override True to make them anew") from error
-    fields = ("image_id", "category_id", "score", "bbox")
-    if not isinstance(results, list) or not all(
-        isinstance(result, dict) and all(name in result for name in fields) and len(result["bbox"]) == 4
-        for result in results
-    ):
+    if not isinstance(results, list) or not all(_is_result(result) for result in results):
         raise InputError(f"{path} is not a COCO results file; pass --override True to make it anew")
     return results
+
+
+def _is_result(value: object) -> bool:
+    """Whether `value` is an entry of a COCO results file."""
+    return (
+        isinstance(value, dict)
+        and all(isinstance(value.get(key), int | str) for key in ("image_id", "category_id"))
+        and isinstance(value.get("score"), int | float)
+        and isinstance(value.get("bbox"), list)
+        and len(value["bbox"]) == 4
+        and all(isinstance(number, int | float) for number in value["bbox"])
+    )
 
 
 def score(dataset: CocoDataset, results: Iterable[dict]) -> Evaluation:

@@ -128,12 +128,12 @@ def _project_path(name_or_path: str | Path) -> Path:
 def _read_yaml(path: Path) -> dict:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
         raise InputError(f"{where}: this is not valid YAML: {getattr(error, 'problem', None) or error}") from error
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date that does not exist
+        raise InputError(f"cannot read {path}: {error}") from error
     if not isinstance(values, dict):
         raise InputError(f"{path} must hold keys and values, such as 'project_name: coco'; see projects/coco.yml")
     return values

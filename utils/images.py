@@ -46,9 +46,14 @@ def read_image(path: Path | str, size: tuple[int, int] | None = None) -> np.ndar
 def write_image(path: Path, image: np.ndarray) -> None:
     """Write an (H, W, 3) uint8 RGB array in the format that `path`'s suffix names."""
     try:
-        _, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    except cv2.error as error:  # an unknown suffix, or more pixels than the format can hold
-        raise InputError(f"cannot write {path} ({image.shape[1]} x {image.shape[0]} pixels): {error.err}") from error
+        encoded, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    except cv2.error:
+        encoded = False
+    if not encoded:
+        raise InputError(
+            f"cannot write {path}: OpenCV has no encoder for {path.suffix or 'a name without suffix'}, "
+            f"or the format cannot hold {image.shape[1]} x {image.shape[0]} pixels"
+        )
     with written_whole(path) as temporary:
         temporary.write_bytes(data.tobytes())
 

@@ -1,0 +1,229 @@
+"""The detector as other programs use it."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from scripts import write_weights
+
+from efficientdet import Detections, EfficientDet, load_detector
+from efficientdet.detector import Detector
+from efficientdet.model import Outputs
+from efficientdet.project import load_project
+from utils.errors import InputError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def project(shapes_project):
+    return load_project(shapes_project.yml)
+
+
+@pytest.fixture
+def detector(project):
+    torch.manual_seed(0)
+    return load_detector(0, project=project, device="cpu", image_size=128)
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+class Seeing(torch.nn.Module):
+    """Stands for a network that sees the same boxes in every picture."""
+
+    def __init__(self, boxes_yxyx, class_ids, num_classes: int = 2):
+        super().__init__()
+        self.anchors = torch.tensor(boxes_yxyx)
+        self.logits = torch.full((len(class_ids), num_classes), -9.0)
+        self.logits[range(len(class_ids)), class_ids] = torch.arange(3.0, 3 + len(class_ids))
+        self.batches = []
+
+    def forward(self, images):
+        self.batches.append(images.clone())
+        count = len(images)
+        return Outputs(
+            self.logits.expand(count, -1, -1), torch.zeros(count, len(self.anchors), 4), self.anchors.clone()
+        )
+
+
+def assert_same(some: Detections, other: Detections) -> None:
+    torch.testing.assert_close(some.boxes, other.boxes, rtol=1e-3, atol=0.05)
+    torch.testing.assert_close(some.scores, other.scores, rtol=1e-3, atol=1e-5)
+    assert torch.equal(some.class_ids, other.class_ids)
+
+
+def test_no_images_give_no_detections(detector):
+    assert detector([]) == []
+    assert detector([], batch_size=8) == []
+
+
+def test_picture_without_objects_has_empty_detections(detector):
+    (found,) = detector([noise(60, 80)], score_threshold=0.99)
+    assert isinstance(found, Detections)
+    assert (found.boxes.shape, found.scores.shape, found.class_ids.shape) == ((0, 4), (0,), (0,))
+
+
+def test_arrays_and_files_give_the_same(detector, tmp_path):
+    arrays = [noise(60, 80), noise(100, 50, seed=1), noise(7, 300, seed=2)]
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    for path, array in zip(paths, arrays):
+        cv2.imwrite(str(path), cv2.cvtColor(array, cv2.COLOR_RGB2BGR))
+    from_arrays = detector(arrays, score_threshold=0.01)
+    assert sum(map(len, from_arrays)) > 0
+    mixed = detector([str(paths[0]), paths[1], arrays[2]], score_threshold=0.01)
+    for some, other in zip(from_arrays, mixed, strict=True):
+        assert_same(some, other)
+
+
+def test_batch_size_changes_nothing(detector):
+    arrays = [noise(60, 80, seed) for seed in range(3)]
+    # No suppression: a difference in the last digit could decide it otherwise.
+    one, two = (detector(arrays, score_threshold=0.01, iou_threshold=1.0, batch_size=size) for size in (1, 2))
+    for some, other in zip(one, two, strict=True):
+        assert abs(len(some) - len(other)) <= 2
+        torch.testing.assert_close(some.scores[:20], other.scores[:20], rtol=1e-3, atol=1e-5)
+
+
+def test_boxes_are_in_pixels_of_each_picture(detector):
+    # 200 x 100 pixels shrink by 0.64 to 128 x 64; 40 x 80 grow by 1.6 to 64 x 128.
+    detector.network = Seeing([[16.0, 32, 48, 96], [64.0, 0, 128, 64]], [1, 0])
+    wide, high = detector([noise(100, 200), noise(80, 40)], batch_size=2)
+    # The better score comes first. Boxes are clipped to the input's last pixel, 127.
+    torch.testing.assert_close(wide.boxes, torch.tensor([[0, 100, 100, 127 / 0.64], [50, 25, 150, 75]]))
+    torch.testing.assert_close(high.boxes, torch.tensor([[0, 40, 40, 127 / 1.6], [20, 10, 60, 30]]))
+    for found in (wide, high):
+        assert found.class_ids.tolist() == [0, 1]
+        torch.testing.assert_close(found.scores, torch.tensor([4.0, 3.0]).sigmoid())
+        assert found.boxes.device == CPU
+
+
+def test_boxes_go_back_by_the_two_ratios_separately(detector):
+    detector.network = Seeing([[10.0, 10, 50, 50]], [0])
+    (found,) = detector([noise(333, 500)])  # 128 / 500 across, 85 / 333 down (85.248 truncated)
+    expected = [10 * 500 / 128, 10 * 333 / 85, 50 * 500 / 128, 50 * 333 / 85]
+    torch.testing.assert_close(found.boxes, torch.tensor([expected]))
+
+
+def test_network_sees_the_letterboxed_normalised_picture(detector, project):
+    detector.network = Seeing([[0.0, 0, 9, 9]], [0])
+    picture = np.empty((50, 100, 3), np.uint8)
+    picture[:] = (255, 0, 51)
+    detector([picture])
+    (batch,) = detector.network.batches
+    assert batch.shape == (1, 3, 128, 128) and batch.dtype == torch.float32
+    # (1 - 0.485) / 0.229, (0 - 0.456) / 0.224, (0.2 - 0.406) / 0.225
+    torch.testing.assert_close(batch[0, :, 0, 0], torch.tensor([2.248908, -2.035714, -0.915556]))
+    torch.testing.assert_close(batch[0, :, 63, 127], torch.tensor([2.248908, -2.035714, -0.915556]))
+    assert (batch[0, :, 64:] == 0).all()
+
+
+def test_pictures_go_through_in_batches(detector):
+    detector.network = Seeing([[0.0, 0, 9, 9]], [0])
+    assert len(detector([noise(20, 20)] * 5, batch_size=2)) == 5
+    assert [len(batch) for batch in detector.network.batches] == [2, 2, 1]
+
+
+def test_thresholds_are_obeyed(detector):
+    detector.network = Seeing([[0.0, 0, 50, 50], [0.0, 0, 50, 60], [0.0, 0, 50, 60]], [0, 0, 1])
+    scores = torch.tensor([3.0, 4.0, 5.0]).sigmoid()
+    # The first box overlaps the second, of its class, by 5/6.
+    assert len(detector([noise(64, 64)], iou_threshold=0.9)[0]) == 3
+    assert detector([noise(64, 64)], iou_threshold=0.5)[0].scores.tolist() == pytest.approx(scores[[2, 1]].tolist())
+    above_first = (scores[0] + scores[1]).item() / 2
+    assert len(detector([noise(64, 64)], score_threshold=above_first, iou_threshold=1.0)[0]) == 2
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((8, 8), np.uint8),
+        np.zeros((8, 8, 4), np.uint8),
+        np.zeros((3, 8, 8), np.uint8),
+        np.zeros((1, 8, 8, 3), np.uint8),
+        np.zeros((8, 8, 3), np.float32),
+        np.zeros((8, 8, 3), np.uint16),
+        np.zeros((0, 8, 3), np.uint8),
+    ],
+    ids=lambda image: f"{image.shape} {image.dtype}",
+)
+def test_array_of_another_shape_or_type_is_refused(detector, image):
+    with pytest.raises(ValueError, match=r"\(H, W, 3\) uint8 RGB"):
+        detector([image])
+
+
+def test_single_image_without_a_list_is_refused(detector, tmp_path):
+    for image in (noise(8, 8), np.zeros((2, 8, 8, 3), np.uint8), "picture.jpg", tmp_path / "picture.jpg"):
+        with pytest.raises(ValueError, match="list"):
+            detector(image)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_batch_size_below_one_is_refused(detector, batch_size):
+    with pytest.raises(ValueError):
+        detector([noise(8, 8)], batch_size=batch_size)
+
+
+def test_file_that_is_no_picture_is_refused(detector, tmp_path):
+    with pytest.raises(InputError, match=r"none\.jpg"):
+        detector([tmp_path / "none.jpg"])
+
+
+def test_result_can_be_computed_with(detector):
+    (found,) = detector([noise(60, 80)], score_threshold=0.01)
+    assert not found.boxes.requires_grad
+    (found.boxes * 2).numpy()
+
+
+@pytest.mark.parametrize("image_size", [0, -128, 100, 64, 200])
+def test_image_size_that_is_no_multiple_is_refused(project, image_size):
+    with pytest.raises(ValueError, match="multiples of 128"):
+        load_detector(0, project=project, device="cpu", image_size=image_size)
+
+
+@pytest.mark.parametrize("compound_coef", [-1, 9, 1.5])
+def test_coefficient_that_does_not_exist_is_refused(project, compound_coef):
+    with pytest.raises(ValueError, match="compound_coef"):
+        load_detector(compound_coef, project=project, device="cpu")
+
+
+def test_unknown_project_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"projects/nope\.yml"):
+        load_detector(project="nope")
+
+
+def test_defaults_are_coco_at_the_coefficients_own_size(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    detector = load_detector(device="cpu")
+    assert detector.image_size == 512
+    assert detector.project.name == "coco" and detector.project.class_names[0] == "person"
+    assert detector.device == CPU and detector.dtype == torch.float32
+
+
+def test_project_by_file_name(shapes_project):
+    detector = load_detector(project=str(shapes_project.yml), device="cpu", image_size=128)
+    assert detector.project.class_names == ("square", "disc")
+
+
+def test_weights_are_loaded(project, tmp_path):
+    weights = write_weights(tmp_path / "some.pth", 0, 2)
+    picture = noise(60, 80)
+    some, other = (load_detector(0, weights, project, "cpu", 128)([picture], 0.01)[0] for _ in range(2))
+    assert len(some) > 0
+    assert_same(some, other)
+
+
+def test_weights_of_other_classes_are_refused(tmp_path, project):
+    with pytest.raises(InputError, match=r"some\.pth.*3 classes"):
+        load_detector(0, write_weights(tmp_path / "some.pth", 0, 3), project, "cpu", 128)
+
+
+def test_network_given_stays_as_it_was(project):
+    network = EfficientDet(0, 2)
+    network.train()
+    keys = list(network.state_dict())
+    Detector(network, project, CPU, 128)([noise(20, 20)])
+    assert network.training and list(network.state_dict()) == keys
+    assert all(parameter.requires_grad for parameter in network.parameters())

@@ -1,0 +1,225 @@
+"""Detections -> COCO results -> average precision, at the ends of the scale and between."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from efficientdet.dataset import CocoDataset
+from efficientdet.evaluate import coco_results, read_results, score, write_results
+from efficientdet.postprocess import Detections
+from efficientdet.project import load_project
+from utils.errors import InputError
+
+BOX = [10.0, 20.0, 30.0, 40.0]
+
+
+@pytest.fixture
+def dataset(shapes_project):
+    project = load_project(shapes_project.yml)
+    return CocoDataset(shapes_project.data, "train", project, (128, 128))
+
+
+@pytest.fixture
+def open_set(tmp_path, write_coco, make_project):
+    """A function that writes a set and opens it."""
+
+    def open_set(image_ids, annotations, *categories, **options) -> CocoDataset:
+        write_coco(
+            tmp_path, "some", {i: np.zeros((200, 200, 3), np.uint8) for i in image_ids}, annotations, *categories
+        )
+        return CocoDataset(tmp_path, "some", make_project(), (128, 128), **options)
+
+    return open_set
+
+
+def truth_as_results(dataset: CocoDataset) -> list[dict]:
+    results = []
+    for image_id in dataset.image_ids:
+        target = dataset.target(image_id)
+        found = Detections(
+            torch.from_numpy(target.boxes), torch.ones(len(target.boxes)), torch.from_numpy(target.class_ids)
+        )
+        results += coco_results(image_id, found, dataset.category_ids)
+    return results
+
+
+def found(bbox=BOX, image_id=1, category_id=7, confidence=0.5) -> dict:
+    return {"image_id": image_id, "category_id": category_id, "score": confidence, "bbox": bbox}
+
+
+def truth(bbox=BOX, image_id=1, category_id=7, **fields) -> dict:
+    return {"image_id": image_id, "category_id": category_id, "bbox": bbox, **fields}
+
+
+# Results.
+
+
+def test_no_detections_are_no_results():
+    assert coco_results(1, Detections.empty(), {0: 3}) == []
+
+
+def test_results_have_coco_boxes_and_the_files_category_ids():
+    detections = Detections(
+        torch.tensor([[1.0, 2.0, 11.0, 32.0], [0.5, 0.0, 4.0, 4.0]]), torch.tensor([0.75, 0.5]), torch.tensor([1, 0])
+    )
+    assert coco_results(42, detections, {0: 7, 1: 3}) == [
+        {"image_id": 42, "category_id": 3, "score": 0.75, "bbox": [1.0, 2.0, 10.0, 30.0]},
+        {"image_id": 42, "category_id": 7, "score": 0.5, "bbox": [0.5, 0.0, 3.5, 4.0]},
+    ]
+
+
+def test_string_category_ids_come_back_as_in_the_file(open_set):
+    categories = [{"id": "c7", "name": "square"}, {"id": "03", "name": "disc"}]
+    dataset = open_set([1], [truth(category_id="c7")], categories)
+    detections = Detections(torch.tensor([[10.0, 20, 40, 60]] * 2), torch.tensor([0.9, 0.8]), torch.tensor([0, 1]))
+    results = coco_results(1, detections, dataset.category_ids)
+    assert [result["category_id"] for result in results] == ["c7", "03"]
+    assert score(dataset, results).numbers[0] == pytest.approx(1)
+
+
+def test_classes_without_a_category_are_dropped():
+    detections = Detections(torch.zeros(3, 4), torch.tensor([0.9, 0.8, 0.7]), torch.tensor([11, 0, 25]))
+    assert [result["score"] for result in coco_results(1, detections, {0: 1})] == pytest.approx([0.8])
+
+
+def test_results_are_plain_json(tmp_path):
+    detections = Detections(torch.rand(2, 4), torch.rand(2), torch.tensor([0, 0]))
+    results = coco_results("name", detections, {0: 1})
+    path = tmp_path / "made" / "results.json"
+    write_results(path, results)
+    assert json.loads(path.read_text()) == results == read_results(path)
+    write_results(path, [])
+    assert read_results(path) == []
+
+
+def test_missing_results_are_told(tmp_path):
+    with pytest.raises(InputError, match=r"none\.json.*--override True"):
+        read_results(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[{]",
+        b"\xff\xfe",
+        b"3",
+        b"{}",
+        b"[1]",
+        b"[[]]",
+        b"[{}]",
+        b'[{"image_id": 1, "category_id": 1, "score": 0.5}]',
+        b'[{"image_id": 1, "category_id": 1, "score": 0.5, "bbox": [1, 2, 3]}]',
+        b'[{"image_id": 1, "category_id": 1, "score": 0.5, "bbox": 5}]',
+        b'[{"image_id": 1, "category_id": 1, "score": 0.5, "bbox": null}]',
+        b'[{"image_id": 1, "category_id": 1, "score": 0.5, "bbox": [1, 2, "3", 4]}]',
+        b'[{"image_id": 1, "category_id": 1, "score": "high", "bbox": [1, 2, 3, 4]}]',
+        b'[{"image_id": [1], "category_id": 1, "score": 0.5, "bbox": [1, 2, 3, 4]}]',
+    ],
+)
+def test_file_that_holds_no_results_is_refused(tmp_path, content):
+    path = tmp_path / "results.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"results\.json.*--override True"):
+        read_results(path)
+
+
+# Scores.
+
+
+def test_nothing_detected_scores_zero_in_twelve_lines(dataset):
+    evaluation = score(dataset, [])
+    assert evaluation.numbers.shape == (12,)
+    assert evaluation.numbers[:3].tolist() == [0, 0, 0]
+    assert evaluation.numbers[0] == evaluation.numbers[8] == 0
+    lines = evaluation.summary.splitlines()
+    assert len(lines) == 12
+    assert lines[0].startswith(" Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ]")
+    assert lines[0].endswith("= 0.000")
+
+
+def test_perfect_detections_score_one(dataset, capsys):
+    evaluation = score(dataset, truth_as_results(dataset))
+    assert evaluation.numbers[[0, 1, 2, 8]] == pytest.approx(1)
+    assert set(evaluation.numbers.round(6).tolist()) <= {1.0, -1.0}  # -1 where no object has the size
+    assert evaluation.summary.splitlines()[0].endswith("= 1.000")
+    assert capsys.readouterr().out == ""
+
+
+def test_detections_of_the_other_class_score_zero(dataset):
+    swapped = {3: 7, 7: 3}
+    results = [{**result, "category_id": swapped[result["category_id"]]} for result in truth_as_results(dataset)]
+    assert score(dataset, results).numbers[0] == 0
+
+
+def test_one_of_two_objects_found(open_set):
+    dataset = open_set([1], [truth(), truth([100, 100, 40, 40])])
+    # Precision is 1 up to recall 0.5: 51 of the 101 recall points.
+    assert score(dataset, [found()]).numbers[0] == pytest.approx(51 / 101)
+    assert score(dataset, [found()]).numbers[8] == pytest.approx(0.5)
+
+
+def test_overlap_counts_at_the_thresholds_that_it_reaches(open_set):
+    dataset = open_set([1], [truth([0, 0, 100, 100])])
+    numbers = score(dataset, [found([0, 0, 100, 72])]).numbers  # IoU 0.72: 0.50 to 0.70, five of ten
+    assert numbers[0] == pytest.approx(0.5)
+    assert (numbers[1], numbers[2]) == (pytest.approx(1), 0)
+
+
+def test_false_alarm_with_a_better_score_halves_precision(open_set):
+    dataset = open_set([1, 2], [truth()])
+    alarm = found([150, 150, 20, 20], image_id=2, confidence=0.9)
+    assert score(dataset, [found(), alarm]).numbers[0] == pytest.approx(0.5)
+    assert score(dataset, [found(), {**alarm, "score": 0.1}]).numbers[0] == pytest.approx(1)
+
+
+def test_crowd_region_swallows_detections(open_set):
+    dataset = open_set([1], [truth(), truth([100, 100, 80, 80], iscrowd=1)])
+    inside = [found([110, 110, 20, 20], confidence=0.9), found([140, 140, 20, 20], confidence=0.8)]
+    assert score(dataset, [found(), *inside]).numbers[0] == pytest.approx(1)
+
+
+def test_annotation_id_zero_is_an_object_as_any_other(open_set):
+    dataset = open_set([1], [truth(id=0)])
+    assert score(dataset, [found()]).numbers[0] == pytest.approx(1)
+
+
+def test_annotated_area_decides_the_size(open_set):
+    dataset = open_set([1], [truth(area=500.0)])  # the box alone would be of medium size: 1200 pixels
+    numbers = score(dataset, [found()]).numbers
+    assert (numbers[3], numbers[4]) == (pytest.approx(1), -1)
+
+
+def test_set_without_objects_is_undefined(open_set):
+    evaluation = score(open_set([1, 2], []), [found()])
+    assert (evaluation.numbers == -1).all()
+
+
+def test_images_with_text_ids_are_scored(open_set):
+    dataset = open_set(["a", "b"], [truth(image_id="b")])
+    assert score(dataset, [found(image_id="b")]).numbers[0] == pytest.approx(1)
+    assert score(dataset, [found(image_id="a")]).numbers[0] == 0
+
+
+def test_subset_is_scored_on_its_own_images(open_set):
+    annotations = [truth(image_id=1), truth(image_id=2)]
+    assert score(open_set([1, 2], annotations, max_images=1), [found()]).numbers[0] == pytest.approx(1)
+    assert score(open_set([1, 2], annotations), [found()]).numbers[0] == pytest.approx(51 / 101)
+
+
+def test_scoring_twice_gives_the_same(dataset):
+    results = truth_as_results(dataset)[::2]
+    np.testing.assert_array_equal(score(dataset, results).numbers, score(dataset, results).numbers)
+
+
+def test_results_of_an_image_out_of_the_subset_are_refused(open_set):
+    dataset = open_set([1, 2], [truth(image_id=1)], max_images=1)
+    with pytest.raises(InputError, match=r"image 2 .*--max_images.*--override True"):
+        score(dataset, [found(image_id=2)])
+
+
+def test_results_of_an_unknown_category_are_refused(open_set):
+    with pytest.raises(InputError, match=r"category 5"):
+        score(open_set([1], [truth()]), [found(category_id=5)])

@@ -1,0 +1,112 @@
+"""Files that are either whole or absent."""
+
+import os
+import stat
+
+import pytest
+
+from utils.errors import InputError
+from utils.files import make_writable_folder, written_whole
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_empty_file_is_written(tmp_path):
+    with written_whole(tmp_path / "a") as temporary:
+        temporary.touch()
+    assert (tmp_path / "a").read_bytes() == b""
+
+
+def test_file_appears_when_the_block_succeeds(tmp_path):
+    path = tmp_path / "new" / "deep" / "a.txt"
+    with written_whole(path) as temporary:
+        temporary.write_text("whole")
+        assert temporary.parent == path.parent  # a rename, not a copy to another disk
+        assert not path.exists()
+    assert path.read_text() == "whole"
+    assert names(path.parent) == ["a.txt"]
+
+
+def test_file_is_replaced_when_the_block_succeeds(tmp_path):
+    (tmp_path / "a").write_text("old")
+    with written_whole(str(tmp_path / "a")) as temporary:
+        temporary.write_text("new")
+        assert (tmp_path / "a").read_text() == "old"
+    assert (tmp_path / "a").read_text() == "new"
+    assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, InputError])
+def test_failure_leaves_the_old_file_and_no_temporary_one(tmp_path, error):
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(error), written_whole(tmp_path / "a") as temporary:
+        temporary.write_text("half")
+        raise error
+    assert (tmp_path / "a").read_text() == "old"
+    assert names(tmp_path) == ["a"]
+
+
+def test_full_disk_is_told_with_the_path(tmp_path):
+    (tmp_path / "a").write_text("old")
+    with (
+        pytest.raises(InputError, match=r"cannot write .*a: No space left on device"),
+        written_whole(tmp_path / "a") as temporary,
+    ):
+        temporary.write_text("half")
+        raise OSError(28, "No space left on device")
+    assert (tmp_path / "a").read_text() == "old"
+    assert names(tmp_path) == ["a"]
+
+
+def test_block_that_writes_nothing_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="cannot write"), written_whole(tmp_path / "a"):
+        pass
+    assert names(tmp_path) == []
+
+
+def test_folder_that_is_a_file_is_told(tmp_path):
+    (tmp_path / "blocked").touch()
+    with pytest.raises(InputError, match="blocked"), written_whole(tmp_path / "blocked" / "a") as temporary:
+        temporary.write_text("x")
+
+
+def test_place_taken_by_a_folder_is_told(tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(InputError, match="cannot write"), written_whole(tmp_path / "a") as temporary:
+        temporary.write_text("x")
+    assert names(tmp_path) == ["a"]
+
+
+@pytest.fixture
+def locked_folder(tmp_path):
+    """A folder without permission to write, where the system minds."""
+    folder = tmp_path / "locked"
+    folder.mkdir()
+    folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    if os.access(folder, os.W_OK):
+        folder.chmod(0o700)
+        pytest.skip("this user may write everywhere")
+    yield folder
+    folder.chmod(0o700)
+
+
+def test_folder_without_permission_is_told(locked_folder):
+    with pytest.raises(InputError, match="Permission denied"), written_whole(locked_folder / "a") as temporary:
+        temporary.write_text("x")
+    with pytest.raises(InputError, match=r"locked: Permission denied"):
+        make_writable_folder(locked_folder)
+
+
+def test_writable_folder_is_made_and_left_empty(tmp_path):
+    make_writable_folder(tmp_path / "new" / "deep")
+    make_writable_folder(tmp_path / "new" / "deep")
+    assert names(tmp_path / "new" / "deep") == []
+
+
+def test_writable_folder_that_is_a_file_is_told(tmp_path):
+    (tmp_path / "blocked").touch()
+    for folder in (tmp_path / "blocked", tmp_path / "blocked" / "deep"):
+        with pytest.raises(InputError, match="blocked"):
+            make_writable_folder(folder)

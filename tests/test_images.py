@@ -1,0 +1,238 @@
+"""Picture files of every kind in, and whole ones out."""
+
+import io
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from utils.errors import InputError
+from utils.images import list_pictures, read_image, write_image
+
+# What a person sees: four colours in the corners, 40 x 60.
+CORNERS = {"red": (230, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 230), "white": (250, 250, 250)}
+
+
+def corners(height: int = 40, width: int = 60) -> np.ndarray:
+    picture = np.empty((height, width, 3), np.uint8)
+    rows, columns = height // 2, width // 2
+    picture[:rows, :columns], picture[:rows, columns:] = CORNERS["red"], CORNERS["green"]
+    picture[rows:, :columns], picture[rows:, columns:] = CORNERS["blue"], CORNERS["white"]
+    return picture
+
+
+def encode(picture: np.ndarray, file_format: str = "JPEG", **options) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def oriented_jpeg(picture: np.ndarray, orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encode(picture, exif=exif, quality=95)
+
+
+def assert_close(picture: np.ndarray, expected: np.ndarray) -> None:
+    """Equal but for JPEG's losses."""
+    assert picture.shape == expected.shape and picture.dtype == np.uint8
+    assert np.abs(picture.astype(int) - expected).mean() < 6
+
+
+def test_empty_file_is_refused(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"")
+    with pytest.raises(InputError, match=r"a\.jpg is empty"):
+        read_image(tmp_path / "a.jpg")
+
+
+def test_jpeg_is_read_as_rgb(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(encode(corners(), quality=95))
+    assert_close(read_image(tmp_path / "a.jpg"), corners())
+    assert_close(read_image(str(tmp_path / "a.jpg")), corners())
+
+
+def test_progressive_jpeg_is_read(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(encode(corners(), quality=95, progressive=True))
+    assert_close(read_image(tmp_path / "a.jpg"), corners())
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "BMP", "TIFF"])
+def test_lossless_formats_keep_every_pixel(tmp_path, file_format):
+    (tmp_path / "a").write_bytes(encode(corners(), file_format))
+    np.testing.assert_array_equal(read_image(tmp_path / "a"), corners())
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+def test_grey_becomes_rgb(tmp_path, file_format):
+    grey = np.full((8, 16), 90, np.uint8)
+    (tmp_path / "grey").write_bytes(encode(grey, file_format))
+    np.testing.assert_array_equal(read_image(tmp_path / "grey"), np.full((8, 16, 3), 90))
+
+
+def test_alpha_channel_is_dropped(tmp_path):
+    rgba = np.dstack([corners(), np.full((40, 60), 7, np.uint8)])
+    (tmp_path / "a.png").write_bytes(encode(rgba, "PNG"))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), corners())
+
+
+def test_palette_becomes_rgb(tmp_path):
+    picture = Image.fromarray(corners()).quantize(4)
+    picture.save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.asarray(picture.convert("RGB")))
+
+
+def test_sixteen_bits_become_eight(tmp_path):
+    deep = np.empty((4, 6, 3), np.uint16)
+    deep[:] = (0x2000, 0x8000, 0xFFFF)  # blue, green, red
+    assert cv2.imwrite(str(tmp_path / "a.png"), deep)
+    picture = read_image(tmp_path / "a.png")
+    assert picture.dtype == np.uint8
+    assert np.abs(picture.astype(int) - (255, 128, 32)).max() <= 1
+
+
+# Orientation -> how the stored pixels of that picture lie.
+STORED = {
+    1: lambda seen: seen,
+    2: lambda seen: seen[:, ::-1],
+    3: lambda seen: seen[::-1, ::-1],
+    4: lambda seen: seen[::-1],
+    5: lambda seen: seen.transpose(1, 0, 2),
+    6: lambda seen: np.rot90(seen, 1),
+    7: lambda seen: seen[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda seen: np.rot90(seen, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", STORED)
+def test_exif_orientation_is_applied(tmp_path, orientation):
+    stored = np.ascontiguousarray(STORED[orientation](corners()))
+    (tmp_path / "a.jpg").write_bytes(oriented_jpeg(stored, orientation))
+    assert_close(read_image(tmp_path / "a.jpg"), corners())
+
+
+def test_orientation_agrees_with_the_size_that_is_asked_for(tmp_path):
+    stored = np.ascontiguousarray(np.rot90(corners(), 1))  # 60 x 40
+    (tmp_path / "a.jpg").write_bytes(oriented_jpeg(stored, 6))
+    assert_close(read_image(tmp_path / "a.jpg", (40, 60)), corners())
+    assert_close(read_image(tmp_path / "a.jpg", (60, 40)), stored)
+
+
+def test_picture_of_neither_size_is_refused(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(oriented_jpeg(corners(), 6))
+    with pytest.raises(InputError, match=r"a\.jpg is 40 x 60 .*50 x 70"):
+        read_image(tmp_path / "a.jpg", (70, 50))
+
+
+def test_missing_picture_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"none\.jpg"):
+        read_image(tmp_path / "none.jpg")
+
+
+def test_folder_in_place_of_a_picture_is_refused(tmp_path):
+    with pytest.raises(InputError, match="cannot read the picture"):
+        read_image(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"no picture\n", b"\xff\xd8", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"\0" * 5000])
+def test_something_else_named_jpg_is_refused(tmp_path, content):
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.jpg"):
+        read_image(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9, 0.99])
+def test_cut_jpeg_is_refused(tmp_path, share, progressive):
+    noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
+    data = encode(noise, progressive=progressive)
+    (tmp_path / "cut.jpg").write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(InputError, match=r"cut\.jpg.*cut short"):
+        read_image(tmp_path / "cut.jpg")
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_cut_png_is_refused(tmp_path, share):
+    data = encode(np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8), "PNG")
+    (tmp_path / "cut.png").write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(InputError, match=r"cut\.png"):
+        read_image(tmp_path / "cut.png")
+
+
+def with_thumbnail(picture: np.ndarray) -> bytes:
+    """A JPEG with another whole JPEG in a segment before its own picture, as cameras write their thumbnails."""
+    data, thumbnail = encode(picture, quality=95), encode(picture[::4, ::4])
+    segment = b"\xff\xe2" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail
+    return data[:2] + segment + data[2:]
+
+
+def test_jpeg_with_bytes_after_its_end_is_read(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(encode(corners(), quality=95) + b"\0" * 64 + b"appended film")
+    assert_close(read_image(tmp_path / "a.jpg"), corners())
+
+
+def test_jpeg_with_a_thumbnail_is_read(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(with_thumbnail(corners()))
+    assert_close(read_image(tmp_path / "a.jpg"), corners())
+
+
+def test_cut_jpeg_with_a_thumbnail_is_refused(tmp_path):
+    data = with_thumbnail(np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8))
+    (tmp_path / "a.jpg").write_bytes(data[: int(len(data) * 0.8)])
+    with pytest.raises(InputError, match="cut short"):
+        read_image(tmp_path / "a.jpg")
+
+
+def test_jpeg_with_fill_bytes_before_a_marker_is_read(tmp_path):
+    data = encode(corners(), quality=95)
+    (tmp_path / "a.jpg").write_bytes(data[:2] + b"\xff\xff" + data[2:])
+    assert_close(read_image(tmp_path / "a.jpg"), corners())
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".PNG"])
+def test_picture_is_written_and_read_back(tmp_path, suffix):
+    path = tmp_path / "made" / f"a{suffix}"
+    write_image(path, corners())
+    np.testing.assert_array_equal(read_image(path), corners())
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_jpeg_is_written_with_its_colours(tmp_path):
+    write_image(tmp_path / "a.jpg", corners())
+    assert (tmp_path / "a.jpg").read_bytes().startswith(b"\xff\xd8")
+    assert_close(read_image(tmp_path / "a.jpg"), corners())
+
+
+@pytest.mark.parametrize("name", ["a.nope", "a"])
+def test_unknown_suffix_is_refused(tmp_path, name):
+    with pytest.raises(InputError, match="cannot write"):
+        write_image(tmp_path / name, corners())
+    assert not list(tmp_path.iterdir())
+
+
+def test_picture_that_the_format_cannot_hold_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"a\.jpg: .*70000 x 1 pixels"):
+        write_image(tmp_path / "a.jpg", np.zeros((1, 70000, 3), np.uint8))
+
+
+def test_no_paths_are_no_pictures():
+    assert list_pictures([]) == []
+
+
+def test_files_and_folders_are_listed_in_their_order(tmp_path):
+    for name in ("album/b.JPG", "album/a.png", "album/notes.txt", "album/deeper/c.jpg", "z.dat"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "album" / "folder.jpg").mkdir()
+    listed = list_pictures([str(tmp_path / "z.dat"), str(tmp_path / "album")])
+    assert listed == [tmp_path / "z.dat", tmp_path / "album" / "a.png", tmp_path / "album" / "b.JPG"]
+
+
+def test_folder_without_pictures_is_refused(tmp_path):
+    with pytest.raises(InputError, match="holds no pictures"):
+        list_pictures([str(tmp_path)])
+
+
+def test_path_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"none\.png"):
+        list_pictures([str(tmp_path / "none.png")])

@@ -1,0 +1,109 @@
+"""Colours of classes, and boxes drawn on pictures."""
+
+import numpy as np
+import pytest
+
+from utils.visualize import class_color, draw_boxes, side_by_side
+
+NO_BOXES, NO_CLASSES = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+
+
+def grey(height: int = 120, width: int = 160) -> np.ndarray:
+    return np.full((height, width, 3), 128, np.uint8)
+
+
+def test_no_boxes_give_an_equal_copy():
+    image = grey()
+    drawn = draw_boxes(image, NO_BOXES, NO_CLASSES, [])
+    np.testing.assert_array_equal(drawn, image)
+    assert drawn is not image and not np.shares_memory(drawn, image)
+
+
+def test_colours_of_five_hundred_classes_are_valid_and_the_same_every_time():
+    for class_id in range(501):
+        color = class_color(class_id)
+        assert len(color) == 3 and all(isinstance(c, int) and 0 <= c <= 255 for c in color)
+        assert color == class_color(class_id) == class_color(np.int64(class_id))
+
+
+def test_neighbours_have_colours_well_apart():
+    colors = np.array([class_color(class_id) for class_id in range(501)])
+    assert np.abs(np.diff(colors, axis=0)).sum(axis=1).min() >= 60
+
+
+def test_colours_of_a_hundred_classes_are_all_different():
+    assert len({class_color(class_id) for class_id in range(100)}) == 100
+
+
+def test_drawing_leaves_its_input_alone():
+    image, boxes, classes = grey(), np.array([[20, 30, 90, 100]], np.float32), np.array([0])
+    before = boxes.copy()
+    drawn = draw_boxes(image, boxes, classes, ["square 0.90"])
+    np.testing.assert_array_equal(image, grey())
+    np.testing.assert_array_equal(boxes, before)
+    assert drawn.shape == image.shape and drawn.dtype == np.uint8 and (drawn != image).any()
+
+
+def test_box_is_drawn_in_its_colour_along_its_edges_only():
+    drawn = draw_boxes(grey(), np.array([[20.4, 50, 90, 100]]), np.array([3]), [""])
+    color = class_color(3)
+    for x, y in ((20, 75), (90, 75), (55, 100), (20, 100), (90, 100)):
+        np.testing.assert_allclose(drawn[y, x], color, atol=30)  # thin lines are blended with the picture
+    assert (drawn[60:95, 25:85] == 128).all()
+    assert (drawn[105:] == 128).all() and (drawn[:, 95:] == 128).all()
+
+
+def test_later_boxes_lie_above():
+    boxes = np.array([[20, 50, 90, 100]] * 2)
+    for first, last in ((0, 1), (1, 0)):
+        drawn = draw_boxes(grey(), boxes, np.array([first, last]), ["", ""])
+        np.testing.assert_allclose(drawn[75, 20], class_color(last), atol=30)
+
+
+def test_lists_are_taken_as_well_as_arrays():
+    boxes = [[20, 50, 90, 100]]
+    expected = draw_boxes(grey(), np.array(boxes), np.array([1]), ["a"])
+    np.testing.assert_array_equal(draw_boxes(grey(), boxes, [1], ["a"]), expected)
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        [-1e9, -1e9, 1e9, 1e9],
+        [1e7, 1e7, 2e7, 2e7],
+        [-5000, 10, -4000, 50],
+        [np.inf, 0, np.inf, 5],
+        [-np.inf, -np.inf, np.inf, np.inf],
+        [50, 50, 50, 50],
+        [90, 90, 20, 20],
+        [158, 0, 400, 2],
+    ],
+)
+def test_box_outside_the_picture_or_of_no_area_is_no_trouble(box):
+    drawn = draw_boxes(grey(), np.array([box], np.float64), np.array([2]), ["far away"])
+    assert drawn.shape == (120, 160, 3)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 300), (300, 2), (1500, 2000)])
+def test_pictures_of_every_size_are_drawn_on(shape):
+    box = np.array([[0, 0, shape[1] - 1, shape[0] - 1]], np.float32)
+    drawn = draw_boxes(grey(*shape), box, np.array([0]), ["a rather long label 0.99"])
+    assert drawn.shape == (*shape, 3) and (drawn != 128).any()
+
+
+def test_label_of_a_box_at_the_top_right_is_moved_inside():
+    box = np.array([[150, 0, 158, 110]])
+    with_label, without = (draw_boxes(grey(), box, np.array([0]), [label]) for label in ("a label", ""))
+    rows, columns = np.nonzero((with_label != without).any(axis=2))
+    assert columns.min() < 140  # to the left, as it is wider than the box
+    plate = np.abs(with_label[:5, columns.min() + 2 : 145].astype(int) - class_color(0)).sum(axis=2)
+    assert (plate < 10).any() and rows.max() < 30  # and below the upper edge
+
+
+def test_pictures_side_by_side():
+    left, right = grey(40, 60), np.zeros((40, 30, 3), np.uint8)
+    both = side_by_side(left, right)
+    assert both.shape[0] == 40 and both.shape[1] > 90 and both.dtype == np.uint8
+    np.testing.assert_array_equal(both[:, :60], left)
+    np.testing.assert_array_equal(both[:, -30:], right)
+    assert (both[:, 60:-30] == 255).all()
