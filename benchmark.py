@@ -90,7 +90,9 @@ def effdet(compound_coef: int, images: Tensor) -> Callable[[], object]:
     except ImportError as error:
         raise InputError("--compare effdet needs that package: pip install effdet") from error
     name = "tf_efficientdet_d7x" if compound_coef == 8 else f"tf_efficientdet_d{compound_coef}"
-    model = create_model(name, bench_task="predict", pretrained=False, pretrained_backbone=False).eval().to(images.device)
+    model = (
+        create_model(name, bench_task="predict", pretrained=False, pretrained_backbone=False).eval().to(images.device)
+    )
     return lambda: model(images)
 
 

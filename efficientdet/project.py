@@ -2,7 +2,6 @@
 
 import ast
 import difflib
-import math
 import operator
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,9 +124,22 @@ def _project_path(name_or_path: str | Path) -> Path:
     )
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """YAML's plain values only, and no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value]
+        for key, _ in node.value:
+            if keys.count(key.value) > 1:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key.value!r} is given twice", problem_mark=key.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path) -> dict:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
@@ -175,7 +187,7 @@ def _is_numbers(value: object, length: int | None = None) -> bool:
         isinstance(value, list)
         and len(value) > 0
         and (length is None or len(value) == length)
-        and all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in value)
+        and all(isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < 1e300 for v in value)
     )
 
 

@@ -285,3 +285,15 @@ def test_empty_category_name_does_not_match_an_unused_slot(make_project):
 def test_two_categories_of_one_name_are_refused(make_project):
     with pytest.raises(InputError, match=r"annotations\.json.*'disc'"):
         make_project().match_categories([{"id": 1, "name": "disc"}, {"id": 2, "name": "disc"}], SOURCE)
+
+
+def test_key_given_twice_is_refused_with_its_line(tmp_path):
+    path = tmp_path / "twice.yml"
+    path.write_text("project_name: a\ntrain_set: b\ntrain_set: c\n")
+    with pytest.raises(InputError, match=r"twice\.yml, line 2.*'train_set' is given twice"):
+        load_project(path)
+
+
+def test_number_that_no_float_can_hold_is_refused(make_project):
+    with pytest.raises(InputError, match="mean"):
+        make_project(mean=[10**400, 0.5, 0.5])
