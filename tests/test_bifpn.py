@@ -21,14 +21,14 @@ def features(channels: tuple[int, ...], height: int, width: int) -> list[Tensor]
 
 
 def make_identity(cell: BiFPNCell) -> BiFPNCell:
-    """Make every node of a cell pass its fused input on as it is (batch norm in evaluation mode, without epsilon)."""
+    """Make every node of a cell pass its fused input on as it is (batch norm in evaluation mode divides by 1)."""
     for module in cell.modules():
         if isinstance(module, SeparableConv):
             nn.init.dirac_(module.depthwise_conv.conv.weight, groups=module.depthwise_conv.conv.groups)
             nn.init.dirac_(module.pointwise_conv.conv.weight)
             nn.init.zeros_(module.pointwise_conv.conv.bias)
         if isinstance(module, nn.BatchNorm2d):
-            module.eps = 0.0
+            module.running_var.fill_(1 - module.eps)
     return cell.eval()
 
 
