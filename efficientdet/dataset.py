@@ -254,7 +254,8 @@ def _collate_or_error(samples: list[Sample | InputError]) -> Batch | InputError:
 
 def _leave_stopping_to_the_main_process(worker_id: int) -> None:
     """Ctrl+C and a job scheduler's SIGTERM go to the whole process group, but the last step still needs its workers."""
-    os.setpgrp()
+    if os.name == "posix":
+        os.setpgrp()
 
 
 def _read_annotations(path: Path) -> dict:
