@@ -188,8 +188,7 @@ def main(args: argparse.Namespace) -> None:
                     classification, regression = (part.item() for part in step_losses)
                     bar.update(len(batch.image_ids))
                     bar.set_postfix_str(
-                        f"step {progress.step}, class loss {classification:.4f}, box loss {regression:.4f}, "
-                        f"total {classification + regression:.4f}, lr {lr:g}"
+                        f"step {progress.step}, class {classification:.4f}, box {regression:.4f}, lr {lr:g}"
                     )
                     writer.add_scalar("train/classification_loss", classification, progress.step)
                     writer.add_scalar("train/regression_loss", regression, progress.step)
@@ -304,8 +303,9 @@ def restore(
 
 
 def progress_bar(title: str, batches: BatchLoader) -> tqdm:
-    """A bar that counts images, so that its rate is images per second."""
-    return tqdm(desc=title, total=batches.num_images, unit="image", dynamic_ncols=True)
+    """A bar that counts images. On a terminal of 80 columns only what stands last is cut: counts, time left, bar."""
+    layout = "{desc} {percentage:3.0f}% {rate_noinv_fmt}{postfix} {n_fmt}/{total_fmt} {remaining} |{bar}|"
+    return tqdm(desc=title, total=batches.num_images, unit="img", bar_format=layout, dynamic_ncols=True)
 
 
 def write_debug_pictures(batch: Batch, outputs: Outputs, project: Project) -> None:

@@ -1,7 +1,6 @@
 """What the tests of the command-line scripts share: running them, and small inputs for them."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,8 +24,7 @@ def command(name: str, *args: str | Path) -> list[str]:
 def run_script(
     name: str, *args: str | Path, cwd: Path, env: dict[str, str] | None = None, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script in the folder `cwd` to its end, with its output captured (pytest's COLUMNS would cut the bars)."""
-    env = {key: value for key, value in (env or os.environ).items() if key != "COLUMNS"}
+    """Run a script in the folder `cwd` to its end, with its output captured."""
     return subprocess.run(command(name, *args), cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)
 
 

@@ -1,9 +1,14 @@
 """train.py as its users run it: progress, checkpoints, going on, stopping."""
 
+import contextlib
+import fcntl
 import os
+import pty
 import re
 import signal
+import struct
 import subprocess
+import termios
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,12 +60,30 @@ def finished(tmp_path_factory) -> SimpleNamespace:
 def test_training_prints_steps_losses_learning_rate_and_image_rate(finished):
     assert_succeeded(finished.first)
     assert re.search(
-        r"step 6, class loss \d+\.\d+, box loss \d+\.\d+, total \d+\.\d+, lr 0\.0001", finished.first.stderr
+        r"epoch 2/2 100% +\d+\.\d+img/s, step 6, class \d+\.\d+, box \d+\.\d+, lr 0\.0001", finished.first.stderr
     )
-    assert re.search(r"epoch 2/2: 100%.* 6/6 .*image/s", finished.first.stderr)
     assert "6 images to train on, 3 to validate" in finished.first.stdout
     for epoch in (1, 2):
         assert re.search(rf"^epoch {epoch}: train loss \d.*; validation loss \d", finished.first.stdout, re.MULTILINE)
+
+
+def test_a_terminal_of_80_columns_shows_steps_losses_learning_rate_and_image_rate(shapes_project):
+    master, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    training = subprocess.Popen(
+        command(*TRAIN, "--num_epochs", "1"), cwd=shapes_project.root, stdout=subprocess.DEVNULL, stderr=terminal
+    )
+    os.close(terminal)
+    shown = b""
+    with contextlib.suppress(OSError):  # how Linux tells that the last writer has closed the terminal
+        while part := os.read(master, 4096):
+            shown += part
+    os.close(master)
+    assert training.wait() == 0, shown
+    lines = re.split(r"[\r\n]+", shown.decode())
+    assert max(map(len, lines)) <= 80
+    pattern = r"epoch 1/1 100% +\d+\.\d+img/s, step 3, class \d+\.\d+, box \d+\.\d+, lr 0\.0001 "
+    assert any(re.match(pattern, line) for line in lines), lines
 
 
 def test_checkpoint_is_a_plain_state_dict_that_loads_strictly(finished):
@@ -97,7 +120,7 @@ def test_training_leaves_no_temporary_files(finished):
 def test_last_goes_on_with_epoch_step_optimizer_and_scheduler(finished):
     assert_succeeded(finished.second)
     assert re.search(r"going on from logs/drawn/efficientdet-d0_2_6\.pth: epoch 3, step 6", finished.second.stdout)
-    assert re.search(r"epoch 3/3: .*step 9,", finished.second.stderr)
+    assert re.search(r"epoch 3/3 .*step 9,", finished.second.stderr)
     assert "epoch 1/3" not in finished.second.stderr
     assert "efficientdet-d0_3_9.pth" in checkpoints(finished.project)
 
@@ -203,7 +226,7 @@ def test_going_on_within_an_epoch_takes_the_images_that_are_left(interrupted):
         )
         assert after["step"] > before["step"]
         left = 6 * REPEATED - before["images_in_epoch"]
-        assert re.search(rf"epoch 1/500: .*/{left} ", interrupted.runs[number].stderr)
+        assert re.search(rf"epoch 1/500 .*/{left} ", interrupted.runs[number].stderr)
     # --debug draws each image that a step sees: as many files as images in the epoch means that none came twice.
     drawn = list((interrupted.project.root / "test").iterdir())
     assert len(drawn) == interrupted.states[-1]["progress"]["images_in_epoch"]
@@ -235,7 +258,7 @@ def test_weights_with_other_classes_start_with_a_fresh_class_header(shapes_proje
     run = run_script(*TRAIN, *args, cwd=shapes_project.root)
     assert_succeeded(run)
     assert f"{weights} has other classes: the class header starts afresh for 2" in run.stdout
-    (first_loss,) = re.findall(r"step 1, class loss (\d+\.\d+)", run.stderr)[:1]
+    (first_loss,) = re.findall(r"step 1, class (\d+\.\d+)", run.stderr)[:1]
     assert float(first_loss) < 10  # with a header that is not initialised for rare objects: hundreds
     assert last_state(shapes_project)["settings"]["head_only"] is True
 
