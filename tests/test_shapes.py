@@ -1,0 +1,331 @@
+"""The drawn data set: the same from the same seed, and boxes that are exact."""
+
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from numpy.random import RandomState
+from scripts import REPOSITORY, assert_one_error, assert_succeeded
+
+from efficientdet import shapes
+from efficientdet.dataset import CocoDataset
+from efficientdet.project import load_project
+from efficientdet.shapes import CLASS_NAMES, PICTURE_SIZES, draw_if_absent, draw_picture, write_shapes
+from utils.errors import InputError
+
+PROJECT = REPOSITORY / "projects" / "shapes.yml"
+
+
+def content(folder: Path, set_name: str) -> dict:
+    return json.loads((folder / "annotations" / f"instances_{set_name}.json").read_text())
+
+
+def run_shapes(*args: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "efficientdet.shapes", *map(str, args)]
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[tuple[np.ndarray, list[dict]]]:
+    """The first 150 pictures to train on."""
+    return [draw_picture(RandomState((0, 0, number))) for number in range(150)]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    """A data set of 4 pictures to train on and 2 to validate."""
+    folder = tmp_path_factory.mktemp("written") / "shapes"
+    write_shapes(folder, 4, 2)
+    return folder
+
+
+def test_no_pictures(tmp_path):
+    write_shapes(tmp_path / "shapes", 0, 0)
+    for set_name in ("train", "val"):
+        found = content(tmp_path / "shapes", set_name)
+        assert found["images"] == found["annotations"] == []
+        assert [category["name"] for category in found["categories"]] == list(CLASS_NAMES)
+
+
+# Recorded with OpenCV 4.11, 4.12 and 5.0, and numpy 1.26 and 2.4.
+@pytest.mark.parametrize(
+    ("seed", "digest", "objects"),
+    [
+        (
+            (0, 0, 0),
+            "cc11502fa78d473c0e44ccccd93d1235d1fabdb941cbfcfa6b1010cffeb884bb",
+            [("rectangle", [130, 0, 190, 124], 13216)],
+        ),
+        ((0, 0, 1), "4f47d75f0bfc1b696d56be0484c7d54b1ac25e3384c563528d86f9abfd8e5729", []),
+        (
+            (0, 0, 2),
+            "60e49a3521f37d5583fa9752b4512a6224e84f9004970b23ae78f919b7917582",
+            [
+                ("ellipse", [195, 51, 61, 78], 3611),
+                ("ring", [285, 201, 24, 23], 317),
+                ("ring", [141, 177, 33, 43], 752),
+                ("star", [62, 109, 24, 27], 271),
+                ("triangle", [20, 0, 143, 115], 9350),
+            ],
+        ),
+        (
+            (0, 1, 3),
+            "2f6f8806a6b1fb7d304f0a24748af1510b029e96b0fd637c8121eefccef1bf60",
+            [
+                ("ellipse", [200, 88, 175, 168], 18821),
+                ("cross", [80, 142, 28, 26], 410),
+                ("ring", [21, 29, 82, 62], 2482),
+                ("cross", [231, 222, 81, 34], 1474),
+                ("cross", [307, 46, 38, 38], 858),
+                ("rectangle", [121, 144, 154, 112], 9814),
+            ],
+        ),
+        (
+            (7, 0, 5),
+            "8a8da3a59058bf1b3dd3e05dc4c48294e10d45966f7a305e609f080a3bb97980",
+            [
+                ("ellipse", [175, 232, 27, 27], 536),
+                ("ellipse", [136, 213, 38, 28], 780),
+                ("cross", [108, 252, 82, 88], 3719),
+            ],
+        ),
+    ],
+)
+def test_recorded_pictures(seed, digest, objects):
+    image, found = draw_picture(RandomState(seed))
+    assert hashlib.sha256(image.tobytes()).hexdigest() == digest
+    assert [(entry["class"], entry["bbox"], entry["area"]) for entry in found] == objects
+
+
+def test_same_seed_same_picture_another_seed_another(pictures):
+    image, objects = draw_picture(RandomState((0, 0, 2)))
+    np.testing.assert_array_equal(image, pictures[2][0])
+    assert objects == pictures[2][1]
+    for seed in ((0, 0, 3), (0, 1, 2), (1, 0, 2)):
+        other, other_objects = draw_picture(RandomState(seed))
+        assert other.shape != image.shape or (other != image).mean() > 0.5
+        assert other_objects != objects
+
+
+def test_all_that_the_data_set_promises_occurs(pictures):
+    assert all(image.dtype == np.uint8 for image, _ in pictures)
+    assert {(image.shape[1], image.shape[0]) for image, _ in pictures} == set(PICTURE_SIZES)
+    counts = {len(objects) for _, objects in pictures}
+    assert {0, 1, 2, 3, 4, 5} < counts and max(counts) <= 8
+    found = [(entry, image.shape) for image, objects in pictures for entry in objects]
+    for name in CLASS_NAMES:
+        assert sum(entry["class"] == name for entry, _ in found) > len(found) / 10
+
+    boxes = np.array([entry["bbox"] for entry, _ in found])
+    ends = boxes[:, :2] + boxes[:, 2:]
+    limits = np.array([(width, height) for _, (height, width, _) in found])
+    assert (boxes[:, :2] >= 0).all() and (ends <= limits).all()
+    at_border = (boxes[:, :2] == 0).any(axis=1) | (ends == limits).any(axis=1)
+    assert 0.1 < at_border.mean() < 0.5
+    longest, shortest = boxes[:, 2:].max(axis=1), boxes[:, 2:].min(axis=1)
+    assert shortest.min() >= 8 and longest.min() < 20 and longest.max() > 250
+    aspects = boxes[:, 2] / boxes[:, 3]
+    assert aspects.min() < 0.5 and aspects.max() > 2
+    areas = np.array([entry["area"] for entry, _ in found])
+    assert (areas <= boxes[:, 2] * boxes[:, 3]).all() and areas.min() > 0
+
+
+def test_boxes_and_areas_are_those_of_the_visible_pixels(monkeypatch):
+    """With flat colours that tell the shapes apart, and without blending at their edges, the picture itself says it."""
+    rasterize = shapes._rasterize
+    attempts: list[int] = []  # pixels of each shape that is tried, in turn
+
+    def hard_edges(polygons):
+        corner, coverage = rasterize(polygons)
+        solid = coverage * 2 >= 16
+        attempts.append(int(solid.sum()))
+        return corner, 16 * solid.astype(np.int32)
+
+    def flat_color(rng, colors, height, width):
+        return np.full((height, width, 3), 25 * len(attempts), np.int32)
+
+    monkeypatch.setattr(shapes, "_rasterize", hard_edges)
+    monkeypatch.setattr(shapes, "_texture", flat_color)
+    monkeypatch.setattr(shapes, "_background", lambda rng, height, width, _: np.zeros((height, width, 3), np.int32))
+    hidden = rejected = total = 0
+    for number in range(80):
+        attempts.clear()
+        image, objects = draw_picture(RandomState(number))
+        shown = (image[..., 0] + 12) // 25  # the number of the attempt, 0 where there is none; noise is below 3
+        expected = []
+        for attempt in np.unique(shown)[1:] if (shown == 0).any() else np.unique(shown):
+            rows, columns = np.nonzero(shown == attempt)
+            x, y = columns.min(), rows.min()
+            bbox = [x, y, columns.max() - x + 1, rows.max() - y + 1]
+            expected.append((bbox, len(rows)))
+            assert len(rows) >= 0.45 * attempts[attempt - 1]
+            assert min(bbox[2:]) >= 8
+            hidden += len(rows) < attempts[attempt - 1]
+        assert [(entry["bbox"], entry["area"]) for entry in objects] == expected
+        rejected += len(attempts) - len(objects)
+        total += len(objects)
+    assert total > 150 and hidden > 50 and rejected > 10
+
+
+def test_coverage_worked_out_by_hand():
+    # From pixel (2, 1) on: 5 x 9 sub-pixels, as the last row and column belong to the polygon.
+    corner, coverage = shapes._rasterize([np.array([(8, 4), (12, 4), (12, 12), (8, 12)], np.int32)])
+    assert corner == (2, 1)
+    assert coverage.tolist() == [[16, 4], [16, 4], [4, 1]]
+    # Left of and above the picture, with a hole of 3 x 3 sub-pixels less its outline.
+    outer, hole = [(-8, -8), (-1, -8), (-1, -1), (-8, -1)], [(-7, -7), (-4, -7), (-4, -4), (-7, -4)]
+    corner, coverage = shapes._rasterize([np.array(outer, np.int32), np.array(hole, np.int32)])
+    assert corner == (-2, -2)
+    assert coverage.tolist() == [[16 - 4, 16], [16, 16]]
+
+
+@pytest.mark.parametrize(
+    ("name", "area"),
+    [
+        ("ellipse", math.pi),
+        ("rectangle", 4),
+        ("triangle", 3 * math.sqrt(3) / 4),
+        ("star", 10 * 0.5 * 0.45 * math.sin(math.pi / 5)),  # ten triangles with sides 1 and 0.45
+        ("cross", 4 - 4 * 0.68**2),
+        ("ring", math.pi * (1 - 0.55**2)),
+    ],
+)
+def test_outlines_have_the_areas_of_their_shapes(name, area):
+    polygons = [np.rint(np.array(polygon) * 1000).astype(np.int32) for polygon in shapes._OUTLINES[name]]
+    _, coverage = shapes._rasterize(polygons)
+    assert coverage.sum() / 1000**2 == pytest.approx(area, rel=0.01)
+
+
+def test_every_class_has_an_outline_that_is_tested():
+    assert set(CLASS_NAMES) == {"ellipse", "rectangle", "triangle", "star", "cross", "ring"}
+
+
+def test_nothing_is_drawn_outside_the_boxes(monkeypatch):
+    """Drawings that differ in the shapes' colour alone differ within two pixels of the boxes: tips thin out there."""
+
+    def drawn(number: int, color: int):
+        monkeypatch.setattr(
+            shapes, "_texture", lambda rng, colors, height, width: np.full((height, width, 3), color, np.int32)
+        )
+        return draw_picture(RandomState(number))
+
+    for number in range(20):
+        (black, objects), (white, same_objects) = drawn(number, 0), drawn(number, 255)
+        assert objects == same_objects
+        boxed = np.zeros(black.shape[:2], bool)
+        for x, y, width, height in (entry["bbox"] for entry in objects):
+            boxed[max(0, y - 2) : y + height + 2, max(0, x - 2) : x + width + 2] = True
+        differs = (black != white).any(axis=-1)
+        assert differs.any() == bool(objects) and not differs[~boxed].any()
+
+
+def test_written_set_is_that_of_the_project(written):
+    project = load_project(PROJECT)
+    assert project.class_names == CLASS_NAMES
+    assert {path.name for path in written.iterdir()} == {"annotations", project.train_set, project.val_set}
+    for set_number, (set_name, length) in enumerate(((project.train_set, 4), (project.val_set, 2))):
+        dataset = CocoDataset(written, set_name, project, (128, 128))
+        assert len(dataset) == length
+        for number, image_id in enumerate(dataset.image_ids):
+            image, objects = draw_picture(RandomState((0, set_number, number)))
+            np.testing.assert_array_equal(dataset.picture(image_id), image)
+            target = dataset.target(image_id)
+            assert [CLASS_NAMES[class_id] for class_id in target.class_ids] == [entry["class"] for entry in objects]
+            xywh = np.concatenate((target.boxes[:, :2], target.boxes[:, 2:] - target.boxes[:, :2]), axis=1)
+            assert xywh.tolist() == [entry["bbox"] for entry in objects]
+            assert dataset[number].image.shape == (128, 128, 3)
+
+
+def test_annotations_are_numbered_from_one_and_complete(written):
+    for set_name in ("train", "val"):
+        found = content(written, set_name)
+        assert [entry["id"] for entry in found["annotations"]] == list(range(1, len(found["annotations"]) + 1))
+        for image in found["images"]:
+            picture = cv2.imread(str(written / set_name / image["file_name"]))
+            assert picture.shape[:2] == (image["height"], image["width"])
+        assert {entry["iscrowd"] for entry in found["annotations"]} == {0}
+        assert all(entry["area"] > 0 for entry in found["annotations"])
+
+
+def test_picture_does_not_depend_on_how_many_are_drawn(written, tmp_path):
+    write_shapes(tmp_path / "fewer", 2, 1)
+    for set_name, length in (("train", 2), ("val", 1)):
+        fewer, more = content(tmp_path / "fewer", set_name), content(written, set_name)
+        assert fewer["images"] == more["images"][:length]
+        assert fewer["annotations"] == more["annotations"][: len(fewer["annotations"])]
+        assert len(fewer["annotations"]) == sum(entry["image_id"] <= length for entry in more["annotations"])
+        for image in fewer["images"]:
+            name = Path(set_name) / image["file_name"]
+            assert (tmp_path / "fewer" / name).read_bytes() == (written / name).read_bytes()
+
+
+def test_sets_and_seeds_differ(written, tmp_path):
+    write_shapes(tmp_path / "other", 1, 0, seed=1)
+    first = (written / "train/000000.png").read_bytes()
+    assert first != (written / "val/000000.png").read_bytes()
+    assert first != (tmp_path / "other/train/000000.png").read_bytes()
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), InputError("cannot write: no space left on device")])
+def test_interrupted_drawing_leaves_nothing(monkeypatch, tmp_path, stop):
+    def draw_two_only(rng):
+        if len(list(tmp_path.rglob("*.png"))) == 2:
+            raise stop
+        return draw_picture(rng)
+
+    monkeypatch.setattr(shapes, "draw_picture", draw_two_only)
+    with pytest.raises(type(stop)):
+        write_shapes(tmp_path / "shapes", 3, 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_places_and_seeds_that_cannot_be_used(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="file"):
+        write_shapes(tmp_path / "file", 1, 0)
+    with pytest.raises(InputError, match="file"):
+        write_shapes(tmp_path / "file" / "shapes", 1, 0)
+    with pytest.raises(InputError, match="--seed must be below"):
+        write_shapes(tmp_path / "shapes", 1, 0, seed=2**32)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_only_the_absent_data_of_the_project_shapes_is_drawn(monkeypatch, tmp_path, make_project, capsys):
+    drawn = []
+    monkeypatch.setattr(shapes, "write_shapes", drawn.append)
+    draw_if_absent(make_project(), tmp_path)
+    draw_if_absent(load_project(REPOSITORY / "projects" / "coco.yml"), tmp_path)
+    assert drawn == [] and capsys.readouterr().out == ""
+    draw_if_absent(load_project(PROJECT), tmp_path)
+    assert drawn == [tmp_path / "shapes"]
+    assert str(tmp_path / "shapes") in capsys.readouterr().out
+    (tmp_path / "shapes").mkdir()
+    draw_if_absent(load_project(PROJECT), tmp_path)
+    assert len(drawn) == 1
+
+
+def test_command_draws_a_set_once(tmp_path):
+    args = ("--output", "data/drawn", "--train", "3", "--val", "2")
+    assert_succeeded(run_shapes(*args, cwd=tmp_path))
+    folder = tmp_path / "data" / "drawn"
+    files = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
+    assert [str(path.relative_to(folder)) for path in files] == [
+        "annotations/instances_train.json",
+        "annotations/instances_val.json",
+        "train/000000.png",
+        "train/000001.png",
+        "train/000002.png",
+        "val/000000.png",
+        "val/000001.png",
+    ]
+    assert_one_error(run_shapes(*args, "--seed", "1", cwd=tmp_path), "data/drawn", "exists already")
+    assert {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()} == files
