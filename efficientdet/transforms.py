@@ -6,6 +6,11 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+MIN_BOX_SIDE = 1  # pixels of the picture
+# Share of a box that a crop must leave: less of an object seldom tells what it is. Below a quarter, as that is what a
+# scale of 2 leaves of an object as large as the picture, which then fills the window.
+MIN_VISIBLE = 0.2
+
 
 class Target(NamedTuple):
     """The objects of one picture."""
@@ -76,3 +81,37 @@ def random_horizontal_flip(
 ) -> tuple[np.ndarray, Target]:
     """`horizontal_flip` with `probability`."""
     return horizontal_flip(image, target) if rng.random() < probability else (image, target)
+
+
+def random_scale_crop(
+    image: np.ndarray,
+    target: Target,
+    canvas: tuple[int, int],
+    rng: np.random.Generator,
+    scale_range: tuple[float, float] = (0.1, 2.0),
+) -> tuple[np.ndarray, Target, Letterbox]:
+    """A window of the picture (H, W, 3), its objects, and how it lies on the canvas: google/automl's scale jitter.
+
+    The picture is scaled to fit the canvas times a factor, drawn uniformly from `scale_range`. An axis on which it is
+    then longer than the canvas is cropped to it, at a random offset. The crop is made here, in whole pixels of the
+    picture, so that the letterbox need not scale what is cut away.
+
+    Boxes are clipped to the window. Left out are those with a side below MIN_BOX_SIDE, and those of which less than
+    MIN_VISIBLE remains (google/automl keeps any rest, and learns to see objects in slivers).
+    """
+    factor = rng.uniform(*scale_range)
+    picture = image.shape[:2]
+    scaled = Letterbox.fit(picture, tuple(max(1, int(side * factor)) for side in canvas)).resized
+    resized = tuple(min(sides) for sides in zip(scaled, canvas))
+    height, width = (max(1, round(side * part / full)) for side, part, full in zip(picture, resized, scaled))
+    top, left = rng.integers(0, (picture[0] - height + 1, picture[1] - width + 1)).tolist()
+
+    boxes = target.boxes - np.array([left, top, left, top], np.float32)
+    clipped = boxes.clip(0, np.array([width, height, width, height], np.float32))
+    whole, visible = boxes[:, 2:] - boxes[:, :2], clipped[:, 2:] - clipped[:, :2]
+    kept = (visible >= MIN_BOX_SIDE).all(axis=1) & (visible.prod(axis=1) >= MIN_VISIBLE * whole.prod(axis=1))
+    return (
+        image[top : top + height, left : left + width],
+        Target(clipped[kept], target.class_ids[kept]),
+        Letterbox((height, width), resized, canvas),
+    )

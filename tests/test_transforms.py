@@ -1,10 +1,16 @@
-"""The letterbox and the flip, against numbers computed by hand."""
+"""The letterbox, the flip and the scale jitter, against numbers computed by hand."""
 
 import numpy as np
 import pytest
 import torch
 
-from efficientdet.transforms import Letterbox, Target, horizontal_flip, random_horizontal_flip
+from efficientdet.transforms import (
+    Letterbox,
+    Target,
+    horizontal_flip,
+    random_horizontal_flip,
+    random_scale_crop,
+)
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -176,3 +182,158 @@ def test_random_flip_with_certainty(probability, flipped):
     image, target = noise(4, 50), some_objects()
     result, _ = random_horizontal_flip(image, target, np.random.default_rng(0), probability)
     np.testing.assert_array_equal(result, image[:, ::-1] if flipped else image)
+
+
+def coordinates(height: int, width: int) -> np.ndarray:
+    """A picture whose red is each pixel's row and whose green is its column, so that a window tells where it was."""
+    rows, columns = np.indices((height, width), dtype=np.uint8)
+    return np.stack((rows, columns, columns), axis=-1)
+
+
+def test_scale_crop_without_objects():
+    window, target, letterbox = random_scale_crop(noise(40, 80), no_objects(), (64, 64), np.random.default_rng(0))
+    assert target.boxes.shape == (0, 4) and target.boxes.dtype == np.float32
+    assert target.class_ids.shape == (0,) and target.class_ids.dtype == np.int64
+    assert letterbox.picture == window.shape[:2]
+
+
+def test_scale_crop_worked_out_by_hand():
+    # Twice the canvas is 128 x 128, where the picture is 64 x 128: all rows fit, and half of the 80 columns.
+    boxes = np.array([[30, 5, 45, 35], [0, 0, 80, 40], [65, 10, 85, 20], [0, 0, 20, 40]], np.float32)
+    window, target, letterbox = random_scale_crop(
+        coordinates(40, 80), Target(boxes, np.array([5, 6, 7, 8])), (64, 64), np.random.default_rng(1), (2.0, 2.0)
+    )
+    assert letterbox == Letterbox(picture=(40, 40), resized=(64, 64), canvas=(64, 64))
+    assert window[0, 0].tolist() == [0, 30, 30] and window[-1, -1].tolist() == [39, 69, 69]  # columns 30 to 70
+    assert target.boxes.tolist() == [[0, 5, 15, 35], [0, 0, 40, 40], [35, 10, 40, 20]]
+    assert target.class_ids.tolist() == [5, 6, 7]
+    assert (target.boxes.dtype, target.class_ids.dtype) == (np.float32, np.int64)
+
+
+@pytest.mark.parametrize("side", [100, 501])
+def test_an_object_as_large_as_the_picture_is_in_every_window(side):
+    whole = Target(np.array([[0, 0, side, side]], np.float32), np.array([0]))
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        window, target, _ = random_scale_crop(noise(side, side), whole, (64, 64), rng, (1.9, 2.0))
+        assert target.boxes.tolist() == [[0, 0, window.shape[1], window.shape[0]]]
+
+
+@pytest.mark.parametrize(
+    ("picture", "canvas"), [((427, 640), (512, 512)), ((37, 21), (128, 256)), ((1, 300), (64, 64))]
+)
+def test_scale_of_one_is_the_letterbox(picture, canvas):
+    image, target = noise(*picture), Target(np.array([[0, 0, 20, 1]], np.float32), np.array([3]))
+    window, same, letterbox = random_scale_crop(image, target, canvas, np.random.default_rng(0), (1.0, 1.0))
+    np.testing.assert_array_equal(window, image)
+    np.testing.assert_array_equal(same.boxes, target.boxes)
+    assert letterbox == Letterbox.fit(picture, canvas)
+
+
+def test_small_scale_lies_top_left_on_zeros():
+    image = np.full((40, 80, 3), 255, np.uint8)
+    box = Target(np.array([[20, 10, 80, 40]], np.float32), np.array([1]))
+    window, target, letterbox = random_scale_crop(image, box, (64, 64), np.random.default_rng(0), (0.5, 0.5))
+    assert letterbox == Letterbox(picture=(40, 80), resized=(16, 32), canvas=(64, 64))
+    pixels = letterbox.image(window, MEAN, STD)
+    assert (pixels[:16, :32] > 2).all() and (pixels[16:] == 0).all() and (pixels[:, 32:] == 0).all()
+    np.testing.assert_allclose(letterbox.boxes_to_canvas(target.boxes), [[8, 4, 32, 16]])
+
+
+def test_every_window_is_drawn():
+    # One and a half times the canvas is 30 x 30, of which 20 x 20 are seen: 10 x 10 pixels of the picture.
+    image, rng = coordinates(15, 15), np.random.default_rng(0)
+    corners = set()
+    for _ in range(1000):
+        window, _, letterbox = random_scale_crop(image, no_objects(), (20, 20), rng, (1.5, 1.5))
+        assert window.shape == (10, 10, 3) and letterbox.resized == (20, 20)
+        corners.add(tuple(window[0, 0, :2].tolist()))
+    assert corners == {(top, left) for top in range(6) for left in range(6)}
+
+
+def test_factor_is_uniform():
+    rng = np.random.default_rng(0)
+    letterboxes = [random_scale_crop(noise(50, 50), no_objects(), (100, 100), rng)[2] for _ in range(2000)]
+    sides = np.array([letterbox.resized[0] for letterbox in letterboxes])
+    # Of factors from 0.1 to 2, 0.9 / 1.9 are below 1, and they are uniform too.
+    assert 0.44 < (sides < 100).mean() < 0.51
+    assert 10 <= sides.min() <= 11 and 52 < sides[sides < 100].mean() < 57
+    windows = np.array([letterbox.picture[0] for letterbox in letterboxes])
+    assert windows.min() == 25 and windows.max() == 50
+
+
+def test_scale_crop_depends_on_its_generator_alone_and_leaves_its_input_alone():
+    image, target = noise(60, 90), some_objects()
+    before = image.copy()
+    first, again, other = (random_scale_crop(image, target, (64, 64), np.random.default_rng(n)) for n in (4, 4, 5))
+    np.testing.assert_array_equal(first[0], again[0])
+    np.testing.assert_array_equal(first[1].boxes, again[1].boxes)
+    assert first[2] == again[2] != other[2]
+    np.testing.assert_array_equal(image, before)
+    np.testing.assert_array_equal(target.boxes, some_objects().boxes)
+
+
+@pytest.mark.parametrize("canvas", [(96, 96), (64, 128)])
+def test_scale_crop_carries_a_drawn_box_with_it(canvas):
+    rng = np.random.default_rng(0)
+    seen = cut = 0
+    for _ in range(300):
+        height, width = rng.integers(60, 200, 2)
+        x1, y1 = rng.integers(0, (width - 30, height - 30))
+        x2, y2 = x1 + rng.integers(20, width - x1), y1 + rng.integers(20, height - y1)
+        image = np.zeros((height, width, 3), np.uint8)
+        image[y1:y2, x1:x2] = 255
+        drawn = Target(np.array([[x1, y1, x2, y2]], np.float32), np.array([0]))
+        window, target, letterbox = random_scale_crop(image, drawn, canvas, rng, (0.4, 2.0))
+        if len(target.boxes) == 0:
+            continue
+        pixels = letterbox.image(window, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))[..., 0] > 0.5
+        rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
+        extent = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+        np.testing.assert_allclose(letterbox.boxes_to_canvas(target.boxes)[0], extent, atol=1)
+        seen += 1
+        cut += window.shape != image.shape
+    assert seen > 200 and cut > 50
+
+
+def test_objects_that_are_mostly_cut_away_are_left_out():
+    # The scaled picture is 64 x 128, and the window 64 of its columns. Box k covers the columns from 8 k to 8 k + 8.
+    edges = np.arange(0, 128, 8, dtype=np.float32)
+    boxes = np.stack((edges, np.zeros(16, np.float32), edges + 8, np.full(16, 8, np.float32)), axis=1)
+    image, rng = coordinates(64, 128), np.random.default_rng(0)
+    rests = set()
+    for _ in range(200):
+        window, target, _ = random_scale_crop(image, Target(boxes, np.arange(16)), (64, 64), rng, (2.0, 2.0))
+        left = int(window[0, 0, 1])
+        visible = {k: min(8 * k + 8, left + 64) - max(8 * k, left) for k in range(16)}
+        assert target.class_ids.tolist() == [k for k in range(16) if visible[k] >= 2]  # a fifth of 8 is 1.6
+        assert (target.boxes[:, 2] - target.boxes[:, 0]).tolist() == [visible[k] for k in target.class_ids]
+        rests |= set(visible.values())
+    assert {1, 2, 3} < rests
+
+
+def test_rests_below_a_pixel_are_left_out():
+    # 20 of 24 columns are seen, from `left` on. At 3, a third of the box is left, but half a pixel wide.
+    box = Target(np.array([[2, 0, 3.5, 20]], np.float32), np.array([0]))
+    image, rng = coordinates(20, 24), np.random.default_rng(0)
+    kept = {}
+    for _ in range(100):
+        window, target, _ = random_scale_crop(image, box, (20, 20), rng, (1.2, 1.2))
+        kept[int(window[0, 0, 1])] = target.boxes.tolist()
+    assert kept == {0: [[2, 0, 3.5, 20]], 1: [[1, 0, 2.5, 20]], 2: [[0, 0, 1.5, 20]], 3: [], 4: []}
+
+
+@pytest.mark.parametrize("shape", [(1, 1000), (1000, 1), (1, 1), (3, 2000), (2, 2)])
+@pytest.mark.parametrize("scale_range", [(0.001, 0.01), (0.1, 2.0), (2.0, 2.0)])
+def test_extreme_pictures_are_scaled_and_cropped(shape, scale_range):
+    image = np.full((*shape, 3), 128, np.uint8)
+    whole = Target(np.array([[0, 0, shape[1], shape[0]]], np.float32), np.array([0]))
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        window, target, letterbox = random_scale_crop(image, whole, (64, 32), rng, scale_range)
+        assert window.shape[:2] == letterbox.picture and min(letterbox.picture) >= 1
+        assert 1 <= letterbox.resized[0] <= 64 and 1 <= letterbox.resized[1] <= 32
+        pixels = letterbox.image(window, MEAN, STD)
+        assert pixels.shape == (64, 32, 3) and np.isfinite(pixels).all() and (pixels != 0).any()
+        for box in target.boxes.tolist():
+            assert box == [0, 0, window.shape[1], window.shape[0]]
