@@ -1,8 +1,9 @@
 """Evaluate weights on a project's validation set by COCO's average precision.
 
   python coco_eval.py -p coco -c 0                                     the published weights, downloaded on first use
+  python coco_eval.py -p shapes                                        the weights and data that come with the project
+  python coco_eval.py -p my_project -c 2 -w best                       the best that train.py has made so far
   python coco_eval.py -p my_project -c 2 -w logs/my_project/efficientdet-d2_30_4000.pth
-  python coco_eval.py -p my_project -c 2 -w last                       the newest checkpoint of train.py
 
 The detections go to logs/{project}/{set}_bbox_results.json, in COCO's results format.
 """
@@ -25,6 +26,7 @@ from efficientdet.evaluate import (
     write_results,
 )
 from efficientdet.project import load_project
+from efficientdet.shapes import draw_if_absent
 from utils.cli import BOOLEAN, chosen_image_size, default_workers, fraction, non_negative_int, positive_int
 from utils.device import chosen_device
 from utils.errors import InputError, exit_on_input_error
@@ -39,9 +41,7 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add("-p", "--project", default="coco", help="a name under projects/, or a YAML file (default: coco)")
     add("-c", "--compound_coef", type=int, default=0, choices=range(9), help="D0 to D7, 8 is D7X (default: 0)")
-    add(
-        "-w", "--weights", metavar="FILE|last", help="weights file (default: weights/efficientdet-d{coef}.pth for coco)"
-    )
+    add("-w", "--weights", metavar="FILE|best|last", help="weights file (default: the one in weights/)")
     add(
         "--nms_threshold",
         type=fraction,
@@ -54,10 +54,15 @@ def parse_args() -> argparse.Namespace:
     add("--override", **BOOLEAN, default=True, help="False scores the results file of an earlier run (default: True)")
     add("--batch_size", type=positive_int, default=4, help="images per pass (default: 4)")
     add("-n", "--num_workers", type=non_negative_int, default=WORKERS, help=f"loading processes (default: {WORKERS})")
-    add("--saved_path", type=Path, default=Path("logs"), help="where -w last looks for checkpoints (default: logs/)")
+    add(
+        "--saved_path",
+        type=Path,
+        default=Path("logs"),
+        help="where -w best and last look (default: logs/)",
+    )
     add("--data_path", type=Path, default=Path("datasets"), help="folder of the projects' data (default: datasets/)")
     add("--set", dest="set_name", help="which set to evaluate (default: the project's val_set)")
-    add("--image_size", type=positive_int, help="side of the input in pixels (default: the coefficient's own)")
+    add("--image_size", type=positive_int, help="side of the input in pixels (default: the project's)")
     add("--max_images", type=positive_int, help="use only the first so many images of the set")
     return parser.parse_args()
 
@@ -65,10 +70,11 @@ def parse_args() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     project = load_project(args.project)
     config = model_config(args.compound_coef)
-    image_size = chosen_image_size(args.image_size, config.input_size, config.size_divisor)
+    image_size = chosen_image_size(args.image_size or project.image_size, config.input_size, config.size_divisor)
     device = chosen_device(args.cuda, args.device)
     if args.float16 and device.type == "cpu":
         raise InputError("--float16 needs a GPU: leave it out to evaluate on the CPU")
+    draw_if_absent(project, args.data_path)
     set_name = args.set_name or project.val_set
     canvas = (image_size, image_size)
     dataset = CocoDataset(args.data_path / project.name, set_name, project, canvas, max_images=args.max_images)

@@ -1,15 +1,18 @@
 """Weights in and out, published files, training state, and `last`.
 
-A checkpoint `efficientdet-d{coef}_{epoch}_{step}.pth` is a plain state dict, as the reference writes it. What else a
-run needs to go on lies beside the newest one in `efficientdet-d{coef}_last.state`, which names its weights file: one
-rename moves `last` from one complete checkpoint to the next.
+A checkpoint `efficientdet-d{coef}_{epoch}_{step}.pth` is a plain state dict, as the reference writes it. Beside the
+newest lies `efficientdet-d{coef}_last.state` with all that a run needs to go on, the weights among it: one rename moves
+`last` from one complete checkpoint to the next, whatever becomes of the other files.
 """
 
+import contextlib
+import hashlib
 import http.client
 import io
 import re
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,12 +21,17 @@ from tqdm import tqdm
 
 from efficientdet.config import CONFIGS
 from efficientdet.model import EfficientDet, initialize, initialize_class_prior
+from efficientnet.pretrained import convert_backbone_weights
 from utils.errors import InputError
 from utils.files import written_whole
 
 WEIGHTS_FOLDER = Path("weights")
+SHAPES_WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "efficientdet-d0_shapes.pth"  # stored with us
 _RELEASES = "https://github.com/zylo117/Yet-Another-Efficient-Pytorch/releases/download"
 _PUBLISHED_BYTES = {0: 15_862_583}  # where known; other sizes are the server's word
+_BACKBONE_RELEASE = "https://github.com/lukemelas/EfficientNet-PyTorch/releases/download/1.0"
+# B0 to B7: what the sha256 of each published file begins with; its name says so, too.
+_BACKBONE_SHA256 = ("355c32eb", "f1951068", "8bb594d6", "5fb5a3c3", "6ed6700e", "b6417697", "c76e70fd", "dcc49843")
 _TIMEOUT_SECONDS = 30
 _CLASS_HEADER = "classifier.header.pointwise_conv"
 
@@ -57,17 +65,25 @@ def find_weights(path: Path | str) -> Path:
 
 
 def chosen_weights(requested: str | None, project_name: str, compound_coef: int, saved_path: Path) -> Path:
-    """The weights file to run: `requested`, the project's newest checkpoint for "last", the published one for None.
+    """The weights file to run: `requested`, the project's checkpoint for "last" and "best", a stored one for None.
 
-    InputError when None is asked for a project that no weights are published for.
+    InputError when there is none.
     """
+    folder = saved_path / project_name
     if requested == "last":
-        return load_last(saved_path / project_name, compound_coef)[0]
+        return find_last(folder, compound_coef)
+    if requested == "best":
+        path = best_path(folder, compound_coef)
+        if not path.is_file():
+            raise InputError(f"there is no {path} yet: train until the first validation, or pass -w last or a file")
+        return path
     if requested is not None:
         return Path(requested)
-    if project_name != "coco":
-        raise InputError(f"pass -w FILE or -w last: no weights are published for the project {project_name!r}")
-    return published_path(compound_coef)
+    if project_name == "coco":
+        return published_path(compound_coef)
+    if project_name == "shapes" and compound_coef == 0:
+        return SHAPES_WEIGHTS
+    raise InputError(f"pass -w FILE, -w best or -w last: no weights come with D{compound_coef} for {project_name!r}")
 
 
 def download(url: str, path: Path, expected_bytes: int | None = None) -> None:
@@ -126,24 +142,31 @@ def _fetch(url: str, part: Path) -> int | None:
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a weights file, on the CPU. Nothing in the file is executed. InputError for any other file."""
+    """The network's tensors in a weights file or a training state, on the CPU. Nothing in the file is executed.
+
+    InputError for any other file.
+    """
     content = _load(path)
-    if not isinstance(content, dict) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
-    ):
+    if path.suffix == ".state" and isinstance(content, dict):
+        content = content.get("network")
+    if not _is_state_dict(content):
         raise InputError(f"{path} does not hold a plain state dict: it is no weights file of EfficientDet")
     return content
 
 
 def load_weights(network: EfficientDet, path: Path, new_class_header: bool = False) -> bool:
-    """Load a weights file into `network`; every key and shape must fit.
+    """Load a weights file into `network`, as `fit_weights` does."""
+    return fit_weights(network, read_state_dict(path), path, new_class_header)
 
-    With `new_class_header`, a file for another number of classes is taken too: its class header alone is left out,
+
+def fit_weights(network: EfficientDet, weights: dict[str, Tensor], path: Path, new_class_header: bool = False) -> bool:
+    """Put `weights`, which come from `path`, into `network`; every key and shape must fit.
+
+    With `new_class_header`, weights for another number of classes are taken too: their class header alone is left out,
     and the network's is initialised afresh. Returns whether that happened.
 
     Raises InputError, with a guess at the cause, when the weights do not fit.
     """
-    weights = read_state_dict(path)
     expected = network.state_dict()
     misfits = [key for key in expected if key not in weights or weights[key].shape != expected[key].shape]
     unknown = [key for key in weights if key not in expected]
@@ -162,6 +185,47 @@ def load_weights(network: EfficientDet, path: Path, new_class_header: bool = Fal
         weights = {**weights, **{key: network.state_dict()[key] for key in misfits}}
     network.load_state_dict(weights, strict=True)
     return bool(misfits)
+
+
+def load_backbone(network: EfficientDet, requested: str) -> None:
+    """Load ImageNet weights into the backbone of `network`; all else in it stays as it is.
+
+    `requested` is a file of EfficientNet-PyTorch or torchvision (see `efficientnet.pretrained` for what differs), or
+    "imagenet": the published file of the network's backbone, which is downloaded unless it lies in `weights/`.
+
+    Raises InputError when the file does not fit or cannot be had; the network is unchanged then.
+    """
+    index = network.config.backbone
+    path = _published_backbone(index) if requested == "imagenet" else find_weights(requested)
+    weights = read_state_dict(path)
+    if any(key.startswith("backbone_net.") for key in weights):
+        raise InputError(f"{path} holds a whole EfficientDet, not a backbone alone: pass it with -w")
+    try:
+        converted = convert_backbone_weights(weights, index)
+    except ValueError as error:
+        raise InputError(
+            f"{path} does not fit the backbone of D{network.compound_coef}: {error}; "
+            "pass another file, or imagenet to download the published one"
+        ) from error
+    network.backbone_net["model"].load_state_dict(converted, strict=True)
+
+
+def _published_backbone(index: int) -> Path:
+    """The published ImageNet weights of EfficientNet B`index`, downloaded if need be. InputError for other bytes."""
+    expected = _BACKBONE_SHA256[index]
+    path = WEIGHTS_FOLDER / f"efficientnet-b{index}-{expected}.pth"
+    if not path.is_file():
+        download(f"{_BACKBONE_RELEASE}/{path.name}", path)
+    try:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    if not found.startswith(expected):
+        raise InputError(
+            f"{path} is not the published file: its sha256 begins with {found[: len(expected)]}, not {expected}; "
+            "remove it and run again to download it anew, or pass its name to use it as it is"
+        )
+    return path
 
 
 def _anchors_per_cell(weights: dict[str, Tensor]) -> int:
@@ -207,32 +271,90 @@ def guess_compound_coefs(weights: dict[str, Tensor]) -> list[int]:
     ]
 
 
-def save_checkpoint(network: EfficientDet, state: dict, folder: Path, epoch: int, step: int) -> Path:
-    """Write weights and training state into `folder` and make them `last`. Returns the weights file's path.
+class Checkpoints:
+    """The checkpoints that one run writes into `folder`; it keeps the newest `keep` of them (0: all), and the best."""
 
-    `state` holds tensors, numbers, texts, lists and dicts only.
-    """
-    prefix = f"efficientdet-d{network.compound_coef}"
-    path = folder / f"{prefix}_{epoch}_{step}.pth"
-    _save({key: value.cpu().contiguous() for key, value in network.state_dict().items()}, path)
-    _save({**state, "weights": path.name}, folder / f"{prefix}_last.state")
-    return path
+    def __init__(self, folder: Path, compound_coef: int, keep: int = 0, written: Sequence[str] = ()):
+        self.folder = folder
+        self.keep = keep
+        self.written = list(written)  # names of the run's weights files, the oldest first
+        self._coef = compound_coef
+        for leftover in folder.glob(f".efficientdet-d{compound_coef}_*.tmp"):  # of a process killed while it saved
+            _remove(leftover)
+
+    def save(self, network: EfficientDet, state: dict, epoch: int, step: int) -> Path:
+        """Write the weights, make them and the training `state` `last`, remove what is too old. The weights' path.
+
+        `state` holds tensors, numbers, texts, lists and dicts only.
+        """
+        weights = _cpu_tensors(network)
+        path = self.folder / f"efficientdet-d{self._coef}_{epoch}_{step}.pth"
+        _save(weights, path)
+        written = [name for name in self.written if name != path.name] + [path.name]
+        kept = written[-self.keep :]
+        _save({**state, "network": weights, "written": kept}, last_path(self.folder, self._coef))
+        self.written = kept
+        for name in set(written) - set(kept):
+            _remove(self.folder / name)
+        return path
+
+    def save_best(self, network: EfficientDet) -> Path:
+        """Write the weights as the best."""
+        path = best_path(self.folder, self._coef)
+        _save(_cpu_tensors(network), path)
+        return path
 
 
-def load_last(folder: Path, compound_coef: int) -> tuple[Path, dict]:
-    """The newest checkpoint in `folder`: its weights file and the training state beside it."""
-    state_path = folder / f"efficientdet-d{compound_coef}_last.state"
-    if not state_path.is_file():
+def last_path(folder: Path, compound_coef: int) -> Path:
+    """Where `folder` keeps the state of the last run."""
+    return folder / f"efficientdet-d{compound_coef}_last.state"
+
+
+def best_path(folder: Path, compound_coef: int) -> Path:
+    """Where `folder` keeps the best weights."""
+    return folder / f"efficientdet-d{compound_coef}_best.pth"
+
+
+def find_last(folder: Path, compound_coef: int) -> Path:
+    """`last_path`; InputError when nothing is there."""
+    path = last_path(folder, compound_coef)
+    if not path.is_file():
         others = sorted(file.name.split("_")[0].removeprefix("efficientdet-") for file in folder.glob("*_last.state"))
         hint = f"; there is one of {', '.join(others)}: pass its -c" if others else ": train first or pass a file"
         raise InputError(f"'last' finds no checkpoint of d{compound_coef} in {folder}{hint}")
-    state = _load(state_path)
-    if not isinstance(state, dict) or not re.fullmatch(r"efficientdet-d\d_\d+_\d+\.pth", str(state.get("weights"))):
-        raise InputError(f"{state_path} is no training state of this program: remove it and pass a weights file")
-    weights = folder / state["weights"]
-    if not weights.is_file():
-        raise InputError(f"{state_path} belongs to {weights}, which is gone: put it back, or pass a weights file")
-    return weights, state
+    return path
+
+
+def load_last(folder: Path, compound_coef: int) -> dict:
+    """The training state of the last run in `folder`, as `Checkpoints.save` wrote it."""
+    path = find_last(folder, compound_coef)
+    state = _load(path)
+    # The names are those of files to be removed one day.
+    name = re.compile(rf"efficientdet-d{compound_coef}_\d+_\d+\.pth")
+    if (
+        not isinstance(state, dict)
+        or not _is_state_dict(state.get("network"))
+        or not isinstance(written := state.get("written"), list)
+        or not all(isinstance(entry, str) and name.fullmatch(entry) for entry in written)
+    ):
+        raise InputError(f"{path} is no training state of this version: remove it and pass a weights file")
+    return state
+
+
+def _is_state_dict(content: object) -> bool:
+    return isinstance(content, dict) and all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+    )
+
+
+def _remove(path: Path) -> None:
+    """Without a word where that is not possible: a file too many is no reason to end a run."""
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def _cpu_tensors(network: EfficientDet) -> dict[str, Tensor]:
+    return {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
 
 
 def _save(content: dict, path: Path) -> None:

@@ -2,27 +2,36 @@
 
 import http.server
 import math
+import multiprocessing
+import os
 import pickle
+import random
 import re
+import signal
 import socket
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from scripts import untrained
+from scripts import REPOSITORY, untrained
 
 from efficientdet import checkpoint
 from efficientdet.checkpoint import (
+    Checkpoints,
+    best_path,
     chosen_weights,
     download,
+    find_last,
     find_weights,
     guess_compound_coefs,
+    last_path,
     load_last,
     load_weights,
     published_url,
     read_state_dict,
-    save_checkpoint,
 )
 from efficientdet.model import EfficientDet
 from utils.errors import InputError
@@ -216,78 +225,366 @@ def test_code_in_a_file_is_never_executed(tmp_path, write):
     assert not made.exists()
 
 
-# Checkpoints and `last`.
+# Checkpoints and `last`. A layer of three numbers stands for the network where its size does not matter.
 
 
-def test_folder_without_checkpoints_is_told(tmp_path):
-    with pytest.raises(InputError, match="no checkpoint of d0"):
-        load_last(tmp_path / "none", 0)
+def filled(value: float) -> torch.nn.Module:
+    """A network all of whose tensors hold `value`."""
+    layer = torch.nn.Linear(2, 1)
+    with torch.no_grad():
+        for tensor in layer.state_dict().values():
+            tensor.fill_(value)
+    return layer
+
+
+def save_steps(checkpoints: Checkpoints, *steps: int, mark: str = "") -> None:
+    """Save at each of `steps`; network and state hold the number of the step, the state `mark`, too."""
+    for step in steps:
+        checkpoints.save(filled(step), {"step": step, "mark": mark}, 0, step)
+
+
+def assert_last(folder: Path, step: int, mark: str = "") -> None:
+    """`last` is whole, and of that step: the network and the state."""
+    state = load_last(folder, 0)
+    assert (state["step"], state["mark"]) == (step, mark)
+    assert {key: value.flatten().tolist() for key, value in state["network"].items()} == {
+        "weight": [step, step],
+        "bias": [step],
+    }
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def weights_names(*steps: int) -> set[str]:
+    return {f"efficientdet-d0_0_{step}.pth" for step in steps}
+
+
+LAST = "efficientdet-d0_last.state"
+
+
+def test_run_without_checkpoints_leaves_nothing(tmp_path):
+    folder = tmp_path / "none"
+    assert Checkpoints(folder, 0).written == []
+    assert not folder.exists()
+    for find in (load_last, find_last):
+        with pytest.raises(InputError, match="no checkpoint of d0 in .*none: train first"):
+            find(folder, 0)
 
 
 def test_checkpoint_is_written_and_found_again(tmp_path, two_classes):
     network = untrained(0, 2)
     state = {"progress": {"epoch": 3, "step": 40}, "optimizer": {"momentum": torch.arange(3.0)}, "names": ["a", 1.5]}
-    path = save_checkpoint(network, state, tmp_path / "logs" / "drawn", epoch=3, step=40)
-    assert path == tmp_path / "logs" / "drawn" / "efficientdet-d0_3_40.pth"
+    folder = tmp_path / "logs" / "drawn"
+    path = Checkpoints(folder, 0, keep=3).save(network, state, epoch=3, step=40)
+    assert path == folder / "efficientdet-d0_3_40.pth"
     plain = torch.load(path, weights_only=True)
     assert list(plain) == list(network.state_dict())
     assert_unchanged(network, plain)
 
-    found, loaded = load_last(path.parent, 0)
-    assert found == path
+    assert last_path(folder, 0) == find_last(folder, 0) == folder / LAST
+    loaded = load_last(folder, 0)
     assert loaded["progress"] == state["progress"] and loaded["names"] == state["names"]
     assert torch.equal(loaded["optimizer"]["momentum"], torch.arange(3.0))
-    assert sorted(file.name for file in path.parent.iterdir()) == [path.name, "efficientdet-d0_last.state"]
+    assert list(loaded["network"]) == list(network.state_dict())
+    assert_unchanged(network, loaded["network"])
+    assert loaded["written"] == [path.name]
+    assert names(folder) == {path.name, LAST}
+
+
+def test_order_of_the_networks_memory_does_not_reach_the_files(tmp_path):
+    layer = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    path = Checkpoints(tmp_path, 0).save(layer, {}, 0, 1)
+    for weights in (read_state_dict(path), load_last(tmp_path, 0)["network"]):
+        assert weights["weight"].is_contiguous() and torch.equal(weights["weight"], layer.weight)
 
 
 def test_last_is_the_newest_checkpoint(tmp_path):
-    network = EfficientDet(0, 1)
-    save_checkpoint(network, {"step": 9}, tmp_path, 0, 9)
-    save_checkpoint(network, {"step": 10}, tmp_path, 0, 10)
-    path, state = load_last(tmp_path, 0)
-    assert path.name == "efficientdet-d0_0_10.pth" and state["step"] == 10
-    assert (tmp_path / "efficientdet-d0_0_9.pth").is_file()
+    save_steps(Checkpoints(tmp_path, 0), 9, 10)
+    assert_last(tmp_path, 10)
+    assert names(tmp_path) == weights_names(9, 10) | {LAST}
 
 
-def test_failed_write_leaves_the_last_checkpoint_as_it_was(tmp_path, monkeypatch):
-    network = EfficientDet(0, 1)
-    first = save_checkpoint(network, {"step": 1}, tmp_path, 0, 1)
+def test_last_needs_no_other_file(tmp_path, two_classes):
+    Checkpoints(tmp_path, 0).save(untrained(0, 2), {"step": 4}, 0, 4).unlink()
+    assert load_last(tmp_path, 0)["step"] == 4
+    network = EfficientDet(0, 2)
+    load_weights(network, find_last(tmp_path, 0))
+    assert_unchanged(network, two_classes)
 
-    def full_disk(*_):
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full_disk)
+def test_file_that_is_written_over_leaves_last_as_it_was(tmp_path):
+    save_steps(Checkpoints(tmp_path, 0), 5)
+    torch.save({}, tmp_path / "efficientdet-d0_0_5.pth")
+    assert_last(tmp_path, 5)
+
+
+@pytest.mark.parametrize(
+    ("keep", "kept"), [(0, [1, 2, 3, 4]), (1, [4]), (2, [3, 4]), (4, [1, 2, 3, 4]), (9, [1, 2, 3, 4])]
+)
+def test_newest_are_kept(tmp_path, keep, kept):
+    save_steps(Checkpoints(tmp_path, 0, keep), 1, 2, 3, 4)
+    assert names(tmp_path) == weights_names(*kept) | {LAST}
+    assert load_last(tmp_path, 0)["written"] == [f"efficientdet-d0_0_{step}.pth" for step in kept]
+    for step in kept:
+        assert read_state_dict(tmp_path / f"efficientdet-d0_0_{step}.pth")["bias"].item() == step
+
+
+def test_step_that_is_saved_twice_is_one_file(tmp_path):
+    checkpoints = Checkpoints(tmp_path, 0, keep=2)
+    save_steps(checkpoints, 1, 2, 2, 2)
+    assert names(tmp_path) == weights_names(1, 2) | {LAST}
+    save_steps(checkpoints, 1, 3)  # saved once more, the first is the newer of the two
+    assert names(tmp_path) == weights_names(1, 3) | {LAST}
+
+
+def test_files_of_others_are_never_removed(tmp_path):
+    foreign = {
+        "efficientdet-d0_0_0.pth",
+        "efficientdet-d0.pth",
+        "efficientdet-d1_0_1.pth",
+        "efficientdet-d1_last.state",
+    }
+    foreign |= {"efficientdet-d0_best.pth", "mine.pth", "notes.txt", ".hidden.tmp"}
+    for name in foreign:
+        (tmp_path / name).write_text("kept")
+    save_steps(Checkpoints(tmp_path, 0, keep=1), 1, 2, 3)
+    assert names(tmp_path) == foreign | weights_names(3) | {LAST}
+    assert all((tmp_path / name).read_text() == "kept" for name in foreign)
+
+
+def test_run_that_begins_anew_leaves_the_files_of_an_older_one(tmp_path):
+    save_steps(Checkpoints(tmp_path, 0), 1, 2)
+    save_steps(Checkpoints(tmp_path, 0, keep=1), 3, 4)
+    assert names(tmp_path) == weights_names(1, 2, 4) | {LAST}
+
+
+@pytest.mark.parametrize(("before", "after", "kept"), [(2, 2, [2, 3]), (0, 1, [3]), (1, 3, [2, 3]), (2, 0, [1, 2, 3])])
+def test_run_that_goes_on_knows_its_older_files(tmp_path, before, after, kept):
+    save_steps(Checkpoints(tmp_path, 0, before), 1, 2)
+    save_steps(Checkpoints(tmp_path, 0, after, load_last(tmp_path, 0)["written"]), 3)
+    assert names(tmp_path) == weights_names(*kept) | {LAST}
+
+
+def test_older_files_that_are_gone_are_no_matter(tmp_path):
+    checkpoints = Checkpoints(tmp_path, 0, keep=1)
+    save_steps(checkpoints, 1)
+    (tmp_path / "efficientdet-d0_0_1.pth").unlink()
+    save_steps(checkpoints, 2)
+    assert names(tmp_path) == weights_names(2) | {LAST}
+
+
+def test_best_is_kept_beside_the_newest(tmp_path):
+    checkpoints = Checkpoints(tmp_path, 0, keep=1)
+    save_steps(checkpoints, 1)
+    path = checkpoints.save_best(filled(1.5))
+    assert path == best_path(tmp_path, 0) == tmp_path / "efficientdet-d0_best.pth"
+    assert_last(tmp_path, 1)
+    save_steps(checkpoints, 2, 3)
+    assert names(tmp_path) == weights_names(3) | {LAST, path.name}
+    assert torch.load(path, weights_only=True)["weight"].tolist() == [[1.5, 1.5]]
+    checkpoints.save_best(filled(3.5))
+    assert torch.load(path, weights_only=True)["weight"].tolist() == [[3.5, 3.5]]
+    assert_last(tmp_path, 3)
+
+
+@pytest.fixture
+def fill_disk(monkeypatch):
+    """A function after which files whose names hold a text are written by half only: the disk is full then."""
+
+    def fill(text: str) -> None:
+        write_bytes = Path.write_bytes
+
+        def write_half(path: Path, content) -> None:
+            if text not in path.name:
+                return write_bytes(path, content)
+            write_bytes(path, content[: len(content) // 2])
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(Path, "write_bytes", write_half)
+
+    return fill
+
+
+@pytest.mark.parametrize("failing", [".pth", ".state"])
+@pytest.mark.parametrize("keep", [0, 1])
+def test_full_disk_leaves_the_checkpoint_before_as_it_was(tmp_path, fill_disk, monkeypatch, failing, keep):
+    checkpoints = Checkpoints(tmp_path, 0, keep)
+    save_steps(checkpoints, 1)
+    fill_disk(failing)
+    with pytest.raises(InputError, match=rf"cannot write .*{failing}: No space left on device"):
+        save_steps(checkpoints, 2)
+    assert_last(tmp_path, 1)
+    assert load_last(tmp_path, 0)["written"] == ["efficientdet-d0_0_1.pth"]
+    assert read_state_dict(tmp_path / "efficientdet-d0_0_1.pth")["bias"].item() == 1
+    assert names(tmp_path) - weights_names(2) == weights_names(1) | {LAST}  # the second may be there, but whole
+    assert all(read_state_dict(path)["bias"].item() == 2 for path in tmp_path.glob("*_2.pth"))
+
+    monkeypatch.undo()
+    save_steps(checkpoints, 2)
+    assert_last(tmp_path, 2)
+    assert names(tmp_path) == (weights_names(2) if keep else weights_names(1, 2)) | {LAST}
+
+
+def test_full_disk_leaves_the_best_as_it_was(tmp_path, fill_disk):
+    checkpoints = Checkpoints(tmp_path, 0)
+    checkpoints.save_best(filled(1))
+    fill_disk("best")
     with pytest.raises(InputError, match="No space left"):
-        save_checkpoint(network, {"step": 2}, tmp_path, 0, 2)
-    assert load_last(tmp_path, 0)[0] == first
-    assert len(list(tmp_path.iterdir())) == 2
+        checkpoints.save_best(filled(2))
+    assert read_state_dict(best_path(tmp_path, 0))["bias"].item() == 1
+    assert names(tmp_path) == {"efficientdet-d0_best.pth"}
+
+
+def test_two_runs_that_give_a_file_the_same_name_do_not_mix(tmp_path, fill_disk):
+    save_steps(Checkpoints(tmp_path, 0), 5, mark="older run")
+    newer = Checkpoints(tmp_path, 0)
+    fill_disk(".state")
+    with pytest.raises(InputError):
+        newer.save(filled(-5), {"step": 5, "mark": "newer run"}, 0, 5)
+    assert read_state_dict(tmp_path / "efficientdet-d0_0_5.pth")["bias"].item() == -5
+    assert_last(tmp_path, 5, "older run")
+
+
+def test_leftovers_of_killed_processes_are_removed_by_the_next_run(tmp_path):
+    save_steps(Checkpoints(tmp_path, 0), 1)
+    leftovers = {".efficientdet-d0_0_2.pth.77.tmp", f".{LAST}.77.tmp", ".efficientdet-d0_best.pth.77.tmp"}
+    others = {".efficientdet-d1_0_2.pth.77.tmp", ".curves.png.77.tmp", "efficientdet-d0_0_2.tmp"}
+    for name in leftovers | others:
+        (tmp_path / name).write_text("half")
+    Checkpoints(tmp_path, 0)
+    assert names(tmp_path) == weights_names(1) | {LAST} | others
+    assert_last(tmp_path, 1)
+
+
+def test_what_cannot_be_removed_ends_no_run(tmp_path):
+    leftover, older = tmp_path / ".efficientdet-d0_0_2.pth.77.tmp", tmp_path / "efficientdet-d0_0_1.pth"
+    for folder in (leftover, older):  # a file's place taken by a folder
+        folder.mkdir()
+    save_steps(Checkpoints(tmp_path, 0, keep=1, written=[older.name]), 3)
+    assert names(tmp_path) == weights_names(1, 3) | {LAST, leftover.name}
 
 
 def test_last_of_another_coefficient_is_pointed_out(tmp_path):
-    save_checkpoint(EfficientDet(0, 1), {}, tmp_path, 0, 1)
+    Checkpoints(tmp_path, 0).save(filled(1), {}, 0, 1)
     with pytest.raises(InputError, match="no checkpoint of d2 .*one of d0: pass its -c"):
         load_last(tmp_path, 2)
 
 
-def test_last_whose_weights_are_gone_is_told(tmp_path):
-    path = save_checkpoint(EfficientDet(0, 1), {}, tmp_path, 0, 1)
-    path.unlink()
-    with pytest.raises(InputError, match=rf"{path.name}, which is gone"):
-        load_last(tmp_path, 0)
+WEIGHTS = {"a": torch.zeros(1)}
 
 
-@pytest.mark.parametrize("content", [[], {}, {"weights": 3}, {"weights": "../../elsewhere.pth"}, {"weights": "a.pth"}])
+@pytest.mark.parametrize(
+    "content",
+    [
+        [],
+        {},
+        {"weights": "efficientdet-d0_0_1.pth", "progress": {"epoch": 0}},  # of the first version
+        WEIGHTS,
+        {"network": WEIGHTS},
+        {"network": 3, "written": []},
+        {"network": {"a": 1.0}, "written": []},
+        {"network": WEIGHTS, "written": None},
+        {"network": WEIGHTS, "written": "efficientdet-d0_0_1.pth"},
+        {"network": WEIGHTS, "written": [3]},
+        {"network": WEIGHTS, "written": ["notes.txt"]},
+        {"network": WEIGHTS, "written": ["../efficientdet-d0_0_1.pth"]},  # would be removed one day
+        {"network": WEIGHTS, "written": ["efficientdet-d1_0_1.pth"]},
+    ],
+)
 def test_state_of_something_else_is_refused(tmp_path, content):
-    torch.save(content, tmp_path / "efficientdet-d0_last.state")
-    with pytest.raises(InputError, match="no training state"):
+    torch.save(content, tmp_path / LAST)
+    with pytest.raises(InputError, match=r"last\.state is no training state"):
         load_last(tmp_path, 0)
 
 
-def test_damaged_state_is_refused(tmp_path):
-    save_checkpoint(EfficientDet(0, 1), {}, tmp_path, 0, 1)
-    (tmp_path / "efficientdet-d0_last.state").write_bytes(b"\0")
-    with pytest.raises(InputError, match=r"last\.state"):
-        load_last(tmp_path, 0)
+@pytest.mark.parametrize("content", [[], {}, {"weights": "efficientdet-d0_0_1.pth"}, {"network": 3}])
+def test_state_of_something_else_is_no_weights_file(tmp_path, content):
+    torch.save(content, tmp_path / LAST)
+    with pytest.raises(InputError, match=r"last\.state does not hold a plain state dict"):
+        load_weights(EfficientDet(0, 1), find_last(tmp_path, 0))
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])
+def test_damaged_state_is_refused(tmp_path, share):
+    save_steps(Checkpoints(tmp_path, 0), 1)
+    data = (tmp_path / LAST).read_bytes()
+    (tmp_path / LAST).write_bytes(data[: int(len(data) * share)])
+    for read in (lambda: load_last(tmp_path, 0), lambda: read_state_dict(tmp_path / LAST)):
+        with pytest.raises(InputError, match=r"last\.state .*damaged"):
+            read()
+
+
+# A process that is killed while it saves.
+
+KILLS = 50
+
+
+def kill_savers(folder: Path, kills: int, seed: int) -> SimpleNamespace:
+    """Fork processes that save over and over, kill each at some moment, and check what it left. What happened.
+
+    All tensors of network and optimizer hold the number of the step. They are as large as D0's, but fewer, to be
+    loaded quickly.
+    """
+    torch.set_num_threads(1)
+    rng = random.Random(seed)
+    network = torch.nn.Sequential(*[torch.nn.Linear(360, 360) for _ in range(30)])
+    momentum = {key: torch.empty_like(value) for key, value in network.named_parameters()}
+
+    def save(checkpoints: Checkpoints, step: int) -> None:
+        for tensor in (*network.state_dict().values(), *momentum.values()):
+            tensor.fill_(step)
+        checkpoints.save(network, {"step": step, "optimizer": momentum}, 0, step)
+
+    def assert_uniform(tensors: dict[str, torch.Tensor], step: int) -> None:
+        assert len(tensors) == 60 and all((tensor == step).all() for tensor in tensors.values())
+
+    start = time.monotonic()
+    save(Checkpoints(folder, 0, keep=2), 1)
+    longest = 2 * (time.monotonic() - start)
+    last = load_last(folder, 0)
+    leftovers = []
+    for _ in range(kills):
+        checkpoints = Checkpoints(folder, 0, 2, last["written"])
+        assert not list(folder.glob(".*"))
+        process = os.fork()
+        if not process:
+            try:
+                step = last["step"]
+                while True:
+                    step += 1
+                    save(checkpoints, step)
+            finally:
+                os._exit(1)
+        time.sleep(rng.uniform(0, longest))
+        os.kill(process, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+
+        leftovers += [path.name for path in folder.glob(".*.tmp")]
+        before, last = last, load_last(folder, 0)
+        assert last["step"] >= before["step"]
+        assert_uniform(last["network"], last["step"])
+        assert_uniform(last["optimizer"], last["step"])
+        files = {path.name: int(path.stem.split("_")[-1]) for path in folder.glob("*.pth")}
+        assert files.keys() >= set(last["written"])
+        for name, step in files.items():
+            if step > before["step"]:
+                assert_uniform(read_state_dict(folder / name), step)
+        # One in two gets a checkpoint done, however fast the disk is just now.
+        longest *= 0.9 if last["step"] > before["step"] else 1.1
+    return SimpleNamespace(last_step=last["step"], leftovers=leftovers)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_process_that_is_killed_while_it_saves_leaves_a_whole_last(tmp_path):
+    # Forked from a fresh process: one that has computed with several threads cannot go on computing in its fork.
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        happened = pool.apply(kill_savers, (tmp_path, KILLS, 0))
+    # The kills hit: some in the middle of a file, some after a whole checkpoint.
+    assert len(happened.leftovers) >= KILLS // 10, happened
+    assert happened.last_step >= KILLS // 10, happened
 
 
 # Which file to take.
@@ -329,15 +626,35 @@ def test_published_file_that_lies_there_is_not_fetched(tmp_path, monkeypatch):
     assert find_weights("weights/efficientdet-d3.pth") == Path("weights/efficientdet-d3.pth")
 
 
-def test_weights_chosen_by_flag_project_and_last(tmp_path):
+def test_weights_of_a_projects_default_or_the_flag(tmp_path):
     assert chosen_weights("mine.pth", "drawn", 0, tmp_path) == Path("mine.pth")
+    assert chosen_weights("mine.pth", "shapes", 0, tmp_path) == Path("mine.pth")
     assert chosen_weights(None, "coco", 4, tmp_path) == Path("weights/efficientdet-d4.pth")
-    with pytest.raises(InputError, match="'drawn'"):
-        chosen_weights(None, "drawn", 0, tmp_path)
-    with pytest.raises(InputError, match="no checkpoint"):
-        chosen_weights("last", "drawn", 0, tmp_path)
-    path = save_checkpoint(EfficientDet(0, 1), {}, tmp_path / "drawn", 0, 1)
-    assert chosen_weights("last", "drawn", 0, tmp_path) == path
+    # These come with the program, wherever it is called.
+    assert chosen_weights(None, "shapes", 0, tmp_path) == REPOSITORY / "weights/efficientdet-d0_shapes.pth"
+
+
+@pytest.mark.parametrize(("project", "coef"), [("drawn", 0), ("shapes", 1)])
+def test_project_without_weights_of_its_own_needs_the_flag(tmp_path, project, coef):
+    with pytest.raises(InputError, match=f"pass -w .*D{coef} for '{project}'"):
+        chosen_weights(None, project, coef, tmp_path)
+
+
+@pytest.mark.parametrize("project", ["drawn", "shapes", "coco"])
+def test_last_and_best_are_the_projects_own(tmp_path, project):
+    folder = tmp_path / project
+    with pytest.raises(InputError, match=f"no checkpoint of d0 in {folder}"):
+        chosen_weights("last", project, 0, tmp_path)
+    with pytest.raises(InputError, match=rf"no {folder}/efficientdet-d0_best\.pth yet: .*-w last"):
+        chosen_weights("best", project, 0, tmp_path)
+
+    checkpoints = Checkpoints(folder, 0)
+    checkpoints.save(filled(1), {}, 0, 1)
+    checkpoints.save_best(filled(2))
+    last, best = (chosen_weights(name, project, 0, tmp_path) for name in ("last", "best"))
+    assert (last, best) == (last_path(folder, 0), best_path(folder, 0))
+    assert read_state_dict(last)["bias"].item() == 1
+    assert read_state_dict(best)["bias"].item() == 2
 
 
 # Downloads, from a server of this machine.

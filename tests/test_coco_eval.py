@@ -16,7 +16,7 @@ from scripts import (
     write_weights,
 )
 
-from efficientdet.checkpoint import save_checkpoint
+from efficientdet.checkpoint import Checkpoints
 
 EVALUATE = ("coco_eval.py", "-p", "drawn", *SMALL, "-n", "0")
 
@@ -47,7 +47,7 @@ def test_nothing_detected_is_a_result(evaluated):
 
 
 def test_pictures_per_second_are_shown(evaluated):
-    assert re.search(r"val on \S+: 100%.* 3/3 .*image/s", evaluated.run.stderr)
+    assert re.search(r"val on \S+: 100%.* 3/3 .*(image/s|s/image)", evaluated.run.stderr)
 
 
 def test_override_false_scores_the_file_that_is_there(evaluated, shapes_project):
@@ -70,8 +70,10 @@ def test_last_is_the_newest_checkpoint_and_detections_carry_the_data_sets_ids(sh
     network = untrained()
     with torch.no_grad():
         network.classifier.header.pointwise_conv.conv.bias += 6  # scores about 0.8 instead of 0.01
-    save_checkpoint(untrained(), {}, shapes_project.root / "logs/drawn", 1, 3)
-    save_checkpoint(network, {}, shapes_project.root / "logs/drawn", 2, 6)
+    checkpoints = Checkpoints(shapes_project.root / "logs/drawn", 0)
+    checkpoints.save(untrained(), {}, 1, 3)
+    checkpoints.save(network, {}, 2, 6).unlink()  # `last` needs no other file
+    checkpoints.save_best(untrained())
     run = run_script(*EVALUATE, "-w", "last", "--nms_threshold", "0.9", "--set", "train", cwd=shapes_project.root)
     assert_succeeded(run)
     results = json.loads((shapes_project.root / "logs/drawn/train_bbox_results.json").read_text())
@@ -83,9 +85,15 @@ def test_last_is_the_newest_checkpoint_and_detections_carry_the_data_sets_ids(sh
         assert x >= 0 and y >= 0 and width >= 0 and height >= 0 and x + width <= 160 and y + height <= 160
     assert len(coco_numbers(run.stdout)) == 12
 
+    # The best weights are others, which find nothing.
+    run = run_script(*EVALUATE, "-w", "best", cwd=shapes_project.root)
+    assert_succeeded(run)
+    assert "0 detections in 3 images" in run.stdout
 
-def test_last_without_a_checkpoint_says_so(shapes_project):
-    assert_one_error(run_script(*EVALUATE, "-w", "last", cwd=shapes_project.root), "last", "logs/drawn")
+
+@pytest.mark.parametrize("name", ["last", "best"])
+def test_last_or_best_without_a_checkpoint_says_so(shapes_project, name):
+    assert_one_error(run_script(*EVALUATE, "-w", name, cwd=shapes_project.root), name, "logs/drawn")
 
 
 def test_float16_needs_a_gpu(evaluated):
