@@ -5,7 +5,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -18,11 +18,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from efficientdet.loss import PADDING_CLASS, Targets
 from efficientdet.project import Project
-from efficientdet.transforms import Letterbox, Target, random_horizontal_flip
+from efficientdet.transforms import MIN_BOX_SIDE, Letterbox, Target, random_horizontal_flip, random_scale_crop
 from utils.errors import InputError
 from utils.images import read_image
-
-MIN_BOX_SIDE = 1  # pixels of the picture; smaller objects are left out of training
 
 
 class SampleKey(NamedTuple):
@@ -58,6 +56,11 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         return self._with(lambda tensor: tensor.to(device, non_blocking=True))
 
+    def first(self, images: int) -> "Batch":
+        """Its first so many samples."""
+        part = self._with(lambda tensor: tensor[:images])
+        return replace(part, letterboxes=self.letterboxes[:images], image_ids=self.image_ids[:images])
+
     def _with(self, move: Callable[[Tensor], Tensor]) -> "Batch":
         return replace(self, images=move(self.images), targets=Targets(*map(move, self.targets)))
 
@@ -71,6 +74,7 @@ class CocoDataset(Dataset):
         folder: the project's data, with the pictures in `{set_name}/` and `annotations/instances_{set_name}.json`.
         canvas: (height, width) of the network's input.
         seed: of the augmentations.
+        scale_range: pictures to train on are scaled by a random factor between these, and cropped; (1, 1) does not.
         max_images: take only the first so many, in the order of their ids.
 
     Raises InputError when the files do not fit each other or the project. All of them are checked here but the
@@ -84,13 +88,16 @@ class CocoDataset(Dataset):
         project: Project,
         canvas: tuple[int, int],
         seed: int = 0,
+        scale_range: tuple[float, float] = (1.0, 1.0),
         max_images: int | None = None,
     ):
+        self.set_name = set_name
         self.pictures = Path(folder) / set_name
         self.annotation_file = Path(folder) / "annotations" / f"instances_{set_name}.json"
         self.project = project
         self.canvas = canvas
         self.seed = seed
+        self.scale_range = scale_range
 
         content = _read_annotations(self.annotation_file)
         class_of = project.match_categories(content["categories"], self.annotation_file)
@@ -108,9 +115,13 @@ class CocoDataset(Dataset):
         index, epoch = key if isinstance(key, SampleKey) else (key, None)
         image_id = self.image_ids[index]
         image, target = self.picture(image_id), self.target(image_id)
+        letterbox = None
         if epoch is not None:
-            image, target = random_horizontal_flip(image, target, np.random.default_rng((self.seed, epoch, index)))
-        letterbox = Letterbox.fit(image.shape[:2], self.canvas)
+            rng = np.random.default_rng((self.seed, epoch, index))
+            image, target = random_horizontal_flip(image, target, rng)
+            if self.scale_range != (1.0, 1.0):
+                image, target, letterbox = random_scale_crop(image, target, self.canvas, rng, self.scale_range)
+        letterbox = letterbox or Letterbox.fit(image.shape[:2], self.canvas)
         pixels = letterbox.image(image, self.project.mean, self.project.std)
         target = Target(letterbox.boxes_to_canvas(target.boxes), target.class_ids)
         return Sample(pixels, target, letterbox, image_id)
@@ -153,21 +164,33 @@ class CocoDataset(Dataset):
 class EpochSampler(Sampler[SampleKey]):
     """All images once per epoch, in an order that depends on the seed and the epoch alone.
 
-    Set `epoch` before iterating; `start` skips that many images, to go on in the middle of an epoch.
+    Set `epoch` before iterating; `start` skips that many images, to go on in the middle of an epoch. When several
+    processes share a step of `step_images`, each draws its part of every step, so that together they see what one
+    process would; an incomplete last step is then left out.
     """
 
-    def __init__(self, length: int, seed: int):
+    def __init__(self, length: int, seed: int, step_images: int = 1, rank: int = 0, world_size: int = 1):
         self.length = length
         self.seed = seed
         self.epoch = 0
         self.start = 0
+        self._step_images = step_images
+        self._rank = rank
+        self._world_size = world_size
 
     def __iter__(self) -> Iterator[SampleKey]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
-        return (SampleKey(int(index), self.epoch) for index in order[self.start :])
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)[self.start :]
+        if self._world_size > 1:
+            order = order[: len(self) * self._world_size].reshape(-1, self._world_size, self._share)[:, self._rank]
+        return (SampleKey(int(index), self.epoch) for index in order.ravel())
 
     def __len__(self) -> int:
-        return self.length - self.start
+        left = self.length - self.start
+        return left if self._world_size == 1 else left // self._step_images * self._share
+
+    @property
+    def _share(self) -> int:
+        return self._step_images // self._world_size
 
 
 def collate(samples: list[Sample]) -> Batch:
@@ -191,8 +214,8 @@ def collate(samples: list[Sample]) -> Batch:
 class BatchLoader:
     """Batches of a data set, prepared by worker processes.
 
-    With a `sampler` it serves training: shuffled, augmented, without the incomplete last batch (unless there is no
-    other). Without one it serves evaluation: every image once, in order.
+    With an `EpochSampler` it serves training: shuffled, augmented, without the incomplete last batch (unless there is
+    no other). With other indices, by default all in order, it serves evaluation: every image once.
     """
 
     def __init__(
@@ -200,7 +223,7 @@ class BatchLoader:
         dataset: CocoDataset,
         batch_size: int,
         num_workers: int,
-        sampler: EpochSampler | None = None,
+        sampler: EpochSampler | Sequence[int] | None = None,
         pin_memory: bool = False,
     ):
         self._loader = DataLoader(
@@ -209,10 +232,13 @@ class BatchLoader:
             sampler=sampler,
             num_workers=num_workers,
             collate_fn=_collate_or_error,
-            drop_last=sampler is not None and len(dataset) >= batch_size,
+            drop_last=isinstance(sampler, EpochSampler) and len(dataset) >= batch_size,
             pin_memory=pin_memory,
             worker_init_fn=_leave_stopping_to_the_main_process,
             persistent_workers=num_workers > 0,
+            # Of its own, because each iteration draws a number from it: training's random numbers must not depend on
+            # how often an epoch was begun.
+            generator=torch.Generator(),
         )
 
     @property
@@ -230,6 +256,11 @@ class BatchLoader:
                 finally:
                     del batch  # its traceback holds this frame, and that cycle would keep the workers waiting
             yield batch
+
+
+def is_dead_worker(error: RuntimeError) -> bool:
+    """Whether a loading process died, which PyTorch tells wherever the main process happens to be."""
+    return "DataLoader worker" in str(error)
 
 
 class _ErrorsAsValues(Dataset):

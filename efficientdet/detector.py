@@ -11,7 +11,7 @@ from efficientdet.checkpoint import find_weights, load_weights
 from efficientdet.config import check_image_size
 from efficientdet.fuse import fuse_for_inference
 from efficientdet.model import EfficientDet
-from efficientdet.postprocess import Detections, postprocess
+from efficientdet.postprocess import Detections, in_picture, postprocess
 from efficientdet.project import Project, load_project
 from efficientdet.transforms import Letterbox
 from utils.device import available_device
@@ -37,7 +37,7 @@ class Detector:
     ):
         self.project = project
         self.device = device
-        self.image_size = network.config.input_size if image_size is None else image_size
+        self.image_size = image_size or project.image_size or network.config.input_size
         check_image_size(network.compound_coef, self.image_size, self.image_size)
         self.dtype = torch.float16 if half else torch.float32
         self.network = fuse_for_inference(network).to(device=device, dtype=self.dtype)
@@ -81,13 +81,7 @@ class Detector:
         with torch.inference_mode():
             outputs = self.network(images.to(self.device, self.dtype, non_blocking=True))
             detections = postprocess(outputs, *images.shape[-2:], score_threshold, iou_threshold)
-        # Cloned out here, the tensors are ordinary ones, which the caller may change.
-        return [
-            Detections(
-                letterbox.boxes_to_picture(found.boxes.cpu()), found.scores.cpu().clone(), found.class_ids.cpu().clone()
-            )
-            for letterbox, found in zip(letterboxes, detections)
-        ]
+        return [in_picture(*pair) for pair in zip(detections, letterboxes)]
 
     @staticmethod
     def _array(image: str | Path | np.ndarray) -> np.ndarray:
@@ -114,7 +108,7 @@ def load_detector(
             random, for benchmarks.
         project: a name under `projects/`, a YAML file, or a `Project`.
         device: None takes the first GPU if there is one, else the CPU.
-        image_size: side of the square input, pixels; None takes the coefficient's own.
+        image_size: side of the square input, pixels; None takes the project's or the coefficient's own.
         half: float16 instead of float32.
 
     Raises InputError for files that cannot be used, ValueError for values that make no detector.

@@ -62,3 +62,12 @@ def postprocess(
         kept = batched_nms(boxes, scores, class_ids, iou_threshold)
         detections.append(Detections(boxes[kept], scores[kept], class_ids[kept]))
     return detections
+
+
+def in_picture(found: Detections, letterbox) -> Detections:
+    """Detections on the network's input -> on the CPU, boxes in the pixels of the picture that `letterbox` put there.
+
+    The tensors are ordinary ones, which the caller may change, even those made in inference mode.
+    """
+    boxes = letterbox.boxes_to_picture(found.boxes.cpu())
+    return Detections(boxes, found.scores.cpu().clone(), found.class_ids.cpu().clone())

@@ -21,6 +21,7 @@ _KEYS = (
     "anchors_ratios",
     "obj_list",
 )
+_OPTIONAL_KEYS = ("image_size",)
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Project:
     anchor_scales: tuple[float, ...]
     anchor_ratios: tuple[tuple[float, float], ...]  # (width, height) factors
     class_names: tuple[str, ...]  # class index -> name; empty for a slot that no category uses
+    image_size: int | None = None  # side of the input, pixels; None is the coefficient's own
 
     @property
     def num_classes(self) -> int:
@@ -84,6 +86,9 @@ def load_project(name_or_path: str | Path) -> Project:
             fail(key, "three numbers (red, green, blue)")
     if min(values["std"]) <= 0:
         fail("std", "above 0")
+    image_size = values.get("image_size")
+    if image_size is not None and (not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < 1):
+        fail("image_size", "a number of pixels, or left out")
     scales = _numbers_or_arithmetic(values["anchors_scales"], "anchors_scales", path)
     if not _is_numbers(scales) or min(scales) <= 0:
         fail("anchors_scales", "a list of numbers above 0, for example [1, 1.26, 1.59]")
@@ -102,6 +107,7 @@ def load_project(name_or_path: str | Path) -> Project:
         anchor_scales=tuple(map(float, scales)),
         anchor_ratios=tuple((float(x), float(y)) for x, y in ratios),
         class_names=_class_names(values["obj_list"], path),
+        image_size=image_size,
     )
 
 
@@ -154,9 +160,9 @@ def _read_yaml(path: Path) -> dict:
 def _check_keys(values: dict, path: Path) -> None:
     missing = [key for key in _KEYS if key not in values]
     for key in values:
-        if key not in _KEYS:
-            close = difflib.get_close_matches(str(key), missing or _KEYS, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"the keys are {', '.join(_KEYS)}"
+        if key not in _KEYS + _OPTIONAL_KEYS:
+            close = difflib.get_close_matches(str(key), missing or _KEYS + _OPTIONAL_KEYS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"the keys are {', '.join(_KEYS + _OPTIONAL_KEYS)}"
             raise InputError(f"{path}: unknown key {key!r}: {hint}")
     if missing:
         raise InputError(f"{path}: the key {missing[0]!r} is missing; see projects/coco.yml for an example")

@@ -323,10 +323,11 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(shapes_project):
     assert [flips(shapes_set(shapes_project, seed=4), epoch) for epoch in range(4)] != first
 
 
-def test_batches_are_the_same_with_and_without_workers(shapes_project):
+@pytest.mark.parametrize("scale_range", [(1.0, 1.0), (0.1, 2.0)])
+def test_batches_are_the_same_with_and_without_workers(shapes_project, scale_range):
     runs = []
     for num_workers in (0, 2):
-        dataset = shapes_set(shapes_project, seed=1)
+        dataset = shapes_set(shapes_project, seed=1, scale_range=scale_range)
         sampler = EpochSampler(len(dataset), seed=1)
         loader = BatchLoader(dataset, 2, num_workers, sampler)
         batches = []
@@ -338,6 +339,72 @@ def test_batches_are_the_same_with_and_without_workers(shapes_project):
         assert alone.image_ids == shared.image_ids and alone.letterboxes == shared.letterboxes
         assert torch.equal(alone.images, shared.images)
         assert all(map(torch.equal, alone.targets, shared.targets))
+
+
+def test_scale_of_one_is_no_augmentation(shapes_project):
+    plain, scaled = shapes_set(shapes_project), shapes_set(shapes_project, scale_range=(1.0, 1.0))
+    for epoch in range(3):
+        some, other = plain[SampleKey(1, epoch)], scaled[SampleKey(1, epoch)]
+        assert some.letterbox == other.letterbox == Letterbox((120, 160), (96, 128), CANVAS)
+        np.testing.assert_array_equal(some.image, other.image)
+
+
+def test_picture_scaled_by_a_half(shapes_project):
+    dataset = shapes_set(shapes_project, scale_range=(0.5, 0.5))
+    # Image 12, 120 x 160: 96 x 128 fill the canvas, half of that is 0.4 of the picture.
+    boxes = dataset.target(12).boxes
+    mirrored = boxes.copy()
+    mirrored[:, [0, 2]] = 160 - boxes[:, [2, 0]]
+    seen = set()
+    for epoch in range(8):
+        sample = dataset[SampleKey(1, epoch)]
+        assert sample.letterbox == Letterbox(picture=(120, 160), resized=(48, 64), canvas=CANVAS)
+        assert (sample.image[48:] == 0).all() and (sample.image[:, 64:] == 0).all()
+        assert (sample.image[:48, :64] != 0).any(axis=2).all()
+        flipped = not np.allclose(sample.target.boxes, boxes * 0.4, atol=1e-4)
+        np.testing.assert_allclose(sample.target.boxes, (mirrored if flipped else boxes) * 0.4, atol=1e-4)
+        np.testing.assert_array_equal(sample.target.class_ids, dataset.target(12).class_ids)
+        seen.add(flipped)
+    assert seen == {True, False}
+
+
+def test_picture_scaled_by_two_is_cropped_to_the_canvas(shapes_project):
+    dataset = shapes_set(shapes_project, scale_range=(2.0, 2.0))
+    # 120 x 160 scaled by 1.6 is 192 x 256; 128 x 128 of that are 80 x 80 of the picture.
+    for epoch in range(8):
+        sample = dataset[SampleKey(1, epoch)]
+        assert sample.letterbox == Letterbox(picture=(80, 80), resized=CANVAS, canvas=CANVAS)
+        assert sample.image.shape == (128, 128, 3) and (sample.image != 0).any(axis=2).all()
+        assert sample.target.boxes.shape == (len(sample.target.class_ids), 4)
+        assert (sample.target.boxes >= 0).all() and (sample.target.boxes <= 128).all()
+        assert (sample.target.boxes[:, 2:] > sample.target.boxes[:, :2]).all()
+
+
+def test_evaluation_is_not_scaled(shapes_project):
+    plain, scaled = shapes_set(shapes_project), shapes_set(shapes_project, scale_range=(0.1, 2.0))
+    for index in range(3):
+        assert scaled[index].letterbox == plain[index].letterbox
+        np.testing.assert_array_equal(scaled[index].image, plain[index].image)
+        np.testing.assert_array_equal(scaled[index].target.boxes, plain[index].target.boxes)
+
+
+def test_scaling_depends_on_seed_epoch_and_image_alone(shapes_project):
+    def drawn(seed: int, keys, **options) -> dict[SampleKey, tuple]:
+        dataset = shapes_set(shapes_project, seed=seed, scale_range=(0.1, 2.0), **options)
+        samples = {key: dataset[key] for key in keys}
+        return {
+            key: (sample.letterbox, sample.image.tobytes(), sample.target.boxes.tobytes())
+            for key, sample in samples.items()
+        }
+
+    keys = [SampleKey(index, epoch) for epoch in range(3) for index in range(4)]
+    first = drawn(3, keys)
+    assert len({letterbox for letterbox, *_ in first.values()}) == len(keys)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    assert drawn(3, keys[::-1], max_images=4) == first
+    other_seed = drawn(4, keys)
+    assert all(other_seed[key] != first[key] for key in keys)
 
 
 def test_sampler_of_nothing_is_empty():
@@ -366,6 +433,62 @@ def test_sampler_goes_on_in_the_middle_of_an_epoch():
     assert len(sampler) == 6
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("length", "start"), [(0, 0), (3, 0), (8, 8), (11, 8)])
+def test_shard_of_less_than_a_step_is_empty(length, start, rank):
+    sampler = EpochSampler(length, seed=0, step_images=4, rank=rank, world_size=2)
+    sampler.start = start
+    assert list(sampler) == [] and len(sampler) == 0
+
+
+@pytest.mark.parametrize(
+    ("start", "shares"),
+    [
+        (0, [[0, 1, 4, 5], [2, 3, 6, 7]]),  # of 11 images, the last three make no step
+        (4, [[4, 5], [6, 7]]),
+        (3, [[3, 4, 7, 8], [5, 6, 9, 10]]),  # the last one is just complete
+        (7, [[7, 8], [9, 10]]),
+    ],
+)
+def test_shards_share_every_step(start, shares):
+    alone = EpochSampler(11, seed=2)
+    alone.epoch = 5
+    order = list(alone)
+    for rank, share in enumerate(shares):
+        sampler = EpochSampler(11, seed=2, step_images=4, rank=rank, world_size=2)
+        sampler.epoch, sampler.start = 5, start
+        assert list(sampler) == [order[position] for position in share]
+        assert len(sampler) == len(share)
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 6])
+def test_processes_together_see_what_one_would(world_size):
+    alone = list(EpochSampler(40, seed=1))
+    shards = [list(EpochSampler(40, 1, 6, rank, world_size)) for rank in range(world_size)]
+    share = 6 // world_size
+    for step in range(6):  # 36 of the 40 images
+        together = [key for shard in shards for key in shard[step * share : (step + 1) * share]]
+        assert together == alone[step * 6 : (step + 1) * 6]
+    assert all(len(shard) == 6 * share for shard in shards)
+
+
+@pytest.mark.parametrize("start", [0, 2])
+def test_two_processes_load_the_batches_of_one(shapes_project, start):
+    def loaded(batch_size: int, *place: int) -> list:
+        dataset = shapes_set(shapes_project, seed=1, scale_range=(0.1, 2.0))
+        sampler = EpochSampler(len(dataset), 1, 4, *place)
+        sampler.epoch, sampler.start = 2, start
+        loader = BatchLoader(dataset, batch_size, 0, sampler)
+        batches = list(loader)
+        assert loader.num_images == batch_size * len(batches)
+        return batches
+
+    (whole,), (first,), (second,) = loaded(4), loaded(2, 0, 2), loaded(2, 1, 2)
+    assert first.image_ids + second.image_ids == whole.image_ids
+    assert first.letterboxes + second.letterboxes == whole.letterboxes
+    assert torch.equal(torch.cat([first.images, second.images]), whole.images)
+
+
 # Batches.
 
 
@@ -392,6 +515,58 @@ def test_batch_moves_to_a_device_whole(shapes_project):
     moved = batch.to(torch.device("meta"))
     assert {tensor.device.type for tensor in (moved.images, *moved.targets)} == {"meta"}
     assert (moved.image_ids, moved.letterboxes) == (batch.image_ids, batch.letterboxes)
+
+
+@pytest.mark.parametrize(("images", "left"), [(0, 0), (1, 1), (2, 2), (3, 3), (9, 3)])
+def test_first_samples_of_a_batch(shapes_project, images, left):
+    dataset = shapes_set(shapes_project)
+    batch = collate([dataset[0], dataset[1], dataset[2]])
+    part = batch.first(images)
+    assert part.image_ids == [11, 12, 15][:left] and part.letterboxes == batch.letterboxes[:left]
+    assert part.images.shape == (left, 3, 128, 128) and torch.equal(part.images, batch.images[:left])
+    assert part.targets.boxes.shape == (left, 2, 4) and part.targets.class_ids.shape == (left, 2)
+    assert part.targets.class_ids.tolist() == [[0, PADDING_CLASS], [1, 0], [PADDING_CLASS] * 2][:left]
+    assert torch.equal(part.targets.boxes, batch.targets.boxes[:left])
+    assert batch.image_ids == [11, 12, 15] and len(batch.images) == 3
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_evaluation_of_no_images_at_all(shapes_project, num_workers):
+    # The second process's share of a single image.
+    loader = BatchLoader(shapes_set(shapes_project, max_images=1), 2, num_workers, range(1, 1, 2))
+    assert loader.num_images == 0
+    assert list(loader) == []
+
+
+def test_evaluation_of_some_images(shapes_project):
+    dataset = shapes_set(shapes_project, scale_range=(0.1, 2.0))
+    loader = BatchLoader(dataset, 2, 0, range(1, len(dataset), 2))
+    assert loader.num_images == 3
+    batches = list(loader)
+    assert [batch.image_ids for batch in batches] == [[12, 21], [30]]
+    np.testing.assert_array_equal(batches[0].images[0].permute(1, 2, 0), dataset[1].image)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 7])
+def test_processes_evaluate_every_image_once(shapes_project, world_size):
+    dataset = shapes_set(shapes_project)
+    loaders = [BatchLoader(dataset, 2, 0, range(rank, len(dataset), world_size)) for rank in range(world_size)]
+    assert sum(loader.num_images for loader in loaders) == 6
+    assert sorted(id_ for loader in loaders for batch in loader for id_ in batch.image_ids) == [11, 12, 15, 21, 22, 30]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("training", [True, False])
+def test_loading_draws_no_random_numbers_of_the_trainings(shapes_project, num_workers, training):
+    dataset = shapes_set(shapes_project, scale_range=(0.1, 2.0))
+    torch.manual_seed(7)
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    loader = BatchLoader(dataset, 2, num_workers, EpochSampler(len(dataset), 0) if training else None)
+    for _ in range(2):
+        assert len(list(loader)) == 3
+    next(iter(loader))  # an epoch that is begun only
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from utils.device import available_device, chosen_device, cuda_device
+from utils.device import autocast_dtype, available_device, chosen_device, cuda_device
 from utils.errors import InputError
 
 
@@ -43,3 +43,27 @@ def test_machine_with_gpus_runs_on_the_one_asked_for(gpus):
     assert available_device() == chosen_device(None) == chosen_device(True) == torch.device("cuda", 0)
     assert chosen_device(None, 1) == cuda_device(1) == torch.device("cuda", 1)
     assert chosen_device(False, 1) == torch.device("cpu")
+
+
+@pytest.mark.parametrize("device", [torch.device("cpu"), torch.device("cuda", 1)])
+@pytest.mark.parametrize(("amp", "dtype"), [("off", None), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_precision_that_is_asked_for_is_taken_on_any_hardware(device, amp, dtype):
+    assert autocast_dtype(amp, device) is dtype
+
+
+@pytest.mark.parametrize(("fast", "dtype"), [(False, None), (True, torch.bfloat16)])
+def test_precision_by_default_is_what_the_hardware_multiplies(monkeypatch, fast, dtype):
+    # Each kind of hardware is asked for itself: the other's answer must not matter.
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: fast)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: not fast)
+    assert autocast_dtype(None, torch.device("cpu")) is dtype
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: not fast)
+    # GPUs before 2020 have bfloat16 by emulation alone, which is slow.
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: fast or including_emulation)
+    assert autocast_dtype(None, torch.device("cuda", 0)) is dtype
+
+
+def test_precision_of_this_machines_cpu_is_one_that_autocast_takes():
+    dtype = autocast_dtype(None, torch.device("cpu"))
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is (dtype or torch.float32)

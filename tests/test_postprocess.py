@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from efficientdet.postprocess import Detections, postprocess
+from efficientdet.postprocess import Detections, in_picture, postprocess
+from efficientdet.transforms import Letterbox
 
 # (y1, x1, y2, x2). The first two overlap with an IoU of 0.9, the third lies apart.
 ANCHORS = torch.tensor([[10.0, 10, 20, 20], [10, 10, 20, 19], [40, 40, 50, 60]])
@@ -109,3 +110,35 @@ def test_half_precision_outputs_give_float32_boxes():
     (found,) = postprocess((logits.half(), deltas.half(), anchors), 64, 64, 0.4, 0.5)
     assert found.boxes.dtype == found.scores.dtype == torch.float32
     assert found.boxes.tolist() == [[10, 10, 20, 20], [40, 40, 60, 50]]
+
+
+# Back to the picture: 333 x 500 in 128 x 128 becomes 85 x 128 (85.248 truncated), so the two ratios differ.
+LETTERBOX = Letterbox(picture=(333, 500), resized=(85, 128), canvas=(128, 128))
+
+
+def test_nothing_found_stays_nothing_in_the_picture():
+    found = in_picture(Detections.empty(), LETTERBOX)
+    assert (found.boxes.shape, found.scores.shape, found.class_ids.shape) == ((0, 4), (0,), (0,))
+    assert found.class_ids.dtype == torch.int64
+
+
+def test_boxes_go_back_to_the_pictures_pixels():
+    found = Detections(
+        torch.tensor([[0.0, 0, 128, 85], [32, 17, 64, 51]]), torch.tensor([0.9, 0.5]), torch.tensor([3, 1])
+    )
+    back = in_picture(found, LETTERBOX)
+    # Across 500 / 128 = 3.90625, down 333 / 85 = 3.9176...
+    torch.testing.assert_close(back.boxes, torch.tensor([[0, 0, 500, 333], [125, 66.6, 250, 199.8]]))
+    assert torch.equal(back.scores, found.scores) and torch.equal(back.class_ids, found.class_ids)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_result_in_the_picture_may_be_changed_and_is_the_callers_own(mode):
+    same = Letterbox((128, 128), (128, 128), (128, 128))
+    with mode():
+        found = Detections(torch.ones(2, 4), torch.ones(2), torch.ones(2, dtype=torch.int64))
+    back = in_picture(found, same)
+    for mine, theirs in ((back.boxes, found.boxes), (back.scores, found.scores), (back.class_ids, found.class_ids)):
+        assert mine.device.type == "cpu" and not mine.is_inference() and not mine.requires_grad
+        mine.add_(1)
+        assert (mine == 2).all() and (theirs == 1).all()

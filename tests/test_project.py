@@ -43,6 +43,12 @@ def test_every_key_is_read(shapes_project):
     assert project.std == (0.229, 0.224, 0.225)
     assert project.class_names == ("square", "disc")
     assert project.num_classes == 2
+    assert project.image_size is None
+
+
+def test_image_size_may_be_given(make_project):
+    assert make_project(image_size=None).image_size is None
+    assert make_project(image_size=256).image_size == 256
 
 
 def test_anchors_as_text_and_as_lists_are_equal_numbers(make_project):
@@ -126,8 +132,13 @@ def test_misspelt_key_is_named_with_the_file_and_the_right_spelling(tmp_path, ke
     assert f"did you mean '{key}'?" in str(caught.value)
 
 
+def test_misspelt_optional_key_is_named_with_the_right_spelling(make_project):
+    with pytest.raises(InputError, match=r"unknown key 'imgae_size': did you mean 'image_size'\?"):
+        make_project(imgae_size=256)
+
+
 def test_key_that_resembles_none_is_refused_with_the_list_of_keys(tmp_path):
-    with pytest.raises(InputError, match="unknown key 'zzz'.*anchors_ratios"):
+    with pytest.raises(InputError, match="unknown key 'zzz'.*anchors_ratios.*image_size"):
         load_project(write_yml(tmp_path, SHAPES_YML + "zzz: 1\n"))
 
 
@@ -180,6 +191,12 @@ def test_file_that_is_no_text_is_refused(tmp_path):
         ("std", [0.5, 0.5, "x"]),
         ("std", [0.5, 0.5, 0]),
         ("std", [0.5, 0.5, True]),
+        ("image_size", 0),
+        ("image_size", -128),
+        ("image_size", True),
+        ("image_size", 512.0),
+        ("image_size", "512"),
+        ("image_size", [512, 512]),
         ("anchors_scales", 1),
         ("anchors_scales", [math.inf]),
         ("obj_list", []),
@@ -215,6 +232,11 @@ def test_project_is_found_by_name_in_the_current_folder_first(shapes_project, mo
 def test_shipped_project_is_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert load_project("coco").name == "coco"
+
+
+def test_shipped_shapes_have_an_input_of_their_own_and_coco_the_coefficients():
+    assert load_project("shapes").image_size == 256
+    assert load_project("coco").image_size is None
 
 
 def test_unknown_project_names_those_that_exist(shapes_project, monkeypatch):

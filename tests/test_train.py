@@ -1,6 +1,7 @@
 """train.py as its users run it: progress, checkpoints, going on, stopping."""
 
 import contextlib
+import csv
 import fcntl
 import os
 import pty
@@ -26,6 +27,8 @@ from scripts import (
     write_shapes_project,
     write_weights,
 )
+
+from utils.images import read_image
 
 REPEATED = 40  # how often the long epoch has each picture
 
@@ -62,9 +65,34 @@ def test_training_prints_steps_losses_learning_rate_and_image_rate(finished):
     assert re.search(
         r"epoch 2/2 100% +\d+\.\d+img/s, step 6, class \d+\.\d+, box \d+\.\d+, lr 0\.0001", finished.first.stderr
     )
-    assert "6 images to train on, 3 to validate" in finished.first.stdout
     for epoch in (1, 2):
         assert re.search(rf"^epoch {epoch}: train loss \d.*; validation loss \d", finished.first.stdout, re.MULTILINE)
+
+
+def test_training_begins_with_a_report_of_data_anchors_and_settings(finished):
+    shown = finished.first.stdout
+    assert "train: 6 images (" in shown and "val: 3 images (" in shown
+    assert re.search(r"^  square \d+, disc \d+$", shown, re.MULTILINE)
+    assert re.search(r"% of the boxes overlap some anchor by IoU 0.5 at 128 x 128", shown)
+    assert "D0 at 128 x 128 on cpu, float32: 3,8" in shown and "parameters to train, steps of 2 images" in shown
+    assert "recipe reference, adamw with lr 0.0001" in shown
+    assert "logs/drawn/history.csv" in shown and "tensorboard --logdir logs/drawn" in shown
+
+
+def test_history_and_curves_cover_both_parts_of_the_run(finished):
+    with open(finished.project.root / "logs/drawn/history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["epoch"], row["step"]) for row in rows] == [("1", "3"), ("2", "6"), ("3", "9")]
+    for row in rows:
+        assert float(row["train_loss"]) == pytest.approx(float(row["train_class"]) + float(row["train_box"]))
+        assert 0 <= float(row["AP"]) <= 1 and row["average_AP"] == ""
+    assert read_image(finished.project.root / "logs/drawn/curves.png").shape[2] == 3
+
+
+def test_the_best_by_average_precision_is_kept(finished):
+    best = read(finished.project.root / "logs/drawn/efficientdet-d0_best.pth")
+    untrained().load_state_dict(best, strict=True)
+    assert "best AP so far" in finished.first.stdout
 
 
 def test_a_terminal_of_80_columns_shows_steps_losses_learning_rate_and_image_rate(shapes_project):
@@ -119,23 +147,23 @@ def test_training_leaves_no_temporary_files(finished):
 
 def test_last_goes_on_with_epoch_step_optimizer_and_scheduler(finished):
     assert_succeeded(finished.second)
-    assert re.search(r"going on from logs/drawn/efficientdet-d0_2_6\.pth: epoch 3, step 6", finished.second.stdout)
+    assert re.search(r"going on from logs/drawn/efficientdet-d0_last\.state: epoch 3, step 6", finished.second.stdout)
     assert re.search(r"epoch 3/3 .*step 9,", finished.second.stderr)
     assert "epoch 1/3" not in finished.second.stderr
     assert "efficientdet-d0_3_9.pth" in checkpoints(finished.project)
 
     assert adam_steps(finished.first_state) == {6}
-    assert finished.first_state["scheduler"]["last_epoch"] == 2
+    assert finished.first_state["learning_rate"]["plateau"]["last_epoch"] == 2
     state = last_state(finished.project)
     assert adam_steps(state) == {9}
-    assert state["scheduler"]["last_epoch"] == 3
+    assert state["learning_rate"]["plateau"]["last_epoch"] == 3
     assert (state["progress"]["epoch"], state["progress"]["step"], state["progress"]["images_in_epoch"]) == (3, 9, 0)
     assert state["progress"]["best_loss"] <= finished.first_state["progress"]["best_loss"]
 
 
 def test_last_with_all_epochs_done_asks_for_more(finished):
     run = run_script(*TRAIN, "--num_epochs", "3", "-w", "last", cwd=finished.project.root)
-    assert_one_error(run, "efficientdet-d0_3_9.pth", "--num_epochs")
+    assert_one_error(run, "all 3 epochs", "--num_epochs")
 
 
 def test_last_with_another_optimizer_is_refused(finished):
@@ -221,9 +249,7 @@ def test_signal_saves_and_says_how_to_go_on(interrupted, number):
 def test_going_on_within_an_epoch_takes_the_images_that_are_left(interrupted):
     for number in (1, 2):
         before, after = (interrupted.states[n]["progress"] for n in (number - 1, number))
-        assert f"efficientdet-d0_0_{before['step']}.pth: epoch 1, step {before['step']}" in (
-            interrupted.runs[number].stdout
-        )
+        assert f"efficientdet-d0_last.state: epoch 1, step {before['step']}\n" in interrupted.runs[number].stdout
         assert after["step"] > before["step"]
         left = 6 * REPEATED - before["images_in_epoch"]
         assert re.search(rf"epoch 1/500 .*/{left} ", interrupted.runs[number].stderr)
@@ -246,7 +272,7 @@ def test_head_only_false_and_sgd(shapes_project):
     args = ("--num_epochs", "1", "--head_only", "False", "--optim", "sgd", "--max_images", "2")
     assert_succeeded(run_script(*TRAIN, *args, cwd=shapes_project.root))
     state = last_state(shapes_project)
-    assert state["settings"] == {"optim": "sgd", "head_only": False}
+    assert state["settings"] == {"optim": "sgd", "decay_kernels_only": False, "head_only": False}
     moments = state["optimizer"]["state"]
     assert len(moments) == len(list(untrained().parameters()))
     assert all(set(moment) == {"momentum_buffer"} for moment in moments.values())
@@ -282,3 +308,53 @@ def test_more_gpus_than_there_are_is_one_clear_sentence(shapes_project):
     shapes_project.yml.write_text(shapes_project.yml.read_text().replace("num_gpus: 0", "num_gpus: 99"))
     run = run_script(*TRAIN, cwd=shapes_project.root)
     assert_one_error(run, "drawn.yml", "num_gpus: 99", f"finds {torch.cuda.device_count()} here")
+
+
+def test_official_recipe_with_accumulation_keeps_the_average_too(shapes_project):
+    args = ("--num_epochs", "2", "--recipe", "official", "--accumulate", "3", "--freeze_bn", "--amp", "bf16")
+    run = run_script(*TRAIN, *args, cwd=shapes_project.root)
+    assert_succeeded(run)
+    assert (
+        "bfloat16" in run.stdout and "steps of 2 images x 3 batches, recipe official, sgd with lr 0.0075" in run.stdout
+    )
+    assert "by the averaged weights" in run.stdout
+    state = last_state(shapes_project)
+    assert state["progress"]["step"] == 2 and state["average"]["updates"] == 2
+    name = "backbone_net.model._bn0.running_mean"
+    assert not torch.any(state["network"][name])  # frozen where it began
+    assert not torch.equal(state["network"]["bifpn.0.p6_w1"], state["average"]["network"]["bifpn.0.p6_w1"])
+
+
+def test_a_loss_that_is_never_finite_stops_the_run(shapes_project):
+    edit_annotations(shapes_project.data, "train", repeat_pictures)
+    run = run_script(*TRAIN, "--num_epochs", "1", "--lr", "1e30", cwd=shapes_project.root)
+    assert_one_error(run, "10 steps in a row", "images [", "--lr", "--warmup_epochs", "--clip_norm")
+    assert len(re.findall(r"^step \d+ is left out", run.stdout, re.MULTILINE)) == 10
+    assert ", 10 skipped" in run.stderr
+
+
+def test_backbone_weights_are_loaded_and_the_rest_is_fresh(shapes_project):
+    backbone = untrained().backbone_net["model"].state_dict()
+    published = {key.replace(".conv.", "."): value for key, value in backbone.items()}
+    published |= {"_fc.weight": torch.zeros(1000, 1280), "_fc.bias": torch.zeros(1000)}
+    published["_blocks.0._bn1.running_var"] += 1
+    torch.save(published, shapes_project.root / "b0.pth")
+    args = ("--num_epochs", "1", "--max_images", "2", "--lr", "1e-9", "--freeze_bn", "--backbone_weights", "b0.pth")
+    run = run_script(*TRAIN, *args, cwd=shapes_project.root)
+    assert_succeeded(run)
+    loaded = last_state(shapes_project)["network"]["backbone_net.model._blocks.0._bn1.running_var"]
+    assert torch.equal(loaded, published["_blocks.0._bn1.running_var"])
+
+
+def test_a_dead_loading_process_keeps_the_steps_made(shapes_project):
+    edit_annotations(shapes_project.data, "train", repeat_pictures)
+
+    def kill_the_workers(process: subprocess.Popen) -> None:
+        for children in Path(f"/proc/{process.pid}/task").glob("*/children"):
+            for child in map(int, children.read_text().split()):
+                if "train.py" in Path(f"/proc/{child}/cmdline").read_text():
+                    os.kill(child, signal.SIGKILL)
+
+    run = run_until_step(shapes_project, (*TRAIN, "-n", "1"), 2, kill_the_workers)
+    assert_one_error(run, "-n")
+    assert last_state(shapes_project)["progress"]["step"] > 2

@@ -1,0 +1,88 @@
+"""What a run shows of itself: TensorBoard, the history's table and curves, pictures of predictions beside the truth."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from tensorboardX import SummaryWriter
+
+from efficientdet.dataset import Batch, CocoDataset
+from efficientdet.engine import StepResult
+from efficientdet.history import write_history
+from efficientdet.loss import PADDING_CLASS
+from efficientdet.model import Outputs
+from efficientdet.postprocess import Detections, postprocess
+from efficientdet.project import Project
+from utils.images import write_image
+from utils.visualize import draw_boxes, side_by_side
+
+SHOWN_SCORE_THRESHOLD = 0.2
+SHOWN_IOU_THRESHOLD = 0.2
+_TAGS = {"val_class": "classification_loss", "val_box": "regression_loss", "val_loss": "loss"}
+_TAGS |= {name: name for name in ("AP", "AP50", "AP75", "average_AP")}
+
+
+class Monitor:
+    """Writes into `folder`: `tensorboard/`, `history.csv`, `curves.png`.
+
+    Args:
+        steps_before: of the run so far; what an earlier part of it wrote of later steps is hidden.
+    """
+
+    def __init__(self, folder: Path, steps_before: int):
+        self.folder = folder
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=steps_before + 1)
+
+    def step(self, number: int, result: StepResult, learning_rate: float) -> None:
+        """The losses of a step."""
+        for tag, value in (
+            ("classification_loss", result.losses.classification),
+            ("regression_loss", result.losses.regression),
+            ("loss", result.losses.total),
+            ("gradient_norm", result.gradient_norm),
+            ("learning_rate", learning_rate),
+        ):
+            self._writer.add_scalar(f"train/{tag}", value, number)
+
+    def validation(self, row: Mapping[str, float], shown: Mapping[int | str, Detections], dataset: CocoDataset) -> None:
+        """An epoch's validation losses and average precision, and the detections `shown` in images of `dataset`."""
+        for name, tag in _TAGS.items():
+            if name in row:
+                self._writer.add_scalar(f"val/{tag}", row[name], row["step"])
+        for image_id, found in shown.items():
+            sure = found.scores >= SHOWN_SCORE_THRESHOLD
+            found = Detections(found.boxes[sure], found.scores[sure], found.class_ids[sure])
+            picture = beside_truth(dataset.picture(image_id), found, *dataset.target(image_id), dataset.project)
+            self._writer.add_image(f"val/{image_id}", picture, row["step"], dataformats="HWC")
+
+    def epoch(self, history: list[dict[str, float]]) -> None:
+        """The table and the picture of all epochs so far."""
+        write_history(history, self.folder)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def write_debug_pictures(batch: Batch, outputs: Outputs, project: Project, folder: Path) -> None:
+    """For each image of the batch `{project}_{image_id}.jpg`: predictions on the left, the truth on the right."""
+    detections = postprocess(outputs, *batch.images.shape[-2:], SHOWN_SCORE_THRESHOLD, SHOWN_IOU_THRESHOLD)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (project.mean, project.std))
+    for i, (image_id, found) in enumerate(zip(batch.image_ids, detections)):
+        pixels = (batch.images[i].cpu() * std + mean).mul(255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+        real = batch.targets.class_ids[i] != PADDING_CLASS
+        truth = batch.targets.boxes[i][real].cpu().numpy(), batch.targets.class_ids[i][real].cpu().numpy()
+        found = Detections(found.boxes.cpu(), found.scores.cpu(), found.class_ids.cpu())
+        write_image(folder / f"{project.name}_{image_id}.jpg", beside_truth(pixels, found, *truth, project))
+
+
+def beside_truth(
+    image: np.ndarray, found: Detections, boxes: np.ndarray, class_ids: np.ndarray, project: Project
+) -> np.ndarray:
+    """Two drawn copies of a picture (H, W, 3): what was found in it on the left, the true boxes on the right."""
+    names = project.class_names
+    labels = [f"{names[class_id]} {score:.2f}" for class_id, score in zip(found.class_ids, found.scores.tolist())]
+    predicted = draw_boxes(image, found.boxes.numpy(), found.class_ids.numpy(), labels)
+    true = draw_boxes(image, boxes, class_ids, [names[class_id] for class_id in class_ids])
+    return side_by_side(predicted, true)

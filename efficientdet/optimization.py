@@ -1,0 +1,111 @@
+"""What a recipe says of updates: the optimizer, the learning rate of each step, the running average of the weights."""
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from efficientdet.recipe import Recipe
+
+SGD_MOMENTUM = 0.9
+WARMUP_START = 0.1  # of the learning rate
+
+
+def make_optimizer(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
+    """The recipe's optimizer over the parameters of `network` that are to be trained."""
+    decay = {} if recipe.weight_decay is None else {"weight_decay": recipe.weight_decay}
+    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    groups = [{"params": trainable, **decay}]
+    if recipe.decay_kernels_only:
+        kernels = [parameter for parameter in trainable if parameter.ndim == 4]
+        others = [parameter for parameter in trainable if parameter.ndim != 4]
+        groups = [{"params": kernels, **decay}, {"params": others, "weight_decay": 0.0}]
+    if recipe.optim == "adamw":
+        return torch.optim.AdamW(groups, recipe.lr, fused=True)
+    return torch.optim.SGD(groups, recipe.lr, momentum=SGD_MOMENTUM, nesterov=recipe.nesterov, fused=True)
+
+
+class LearningRate:
+    """Sets an optimizer's learning rate: warm-up, then a cosine or a plateau's steps.
+
+    Time is counted in epochs, with fractions, so that another batch size does not change the course.
+    """
+
+    def __init__(self, recipe: Recipe, optimizer: torch.optim.Optimizer, num_epochs: int):
+        self.recipe = recipe
+        self.optimizer = optimizer
+        self.num_epochs = num_epochs
+        self.base = recipe.lr  # what warm-up leads to; a plateau lowers it
+        self._plateau = ReduceLROnPlateau(optimizer, patience=recipe.lr_patience)
+
+    @property
+    def value(self) -> float:
+        """The learning rate of the present step."""
+        return self.optimizer.param_groups[0]["lr"]
+
+    def before_step(self, epochs_done: float) -> None:
+        """Set the rate of the step that begins when so many epochs are done."""
+        warmup = min(self.recipe.warmup_epochs, self.num_epochs)
+        if epochs_done < warmup:
+            rate = self.base * (WARMUP_START + (1 - WARMUP_START) * epochs_done / warmup)
+        elif self.recipe.schedule == "cosine":
+            done = (epochs_done - warmup) / max(self.num_epochs - warmup, 1e-9)
+            rate = self.base * (1 + math.cos(math.pi * min(1.0, done))) / 2
+        else:
+            rate = self.base
+        self._set(rate)
+
+    def after_epoch(self, epochs_done: int, training_loss: float) -> None:
+        """Count an epoch for the plateau; its mean `training_loss` decides whether the rate falls."""
+        if self.recipe.schedule == "plateau" and epochs_done > self.recipe.warmup_epochs:
+            self._set(self.base)
+            self._plateau.step(training_loss)
+            self.base = self.value
+
+    def state_dict(self) -> dict:
+        return {"base": self.base, "plateau": self._plateau.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.base = state["base"]
+        patience = self._plateau.patience
+        self._plateau.load_state_dict(state["plateau"])
+        self._plateau.patience = patience  # a flag may change it between two parts of a run
+
+    def _set(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+
+class WeightAverage:
+    """An exponential moving average of a network's weights and batch norm statistics.
+
+    The decay rises with the number of updates n as (1 + n) / (10 + n) up to `decay`, so that a random start is soon
+    forgotten (google/automl).
+    """
+
+    def __init__(self, network: nn.Module, decay: float):
+        self.network = copy.deepcopy(network).requires_grad_(False)
+        self.decay = decay
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Count the weights of `network`, which has the shape of the one given first."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        averages, values = _tensors(self.network), _tensors(network)
+        torch._foreach_lerp_(averages, values, 1 - decay)
+
+    def state_dict(self) -> dict:
+        return {"updates": self.updates, "network": self.network.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.updates = state["updates"]
+        self.network.load_state_dict(state["network"])
+
+
+def _tensors(network: nn.Module) -> list[Tensor]:
+    """Everything that is averaged: not the batch norms' counters, which nothing reads."""
+    return [tensor for tensor in (*network.parameters(), *network.buffers()) if tensor.is_floating_point()]

@@ -1,0 +1,153 @@
+"""What is told of a data set before training: numbers of boxes, and whether the anchors reach them."""
+
+import json
+
+import numpy as np
+import pytest
+
+from efficientdet.config import model_config
+from efficientdet.dataset import CocoDataset
+from efficientdet.report import data_report
+
+SQUARE, DISC = 7, 3  # category ids
+
+
+@pytest.fixture
+def report_of(tmp_path, write_coco, make_project):
+    """A function that reports on pictures of some sizes, by image id, with some annotations, at an input of 128 x 128.
+
+    The smallest anchors of D0 are 32 x 32 pixels, with centres at 4, 12, 20, ...
+    """
+
+    def report(sizes, annotations, max_images=None, edit=None, **project) -> list[str]:
+        pictures = {image_id: np.zeros((*size, 3), np.uint8) for image_id, size in sizes.items()}
+        boxes = [
+            {"image_id": image_id, "category_id": category, "bbox": box, "area": box[2] * box[3], "iscrowd": 0, **more}
+            for image_id, category, box, more in annotations
+        ]
+        path = write_coco(tmp_path, "train", pictures, boxes)
+        if edit:
+            content = json.loads(path.read_text())
+            edit(content)
+            path.write_text(json.dumps(content))
+        dataset = CocoDataset(tmp_path, "train", make_project(**project), (128, 128), max_images=max_images)
+        return data_report(dataset, model_config(0)).splitlines()
+
+    return report
+
+
+def box(image_id: int, category: int, x: float, y: float, side: float, **more) -> tuple:
+    return image_id, category, [x, y, side, side], more
+
+
+def test_set_without_objects(report_of):
+    assert report_of({1: (128, 128)}, []) == [
+        "train: 1 images (1 without objects), 0 boxes",
+        "  square 0, disc 0",
+    ]
+
+
+def test_boxes_that_are_anchors(report_of):
+    lines = report_of(
+        {1: (128, 128), 2: (128, 128), 3: (128, 128)},
+        [box(1, SQUARE, 4, 4, 32), box(3, DISC, 12, 20, 32), box(3, DISC, 60, 60, 32)],
+    )
+    assert lines == [
+        "train: 3 images (1 without objects), 3 boxes",
+        "  square 1, disc 2",
+        "  100.0% of the boxes overlap some anchor by IoU 0.5 at 128 x 128",
+    ]
+
+
+def test_class_that_never_occurs_is_told(report_of):
+    lines = report_of({1: (128, 128)}, [box(1, SQUARE, 4, 4, 32)])
+    assert lines[1] == "  square 1, disc 0"
+    assert lines[2].startswith("  warning: no box of disc:")
+
+
+def test_slot_that_no_category_uses_is_not_missed(report_of):
+    lines = report_of(
+        {1: (128, 128)},
+        [box(1, SQUARE, 4, 4, 32), box(1, DISC, 4, 4, 32)],
+        obj_list=["", "square", "", "disc", ""],
+    )
+    assert lines[1] == "  square 1, disc 1" and len(lines) == 3
+
+
+def test_boxes_that_no_anchor_reaches_are_told_with_their_median_size(report_of):
+    # An anchor of 32 x 32 covers less than half as much of a box whose area is below half of its own.
+    lines = report_of(
+        {1: (128, 128), 2: (128, 128)},
+        [
+            box(1, SQUARE, 4, 4, 32),
+            box(1, DISC, 4, 4, 32),
+            box(1, DISC, 50, 50, 4),
+            box(2, DISC, 50, 50, 10),
+            box(2, DISC, 50, 50, 20),
+        ],
+    )
+    assert lines[2] == "  40.0% of the boxes overlap some anchor by IoU 0.5 at 128 x 128"
+    assert lines[3].startswith("  warning: ")
+    assert "median size is 10 pixels" in lines[3]
+    assert "--image_size" in lines[3] and "anchors_scales" in lines[3] and "made.yml" in lines[3]
+    assert len(lines) == 4
+
+
+@pytest.mark.parametrize(("good", "warned"), [(8, True), (9, False)])
+def test_nine_tenths_are_enough(report_of, good, warned):
+    annotations = [box(1, (SQUARE, DISC)[i % 2], 4, 4, 32) for i in range(good)] + [box(1, DISC, 50, 50, 4)]
+    lines = report_of({1: (128, 128)}, annotations)
+    assert lines[2].startswith(f"  {good / (good + 1):.1%} of")
+    assert any("warning" in line for line in lines) == warned
+
+
+@pytest.mark.parametrize(("size", "side", "share"), [((128, 128), 64, "100.0%"), ((256, 512), 16, "0.0%")])
+def test_boxes_count_by_their_size_at_the_input(report_of, size, side, share):
+    # 256 x 512 pixels become a quarter: 16 pixels of a 64 x 64 box, which the smallest anchor holds four times.
+    lines = report_of({1: size}, [box(1, SQUARE, 0, 0, 64), box(1, DISC, 64, 0, 64)])
+    assert lines[2].startswith(f"  {share} of the boxes")
+    assert any(f"median size is {side} pixels" in line for line in lines) == (share == "0.0%")
+
+
+def test_anchors_are_the_projects(report_of):
+    boxes = [box(1, SQUARE, 12, 12, 16), box(1, DISC, 12, 12, 16)]
+    assert report_of({1: (128, 128)}, boxes)[2].startswith("  0.0%")
+    assert report_of({1: (128, 128)}, boxes, anchors_scales=[0.5])[2].startswith("  100.0%")
+
+
+def test_what_is_not_trained_on_is_not_counted(report_of):
+    lines = report_of(
+        {1: (128, 128), 2: (128, 128)},
+        [
+            box(1, SQUARE, 4, 4, 32),
+            box(1, DISC, 4, 4, 32),
+            box(1, DISC, 4, 4, 90, iscrowd=1),
+            (2, DISC, [5, 5, 0.5, 40], {}),
+        ],
+    )
+    assert lines[:2] == ["train: 2 images (1 without objects), 2 boxes", "  square 1, disc 1"]
+    assert lines[2].startswith("  100.0%")
+
+
+def test_images_left_out_are_not_counted(report_of):
+    annotations = [box(1, SQUARE, 4, 4, 32), box(1, DISC, 4, 4, 32), box(2, SQUARE, 50, 50, 4)]
+    lines = report_of({1: (128, 128), 2: (128, 128)}, annotations, max_images=1)
+    assert lines == [
+        "train: 1 images (0 without objects), 2 boxes",
+        "  square 1, disc 1",
+        "  100.0% of the boxes overlap some anchor by IoU 0.5 at 128 x 128",
+    ]
+
+
+def test_large_numbers_have_commas(report_of):
+    lines = report_of({1: (128, 128)}, [box(1, (SQUARE, DISC)[i % 2], 4, 4, 32) for i in range(2468)])
+    assert lines[:2] == ["train: 1 images (0 without objects), 2,468 boxes", "  square 1,234, disc 1,234"]
+
+
+def test_images_of_unknown_size_have_boxes_but_no_share(report_of):
+    def forget_sizes(content: dict) -> None:
+        for image in content["images"]:
+            del image["height"], image["width"]
+
+    lines = report_of({1: (128, 128)}, [box(1, SQUARE, 4, 4, 32), box(1, DISC, 4, 4, 32)], edit=forget_sizes)
+    assert lines == ["train: 1 images (0 without objects), 2 boxes", "  square 1, disc 1"]
