@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("efficientnet", "efficientdet", "utils")
 SCRIPTS = ("train", "coco_eval", "efficientdet_test", "benchmark")
+COMMANDS = ("efficientdet.shapes",)  # run with `python -m`
 NETWORK = tuple(f"efficientdet.{name}" for name in ("config", "boxes", "anchors", "bifpn", "heads", "model"))
 
 
@@ -157,9 +158,9 @@ def test_utils_import_neither_package(imports):
 @pytest.mark.parametrize(
     ("package", "allowed"),
     [
-        ("cv2", {"efficientdet.transforms", "utils.images", "utils.visualize"}),
+        ("cv2", {"efficientdet.transforms", "efficientdet.shapes", "utils.curves", "utils.images", "utils.visualize"}),
         ("pycocotools", {"efficientdet.dataset", "efficientdet.evaluate"}),
-        ("argparse", set(SCRIPTS)),
+        ("argparse", {*SCRIPTS, *COMMANDS}),
     ],
 )
 def test_only_these_modules_import(imports, package, allowed):
