@@ -1,5 +1,6 @@
 """Detect objects in pictures: print them, draw them, and measure the speed.
 
+python efficientdet_test.py                                 the shapes that come with the project, without a network
 python efficientdet_test.py photo.jpg                       the published D0, downloaded on first use
 python efficientdet_test.py holiday/ -c 3 --threshold 0.4   every picture of a folder, D3
 python efficientdet_test.py photo.jpg -p my_project -c 2 -w last
@@ -24,16 +25,16 @@ from utils.files import make_writable_folder
 from utils.images import PICTURE_SUFFIXES, list_pictures, read_image, write_image
 from utils.visualize import draw_boxes
 
+EXAMPLES = Path(__file__).resolve().parent / "projects" / "shapes"  # pictures that come with the project
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("images", nargs="+", metavar="IMAGE_OR_FOLDER", help="pictures, or folders of pictures")
-    add("-p", "--project", default="coco", help="a name under projects/, or a YAML file (default: coco)")
+    add("images", nargs="*", metavar="IMAGE_OR_FOLDER", help="pictures, or folders of them (default: projects/shapes/)")
+    add("-p", "--project", help="a name under projects/, or a YAML file (default: coco; shapes without pictures)")
     add("-c", "--compound_coef", type=int, default=0, choices=range(9), help="D0 to D7, 8 is D7X (default: 0)")
-    add(
-        "-w", "--weights", metavar="FILE|last", help="weights file (default: weights/efficientdet-d{coef}.pth for coco)"
-    )
+    add("-w", "--weights", metavar="FILE|best|last", help="weights file (default: the one in weights/)")
     add("--threshold", type=fraction, default=DEMO_SCORE_THRESHOLD, help="least score of an object (%(default)s)")
     add(
         "--iou_threshold",
@@ -42,8 +43,13 @@ def parse_args() -> argparse.Namespace:
         help="IoU above which the weaker of two boxes of a class goes (default: %(default)s)",
     )
     add("--output", type=Path, default=Path("test"), help="folder of the annotated pictures (default: test/)")
-    add("--saved_path", type=Path, default=Path("logs"), help="where -w last looks for checkpoints (default: logs/)")
-    add("--image_size", type=positive_int, help="side of the input in pixels (default: the coefficient's own)")
+    add(
+        "--saved_path",
+        type=Path,
+        default=Path("logs"),
+        help="where -w best and last look (default: logs/)",
+    )
+    add("--image_size", type=positive_int, help="side of the input in pixels (default: the project's)")
     add("--cuda", type=boolean, metavar="True|False", help="run on a GPU (default: if there is one)")
     add("--device", type=non_negative_int, default=0, help="which GPU (default: 0)")
     add("--speed_runs", type=non_negative_int, default=10, help="runs of the speed test, 0 for none (default: 10)")
@@ -51,10 +57,10 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    project = load_project(args.project)
+    project = load_project(args.project or ("coco" if args.images else "shapes"))
     config = model_config(args.compound_coef)
-    image_size = chosen_image_size(args.image_size, config.input_size, config.size_divisor)
-    pictures = list_pictures(args.images)
+    image_size = chosen_image_size(args.image_size or project.image_size, config.input_size, config.size_divisor)
+    pictures = list_pictures(args.images or [str(EXAMPLES)])
     outputs = output_paths(pictures, args.output)
     make_writable_folder(args.output)
     device = chosen_device(args.cuda, args.device)
