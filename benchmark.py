@@ -1,70 +1,125 @@
-"""Measure the speed of the detector, from a normalised batch to its detections.
+"""Measure speed and memory.
 
-  python benchmark.py                     D0, one picture at a time, on the GPU if there is one
+  python benchmark.py                     detection with D0: from a normalised picture to its detections
   python benchmark.py -c 3 --batch_size 8
   python benchmark.py --compare effdet    beside the same model of the package effdet (pip install effdet)
+  python benchmark.py --what train        training steps: forward, loss, backward, AdamW
+  python benchmark.py --what loss         the loss alone, forward and backward
+  python benchmark.py --what loader -p shapes   pictures loaded per second, and how many a training step consumes
 
-The contenders take turns within one run, so that their ratios hold when the machine's speed drifts. "plain" is the
-network as trained: unfused, contiguous in memory. Weights are random; the score threshold is set where 1,000 anchors
-per picture pass it, so that post-processing has real work.
+All of it runs on the GPU if there is one. The contenders take turns within one run, so that their ratios hold when the
+machine's speed drifts. Weights, pictures and boxes (8 per picture, of 90 classes) are random, but for the loader's.
+
+Detection: "plain" is the network as trained, unfused, contiguous in memory. The score threshold is set where 1,000
+anchors per picture pass it, so that post-processing has real work.
+
+Training and loss: "ours" is channels-last, "ours bf16" also under autocast to bfloat16, but for the loss. "baseline" is
+the same network in contiguous float32, with a loss as one would first write it, image by image. "peak MiB" is the
+memory that the first step of a fresh process takes, beyond what network and pictures had taken before it.
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from efficientdet.boxes import encode, pairwise_iou, yxyx_to_xyxy
+from efficientdet.config import model_config
+from efficientdet.dataset import Batch, BatchLoader, CocoDataset, EpochSampler
 from efficientdet.evaluate import EVALUATION_IOU_THRESHOLD
 from efficientdet.fuse import fuse_for_inference
-from efficientdet.model import EfficientDet
+from efficientdet.loss import PADDING_CLASS, DetectionLoss, Losses, Targets
+from efficientdet.model import EfficientDet, Outputs
 from efficientdet.postprocess import postprocess
-from utils.cli import BOOLEAN, non_negative_int, positive_int
+from efficientdet.project import load_project
+from utils.cli import BOOLEAN, chosen_image_size, non_negative_int, positive_int
 from utils.device import chosen_device
 from utils.errors import InputError, exit_on_input_error
 
+BATCH_SIZES = {"end_to_end": 1, "train": 4, "loss": 8, "loader": 4}  # by default
 CANDIDATES = 1000
+NUM_CLASSES = 90
+OBJECTS = 8  # per picture
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
+    add("--what", choices=BATCH_SIZES, default="end_to_end", help="see above (default: end_to_end, detection)")
     add("-c", "--compound_coef", type=int, default=0, choices=range(9), help="D0 to D7, 8 is D7X (default: 0)")
-    add("--batch_size", type=positive_int, default=1, help="images per pass (default: 1)")
+    defaults = ", ".join(f"{size} for {what}" for what, size in BATCH_SIZES.items())
+    add("--batch_size", type=positive_int, help=f"images per pass (default: {defaults})")
+    add("--image_size", type=positive_int, help="side of the input, pixels (default: the coefficient's, 512 for D0)")
     add("--cuda", **BOOLEAN, help="run on a GPU (default: if there is one)")
     add("--device", type=non_negative_int, default=0, help="which GPU (default: 0)")
-    add("--compare", nargs="*", choices=("effdet",), default=[], help="other implementations to measure beside ours")
+    add("--compare", nargs="*", choices=("effdet",), default=[], help="end_to_end: another implementation beside ours")
+    add("-p", "--project", default="coco", help="loader: whose training set, as for train.py (default: coco)")
+    add("--data_path", type=Path, default=Path("datasets"), help="loader: the projects' data (default: datasets/)")
+    add("-n", "--num_workers", type=non_negative_int, default=2, help="loader: loading processes (default: 2)")
     add("--runs", type=positive_int, default=15, help="counted passes of each contender (default: 15)")
     add("--warmup", type=non_negative_int, default=3, help="passes of each before them (default: 3)")
     return parser.parse_args()
 
 
-@torch.inference_mode()
+class Setting(NamedTuple):
+    """What every contender gets alike."""
+
+    compound_coef: int
+    side: int  # of the input, pixels
+    batch_size: int
+    device: torch.device
+
+    def __str__(self) -> str:
+        return f"D{self.compound_coef} at {self.side} x {self.side}, batch {self.batch_size}"
+
+
 def main(args: argparse.Namespace) -> None:
-    device = chosen_device(args.cuda, args.device)
+    config = model_config(args.compound_coef)
+    setting = Setting(
+        args.compound_coef,
+        chosen_image_size(args.image_size, config.input_size, config.size_divisor),
+        args.batch_size or BATCH_SIZES[args.what],
+        chosen_device(args.cuda, args.device),
+    )
+    match args.what:
+        case "end_to_end":
+            compare_detection(setting, args)
+        case "train":
+            print(f"{setting}, training steps, {describe(setting.device)}")
+            compare_training(training_step, ("ours float32", "ours bf16", "baseline"), setting, args)
+        case "loss":
+            print(f"{setting}, loss forward and backward, {describe(setting.device)}")
+            compare_training(loss_pass, ("ours", "ours bf16", "baseline"), setting, args)
+        case "loader":
+            compare_loading(setting, args)
+
+
+# Detection.
+
+
+@torch.inference_mode()
+def compare_detection(setting: Setting, args: argparse.Namespace) -> None:
     torch.manual_seed(0)
-    network = EfficientDet(args.compound_coef).eval()
-    side = network.config.input_size
-    images = torch.randn(args.batch_size, 3, side, side)
-    print(f"D{args.compound_coef} at {side} x {side}, batch {args.batch_size}, float32, {describe(device)}")
+    network = EfficientDet(setting.compound_coef).eval()
+    images = torch.randn(setting.batch_size, 3, setting.side, setting.side)
+    print(f"{setting}, float32, {describe(setting.device)}")
 
-    network.to(device)
-    contenders = {"ours": ours(network, images.to(device)), "ours, plain": plain(network, images.to(device))}
+    network.to(setting.device)
+    images = images.to(setting.device)
+    contenders = {"ours": ours(network, images), "ours, plain": plain(network, images)}
     if "effdet" in args.compare:
-        contenders["effdet"] = effdet(args.compound_coef, images.to(device))
-    seconds = measure(contenders, args.warmup, args.runs, device)
-
+        contenders["effdet"] = effdet(setting.compound_coef, images)
+    seconds = measure(contenders, args.warmup, args.runs, setting.device)
     fastest = statistics.median(seconds["ours"])
-    print(f"{'':<12} {'median ms':>10} {'min':>8} {'max':>8} {'images/s':>9} {'ours / it':>10}")
-    for name, times in seconds.items():
-        median = statistics.median(times)
-        print(
-            f"{name:<12} {1e3 * median:>10.1f} {1e3 * min(times):>8.1f} {1e3 * max(times):>8.1f} "
-            f"{args.batch_size / median:>9.2f} {fastest / median:>10.2f}"
-        )
+    ratios = {name: f"{fastest / statistics.median(times):.2f}" for name, times in seconds.items()}
+    print_table(seconds, setting.batch_size, {"ours / it": ratios})
 
 
 def ours(network: EfficientDet, images: Tensor) -> Callable[[], object]:
@@ -90,10 +145,156 @@ def effdet(compound_coef: int, images: Tensor) -> Callable[[], object]:
     except ImportError as error:
         raise InputError("--compare effdet needs that package: pip install effdet") from error
     name = "tf_efficientdet_d7x" if compound_coef == 8 else f"tf_efficientdet_d{compound_coef}"
-    model = (
-        create_model(name, bench_task="predict", pretrained=False, pretrained_backbone=False).eval().to(images.device)
-    )
+    size = tuple(images.shape[-2:])
+    model = create_model(name, bench_task="predict", pretrained=False, pretrained_backbone=False, image_size=size)
+    model.eval().to(images.device)
     return lambda: model(images)
+
+
+# Training and loss.
+
+
+def compare_training(
+    make: Callable[[str, Setting], Callable[[], object]],
+    names: tuple[str, ...],
+    setting: Setting,
+    args: argparse.Namespace,
+) -> None:
+    """Table of the contenders that `make` makes of their names; the last is the baseline."""
+    memory = {name: f"{peak_memory(make, name, setting) / 2**20:.0f}" for name in names}
+    seconds = measure({name: make(name, setting) for name in names}, args.warmup, args.runs, setting.device)
+    slowest = statistics.median(seconds["baseline"])
+    ratios = {name: f"{slowest / statistics.median(times):.2f}" for name, times in seconds.items()}
+    print_table(seconds, setting.batch_size, {"x baseline": ratios, "peak MiB": memory})
+
+
+def training_step(name: str, setting: Setting) -> Callable[[], object]:
+    """One update of a network with fresh weights by a random batch."""
+    torch.manual_seed(0)
+    network = EfficientDet(setting.compound_coef, NUM_CLASSES).train().to(setting.device)
+    images = torch.randn(setting.batch_size, 3, setting.side, setting.side, device=setting.device)
+    targets = random_targets(setting)
+    loss = baseline_loss
+    if name != "baseline":
+        loss = DetectionLoss()
+        network.to(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
+
+    def step() -> None:
+        with torch.autocast(setting.device.type, torch.bfloat16, enabled=name == "ours bf16"):
+            outputs = network(images)
+        total = loss(outputs, targets).total
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        optimizer.step()
+
+    return step
+
+
+def loss_pass(name: str, setting: Setting) -> Callable[[], object]:
+    """The loss of random predictions and its gradient."""
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if name == "ours bf16" else torch.float32
+    with torch.device("meta"):
+        network = EfficientDet(setting.compound_coef, NUM_CLASSES)
+    anchors = network.anchors(torch.empty(1, 3, setting.side, setting.side, device=setting.device))
+
+    def predictions(outputs_per_anchor: int, mean: float, std: float) -> Tensor:
+        shape = (setting.batch_size, len(anchors), outputs_per_anchor)
+        return torch.empty(shape, dtype=dtype, device=setting.device).normal_(mean, std).requires_grad_()
+
+    outputs = Outputs(predictions(NUM_CLASSES, -4.0, 1.5), predictions(4, 0.0, 0.5), anchors)
+    targets = random_targets(setting)
+    loss = baseline_loss if name == "baseline" else DetectionLoss()
+
+    def forward_and_backward() -> None:
+        outputs.class_logits.grad = outputs.box_deltas.grad = None
+        loss(outputs, targets).total.backward()
+
+    return forward_and_backward
+
+
+def random_targets(setting: Setting) -> Targets:
+    """Boxes from 16 pixels to half the input long, up to twice as long as wide or high, cut at the border."""
+    shape = (setting.batch_size, OBJECTS, 1)
+    lengths = 16 * (setting.side / 32) ** torch.rand(shape)
+    stretch = 2 ** (torch.rand(shape) - 0.5)
+    sizes = torch.cat((lengths * stretch, lengths / stretch), dim=-1)
+    centres = setting.side * torch.rand(setting.batch_size, OBJECTS, 2)
+    boxes = torch.cat((centres - sizes / 2, centres + sizes / 2), dim=-1).clamp(0, setting.side)
+    class_ids = torch.randint(NUM_CLASSES, (setting.batch_size, OBJECTS))
+    return Targets(boxes.to(setting.device), class_ids.to(setting.device))
+
+
+def baseline_loss(outputs: Outputs, targets: Targets) -> Losses:
+    """The reference recipe's loss in the way that comes first to mind: `DetectionLoss(empty_image_normalizer=1)`.
+
+    A loop over the images, with a one-hot target for every logit and everything left to autograd.
+    """
+    anchors = outputs.anchors
+    classification, regression = [], []
+    for logits, deltas, boxes, class_ids in zip(outputs.class_logits, outputs.box_deltas, *targets):
+        boxes, class_ids = boxes[class_ids != PADDING_CLASS].to(anchors), class_ids[class_ids != PADDING_CLASS]
+        if len(boxes):
+            best_iou, best_object = pairwise_iou(yxyx_to_xyxy(anchors), boxes).max(dim=1)
+        else:
+            best_iou = best_object = torch.zeros(len(anchors), dtype=torch.int64, device=anchors.device)
+        positive = best_iou >= 0.5
+        objects = best_object[positive]
+        divisor = positive.sum().clamp(min=1)
+
+        probabilities = logits.sigmoid().clamp(1e-4, 1 - 1e-4)
+        one_hot = torch.full_like(probabilities, -1)  # where it stays, the anchor is left out
+        one_hot[best_iou < 0.4] = 0
+        one_hot[positive] = 0
+        one_hot[positive, class_ids[objects]] = 1
+        alpha_factor = torch.where(one_hot == 1, 0.25, 0.75)
+        focal_weight = alpha_factor * torch.where(one_hot == 1, 1 - probabilities, probabilities) ** 2
+        cross_entropy = -(one_hot * probabilities.log() + (1 - one_hot) * (1 - probabilities).log())
+        losses = torch.where(one_hot != -1, focal_weight * cross_entropy, 0.0)
+        classification.append(losses.sum() / divisor)
+
+        distances = (deltas[positive] - encode(boxes[objects], anchors[positive])).abs()
+        losses = torch.where(distances < 1 / 9, 0.5 * 9 * distances**2, distances - 0.5 / 9)
+        regression.append(losses.sum() / (4 * divisor))
+    return Losses(torch.stack(classification).mean(), 50 * torch.stack(regression).mean())
+
+
+# Loading.
+
+
+def compare_loading(setting: Setting, args: argparse.Namespace) -> None:
+    project = load_project(args.project)
+    canvas = (setting.side, setting.side)
+    train_set = CocoDataset(args.data_path / project.name, project.train_set, project, canvas)
+    print(f"{setting}, loading {train_set.pictures}, {describe(setting.device)}")
+
+    batches = endless_batches(train_set, setting.batch_size, args.num_workers)
+    for _ in range(args.warmup + 1):  # from the first arrival on, all workers are at work
+        next(batches)
+    start = time.perf_counter()
+    images = sum(len(next(batches).image_ids) for _ in range(args.runs))
+    loaded = images / (time.perf_counter() - start)
+    batches.close()  # so that the workers do not slow the steps down
+
+    steps = measure({"step": training_step("ours bf16", setting)}, args.warmup, args.runs, setting.device)["step"]
+    consumed = setting.batch_size / statistics.median(steps)
+    print(f"{'':<22} {'images/s':>9}")
+    print(f"{f'loader, {args.num_workers} workers':<22} {loaded:>9.2f}")
+    print(f"{'training step, bf16':<22} {consumed:>9.2f}")
+    print(f"each alone; the loader is {loaded / consumed:.2f} times as fast")
+
+
+def endless_batches(train_set: CocoDataset, batch_size: int, num_workers: int) -> Iterator[Batch]:
+    sampler = EpochSampler(len(train_set), seed=0)
+    batches = BatchLoader(train_set, batch_size, num_workers, sampler)
+    while True:
+        yield from batches
+        sampler.epoch += 1
+
+
+# Measuring.
 
 
 def measure(
@@ -102,19 +303,56 @@ def measure(
     """Seconds of each counted pass of each contender, taken in turns."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for run in tqdm(range(warmup + runs), unit="round", leave=False):
-        for name, detect in contenders.items():
+        for name, run_once in contenders.items():
             synchronize(device)
             start = time.perf_counter()
-            detect()
+            run_once()
             synchronize(device)
             if run >= warmup:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
 
 
+def peak_memory(make: Callable[[str, Setting], Callable[[], object]], name: str, setting: Setting) -> int:
+    """Bytes that the first pass of a contender takes on top of what was there before it."""
+    with get_context("spawn").Pool(1) as fresh_process:
+        return fresh_process.apply(_peak_memory_here, (make, name, setting))
+
+
+def _peak_memory_here(make: Callable[[str, Setting], Callable[[], object]], name: str, setting: Setting) -> int:
+    run_once = make(name, setting)
+    if setting.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(setting.device)
+        before = torch.cuda.memory_allocated(setting.device)
+        run_once()
+        return torch.cuda.max_memory_allocated(setting.device) - before
+    before = resident_bytes("VmRSS")
+    run_once()
+    return resident_bytes("VmHWM") - before
+
+
+def resident_bytes(field: str) -> int:
+    """This process's memory, now (VmRSS) or at its peak (VmHWM). getrusage's peak would count the parent's, too."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def print_table(seconds: dict[str, list[float]], batch_size: int, columns: dict[str, dict[str, str]]) -> None:
+    """A row for each contender; `columns` are more of them, title -> contender -> text."""
+    titles = "".join(f" {title:>10}" for title in columns)
+    print(f"{'':<12} {'median ms':>10} {'min':>8} {'max':>8} {'images/s':>9}{titles}")
+    for name, times in seconds.items():
+        median = statistics.median(times)
+        more = "".join(f" {column[name]:>10}" for column in columns.values())
+        print(
+            f"{name:<12} {1e3 * median:>10.1f} {1e3 * min(times):>8.1f} {1e3 * max(times):>8.1f} "
+            f"{batch_size / median:>9.2f}{more}"
+        )
 
 
 def describe(device: torch.device) -> str:

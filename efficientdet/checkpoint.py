@@ -26,7 +26,6 @@ from utils.errors import InputError
 from utils.files import written_whole
 
 WEIGHTS_FOLDER = Path("weights")
-SHAPES_WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "efficientdet-d0_shapes.pth"  # stored with us
 _RELEASES = "https://github.com/zylo117/Yet-Another-Efficient-Pytorch/releases/download"
 _PUBLISHED_BYTES = {0: 15_862_583}  # where known; other sizes are the server's word
 _BACKBONE_RELEASE = "https://github.com/lukemelas/EfficientNet-PyTorch/releases/download/1.0"
@@ -65,7 +64,7 @@ def find_weights(path: Path | str) -> Path:
 
 
 def chosen_weights(requested: str | None, project_name: str, compound_coef: int, saved_path: Path) -> Path:
-    """The weights file to run: `requested`, the project's checkpoint for "last" and "best", a stored one for None.
+    """The weights file to run: `requested`, the project's checkpoint for "last" and "best", the published one for None.
 
     InputError when there is none.
     """
@@ -81,9 +80,7 @@ def chosen_weights(requested: str | None, project_name: str, compound_coef: int,
         return Path(requested)
     if project_name == "coco":
         return published_path(compound_coef)
-    if project_name == "shapes" and compound_coef == 0:
-        return SHAPES_WEIGHTS
-    raise InputError(f"pass -w FILE, -w best or -w last: no weights come with D{compound_coef} for {project_name!r}")
+    raise InputError(f"pass -w FILE, -w best or -w last: no weights are published for the project {project_name!r}")
 
 
 def download(url: str, path: Path, expected_bytes: int | None = None) -> None:

@@ -1,22 +1,24 @@
-"""Anchor assignment, focal loss and box loss: one batched computation, from logits, without host synchronisation."""
+"""Anchor assignment, focal loss and box loss of a batch, from logits, without host synchronisation."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from efficientdet.boxes import encode, pairwise_iou, yxyx_to_xyxy
 
 POSITIVE_IOU = 0.5  # anchors that overlap an object at least so much must find it
-NEGATIVE_IOU = 0.4  # anchors that overlap less are background; those between count for neither
 FOCAL_ALPHA = 0.25
-FOCAL_GAMMA = 2.0
 SMOOTH_L1_BETA = 1 / 9
+HUBER_DELTA = 0.1
 BOX_LOSS_WEIGHT = 50.0
 MIN_PROBABILITY = 1e-4  # scores are clamped to [1e-4, 1 - 1e-4] in the focal loss
 PADDING_CLASS = -1
+CPU_CHUNK = 2**17  # logits that the focal loss takes at a time, so that what it makes of them stays in the CPU's cache
 
 
 class Targets(NamedTuple):
@@ -42,76 +44,207 @@ class Assignment(NamedTuple):
 
     positive: Tensor  # (N, A) bool: the anchor must find an object
     negative: Tensor  # (N, A) bool: the anchor must find nothing; an anchor that is neither is left out
-    object_index: Tensor  # (N, A) int64: which object the anchor overlaps most
+    object_index: Tensor  # (N, A) int64: which object the anchor is to find if it is positive
 
 
-def assign_anchors(anchors_yxyx: Tensor, targets: Targets) -> Assignment:
-    """Match anchors (A, 4) to the objects that they overlap most. `targets` must have room for one object at least."""
-    iou = pairwise_iou(targets.boxes, yxyx_to_xyxy(anchors_yxyx))  # (N, M, A)
-    iou = iou.masked_fill((targets.class_ids == PADDING_CLASS)[..., None], 0.0)
-    best_iou, object_index = iou.max(dim=1)
-    return Assignment(best_iou >= POSITIVE_IOU, best_iou < NEGATIVE_IOU, object_index)
+def assign_anchors(
+    anchors_yxyx: Tensor, targets: Targets, negative_iou: float = 0.4, force_best_anchor: bool = False
+) -> Assignment:
+    """Match anchors (A, 4) to the objects that they overlap most. `targets` must have room for one object at least.
+
+    Anchors that overlap every object by less than `negative_iou` are negative. With `force_best_anchor` each object
+    also gets the anchor that overlaps it most, however little; the first of them, where several overlap it equally.
+    Of objects with the same best anchor the first gets it. An object that overlaps no anchor forces none.
+    """
+    anchors = yxyx_to_xyxy(anchors_yxyx).mT.contiguous().mT  # each coordinate by itself in memory, as it is read
+    # One image at a time: the overlaps of a whole batch (N, M, A) would take gigabytes when one picture is crowded.
+    assignments = [_assign_anchors(anchors, *image, negative_iou, force_best_anchor) for image in zip(*targets)]
+    return Assignment(*map(torch.stack, zip(*assignments)))
+
+
+def _assign_anchors(
+    anchors_xyxy: Tensor, boxes: Tensor, class_ids: Tensor, negative_iou: float, force_best_anchor: bool
+) -> Assignment:
+    """The assignment in one image with the objects `boxes` (M, 4) and `class_ids` (M,): tensors (A,)."""
+    iou = pairwise_iou(boxes, anchors_xyxy).masked_fill((class_ids == PADDING_CLASS)[:, None], 0.0)  # (M, A)
+    best_iou, object_index = iou.max(dim=0)
+    positive, negative = best_iou >= POSITIVE_IOU, best_iou < negative_iou
+    if force_best_anchor:
+        object_iou, best_anchor = iou.max(dim=1)
+        nobody = len(boxes)
+        candidates = torch.where(object_iou > 0, torch.arange(nobody, device=boxes.device), nobody)
+        # Where anchors are shared the smallest index wins, in whatever order a GPU writes them.
+        owner = torch.full_like(object_index, nobody).scatter_reduce(0, best_anchor, candidates, "amin")
+        forced = owner < nobody
+        positive, negative = positive | forced, negative & ~forced
+        object_index = torch.where(forced, owner, object_index)
+    return Assignment(positive, negative, object_index)
+
+
+def _one_process(value: Tensor) -> Tensor:
+    """The sum over the processes when there is but one."""
+    return value
 
 
 class DetectionLoss:
-    """The reference's training loss: focal loss for classes, smooth L1 for the boxes of positive anchors.
+    """The training loss: focal loss for classes, smooth L1 or Huber loss for the boxes of positive anchors.
 
-    Both are summed over an image's anchors, divided by its number of positive anchors (the box loss by four times
-    that), averaged over the batch; the box loss is weighted by 50. Values and gradients equal the reference's, which
-    clamps scores to [1e-4, 1 - 1e-4] and so gives no gradient outside, with one exception. The reference divides the
-    loss of an image *without objects* by 1, so that it outweighs a picture with objects a hundred times; here it is
-    divided by `empty_image_normalizer`, as if it had that many positive anchors. 1 restores the reference's numbers.
+    By default it is the reference's, in values and gradients (which vanish where it clamps scores to
+    [1e-4, 1 - 1e-4]), with one exception. The reference divides the loss of an image *without objects* by 1, so that
+    it outweighs a picture with objects a hundred times; here it is divided by `empty_image_normalizer`, as if it had
+    that many positive anchors. 1 restores the reference's numbers.
 
-    Everything is computed in float32 at least, whatever the autocast.
+    That of google/automl, but for the clamp, is `DetectionLoss(focal_gamma=1.5, negative_iou=0.5,
+    force_best_anchor=True, box_loss="huber", normalize="batch")`.
+
+    Args:
+        focal_gamma: the focal loss's exponent.
+        negative_iou, force_best_anchor: as in `assign_anchors`.
+        box_loss: "smooth_l1" with beta 1/9 or "huber" with delta 0.1; the mean of the four deltas', times 50.
+        normalize: "image" divides the losses of each image by its number of positive anchors, or by 1, and averages
+            over the batch; "batch" divides those of the batch by its number of positive anchors + 1.
+        empty_image_normalizer: what "image" divides by in an image without objects.
+        num_processes, sum_over_processes: for "batch", when each process has a part of the batch. The function must
+            add a scalar up over the processes. A process's loss is its part of the whole batch's, times
+            `num_processes`: DistributedDataParallel averages gradients.
+
+    Everything is computed in float32 at least, whatever the autocast. ValueError when `box_loss` or `normalize` is
+    another word.
     """
 
-    # Of 160 COCO photographs the median has 110 positive anchors at 512 x 512, 77 at 256, 150 at 1024.
-    def __init__(self, empty_image_normalizer: float = 100.0):
+    def __init__(
+        self,
+        *,
+        focal_gamma: float = 2.0,
+        negative_iou: float = 0.4,
+        force_best_anchor: bool = False,
+        box_loss: str = "smooth_l1",
+        normalize: str = "image",
+        # Of 160 COCO photographs the median has 110 positive anchors at 512 x 512, 77 at 256, 150 at 1024.
+        empty_image_normalizer: float = 100.0,
+        num_processes: int = 1,
+        sum_over_processes: Callable[[Tensor], Tensor] = _one_process,
+    ):
+        if box_loss not in ("smooth_l1", "huber"):
+            raise ValueError(f"box_loss must be 'smooth_l1' or 'huber', not {box_loss!r}")
+        if normalize not in ("image", "batch"):
+            raise ValueError(f"normalize must be 'image' or 'batch', not {normalize!r}")
+        self.focal_gamma = focal_gamma
+        self.negative_iou = negative_iou
+        self.force_best_anchor = force_best_anchor
+        self.box_loss = box_loss
+        self.normalize = normalize
         self.empty_image_normalizer = empty_image_normalizer
+        self.num_processes = num_processes
+        self.sum_over_processes = sum_over_processes
 
     def __call__(self, outputs: tuple[Tensor, Tensor, Tensor], targets: Targets) -> Losses:
         """`outputs`: class logits (N, A, C), box deltas (N, A, 4), anchors (A, 4), as the network returns them."""
         class_logits, box_deltas, anchors = outputs
         with torch.autocast(class_logits.device.type, enabled=False):
             precision = torch.promote_types(class_logits.dtype, torch.float32)
-            return self._losses(class_logits.to(precision), box_deltas.to(precision), anchors.to(precision), targets)
+            return self._losses(class_logits, box_deltas.to(precision), anchors.to(precision), targets)
 
     def _losses(self, class_logits: Tensor, box_deltas: Tensor, anchors: Tensor, targets: Targets) -> Losses:
-        targets = _with_room_for_an_object(targets, class_logits.dtype)
-        assigned = assign_anchors(anchors, targets)
+        targets = _with_room_for_an_object(targets, anchors.dtype)
+        assigned = assign_anchors(anchors, targets, self.negative_iou, self.force_best_anchor)
         object_classes = targets.class_ids.clamp(min=0).gather(1, assigned.object_index)  # (N, A)
         object_boxes = targets.boxes.gather(1, assigned.object_index[..., None].expand(-1, -1, 4))  # (N, A, 4)
+        image_weights = self._image_weights(assigned, targets)  # (N,)
 
-        positives = assigned.positive.sum(dim=1)  # (N,)
+        anchor_weights = (assigned.positive | assigned.negative) * image_weights[:, None]  # (N, A)
+        classification = _FocalLoss.apply(
+            class_logits, object_classes, assigned.positive, anchor_weights, self.focal_gamma
+        )
+        distances = self._box_distances(box_deltas, encode(object_boxes, anchors)).sum(dim=-1)
+        regression = torch.where(assigned.positive, distances, 0.0).sum(dim=1) @ image_weights
+        return Losses(classification, BOX_LOSS_WEIGHT / 4 * regression)
+
+    def _image_weights(self, assigned: Assignment, targets: Targets) -> Tensor:
+        """What the sum of each image's losses is multiplied by: (N,)."""
+        positives = assigned.positive.sum(dim=1, dtype=targets.boxes.dtype)
+        if self.normalize == "batch":
+            normalizer = self.sum_over_processes(positives.sum()) + 1
+            return (self.num_processes / normalizer).expand_as(positives)
         has_objects = (targets.class_ids != PADDING_CLASS).any(dim=1)
-        normalizer = torch.where(has_objects, positives.clamp(min=1), self.empty_image_normalizer)
+        normalizers = torch.where(has_objects, positives.clamp(min=1), self.empty_image_normalizer)
+        return 1 / (len(normalizers) * normalizers)
 
-        classification = _focal_loss(class_logits, object_classes, assigned) / normalizer
-        distances = F.smooth_l1_loss(
-            box_deltas, encode(object_boxes, anchors), reduction="none", beta=SMOOTH_L1_BETA
-        ).sum(dim=-1)
-        regression = torch.where(assigned.positive, distances, 0.0).sum(dim=1) / (4 * positives.clamp(min=1))
-        return Losses(classification.mean(), BOX_LOSS_WEIGHT * regression.mean())
+    def _box_distances(self, deltas: Tensor, target_deltas: Tensor) -> Tensor:
+        if self.box_loss == "huber":
+            return F.huber_loss(deltas, target_deltas, reduction="none", delta=HUBER_DELTA)
+        return F.smooth_l1_loss(deltas, target_deltas, reduction="none", beta=SMOOTH_L1_BETA)
 
 
-def _focal_loss(class_logits: Tensor, object_classes: Tensor, assigned: Assignment) -> Tensor:
-    """Sigmoid focal loss (RetinaNet paper, equation 5) summed over each image's anchors and classes: (N,)."""
+class _FocalLoss(torch.autograd.Function):
+    """The focal losses of all anchors, each anchor's with a weight, added up: a scalar.
+
+    Loss and gradient come out of one pass over the logits, in chunks. Autograd would need a dozen passes, and keep as
+    many tensors of the logits' size; this keeps one, the gradient.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, classes: Tensor, positive: Tensor, weights: Tensor, gamma: float) -> Tensor:
+        """`logits` (N, A, C); `classes` (N, A), of which those of `positive` anchors count; `weights` (N, A)."""
+        gradient = None
+        if ctx.needs_input_grad[0]:
+            # float16 cannot hold what a gradient scaler has yet to enlarge.
+            dtype = torch.float32 if logits.dtype == torch.float16 else logits.dtype
+            gradient = torch.empty(logits.shape, dtype=dtype, device=logits.device).flatten(0, 1)
+            ctx.save_for_backward(gradient)
+            ctx.logits_shape, ctx.logits_dtype = logits.shape, logits.dtype
+
+        total = weights.new_zeros(())
+        anchors = [tensor.flatten(0, 1) for tensor in (logits, classes, positive, weights)]
+        step = max(1, CPU_CHUNK // logits.shape[2]) if logits.device.type == "cpu" else len(anchors[0])
+        for start in range(0, len(anchors[0]), step):
+            part = slice(start, start + step)
+            chunk, chunk_classes, chunk_positive, chunk_weights = (tensor[part] for tensor in anchors)
+            loss, derivative = _focal_loss(
+                chunk.to(weights.dtype), chunk_classes, chunk_positive, gamma, with_derivative=gradient is not None
+            )
+            total += loss.sum(dim=1) @ chunk_weights
+            if gradient is not None:
+                gradient[part] = derivative.mul_(chunk_weights[:, None])
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        # The factor is nearly always 1. A CPU can look without waiting, and then spares a pass and a tensor.
+        if grad_output.device.type != "cpu" or grad_output != 1:
+            gradient = gradient * grad_output
+        return gradient.to(ctx.logits_dtype).view(ctx.logits_shape), None, None, None, None
+
+
+def _focal_loss(
+    logits: Tensor, classes: Tensor, positive: Tensor, gamma: float, with_derivative: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Sigmoid focal loss (RetinaNet paper, equation 5) of logits (R, C), and its derivative: both (R, C).
+
+    The class `classes` (R,) is present in rows that are `positive` (R,); all others are absent.
+    """
+    loss, derivative = _focal_term(logits, 1 - FOCAL_ALPHA, gamma, with_derivative)  # as if all were absent
+    own, positive = classes[:, None], positive[:, None]
+    own_loss, own_derivative = _focal_term(-logits.gather(1, own), FOCAL_ALPHA, gamma, with_derivative)
+    loss.scatter_(1, own, torch.where(positive, own_loss, loss.gather(1, own)))
+    if with_derivative:
+        derivative.scatter_(1, own, torch.where(positive, -own_derivative, derivative.gather(1, own)))
+    return loss, derivative
+
+
+def _focal_term(x: Tensor, alpha: float, gamma: float, with_derivative: bool) -> tuple[Tensor, Tensor | None]:
+    """alpha * p ** gamma * -log(1 - p) where p is the clamped sigmoid of each x, and its derivative."""
     limit = math.log((1 - MIN_PROBABILITY) / MIN_PROBABILITY)
-    logits = class_logits.clamp(-limit, limit)
-
-    def absent(logits: Tensor) -> Tensor:
-        return (1 - FOCAL_ALPHA) * logits.sigmoid().pow(FOCAL_GAMMA) * F.softplus(logits)
-
-    def present(logits: Tensor) -> Tensor:
-        return FOCAL_ALPHA * (-logits).sigmoid().pow(FOCAL_GAMMA) * F.softplus(-logits)
-
-    # Every class of every anchor counts as absent; a positive anchor's own class is then exchanged. That spares
-    # a one-hot target as large as the logits.
-    counted = assigned.positive | assigned.negative
-    background = torch.where(counted, absent(logits).sum(dim=-1), 0.0)
-    own_logit = logits.gather(2, object_classes[..., None]).squeeze(-1)
-    exchange = torch.where(assigned.positive, present(own_logit) - absent(own_logit), 0.0)
-    return (background + exchange).sum(dim=1)
+    clamped = x.clamp(-limit, limit)
+    p, cross_entropy = clamped.sigmoid(), F.softplus(clamped)
+    factor = p.pow(gamma).mul_(alpha)
+    loss = factor * cross_entropy
+    if not with_derivative:
+        return loss, None
+    derivative = torch.addcmul(p, 1 - p, cross_entropy, value=gamma).mul_(factor)
+    return loss, derivative.mul_(clamped.eq_(x))  # none where x was clamped; a mask of bools would take twice as long
 
 
 def _with_room_for_an_object(targets: Targets, dtype: torch.dtype) -> Targets:

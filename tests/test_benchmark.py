@@ -1,11 +1,18 @@
-"""benchmark.py as its users run it."""
+"""benchmark.py as its users run it, and the loss that it measures ours against."""
 
 import os
 import re
 
-from scripts import assert_one_error, assert_succeeded, run_script
+import pytest
+import torch
+from scripts import SMALL, assert_one_error, assert_succeeded, run_script, write_shapes_project
+
+from benchmark import baseline_loss
+from efficientdet.loss import DetectionLoss, Targets
+from efficientdet.model import Outputs
 
 ONCE = ("benchmark.py", "--runs", "1", "--warmup", "0", "--cuda", "False")
+TWO_SMALL = (*SMALL, "--batch_size", "2")
 
 
 def test_table_has_a_row_for_each_contender(tmp_path):
@@ -23,9 +30,76 @@ def test_table_has_a_row_for_each_contender(tmp_path):
     assert float(rows[0][2].split()[-1]) == 1
 
 
+def test_image_size_is_that_of_the_detection(tmp_path):
+    run = run_script(*ONCE, *TWO_SMALL, cwd=tmp_path)
+    assert_succeeded(run)
+    assert run.stdout.startswith("D0 at 128 x 128, batch 2, float32, CPU with ")
+    assert len(run.stdout.splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("what", "title", "contenders"),
+    [
+        ("train", "training steps", ["ours float32", "ours bf16", "baseline"]),
+        ("loss", "loss forward and backward", ["ours", "ours bf16", "baseline"]),
+    ],
+)
+def test_training_and_loss_are_compared_with_the_baseline(tmp_path, what, title, contenders):
+    run = run_script(*ONCE, "--what", what, *TWO_SMALL, cwd=tmp_path)
+    assert_succeeded(run)
+    lines = run.stdout.splitlines()
+    assert lines[0].startswith(f"D0 at 128 x 128, batch 2, {title}, CPU with ")
+    assert lines[1].split() == ["median", "ms", "min", "max", "images/s", "x", "baseline", "peak", "MiB"]
+    assert [line[:12].rstrip() for line in lines[2:]] == contenders
+    for line in lines[2:]:
+        median, least, most, rate, ratio, memory = map(float, line[12:].split())
+        assert 0 < median == least == most
+        assert abs(rate - 2000 / median) < 0.01 * rate + 0.01
+        assert ratio > 0 and memory > 0
+    assert ratio == 1
+
+
+def test_loading_is_compared_with_a_training_step(tmp_path):
+    project = write_shapes_project(tmp_path)
+    run = run_script(*ONCE, "--what", "loader", *TWO_SMALL, "-p", project.yml, "-n", "1", cwd=project.root)
+    assert_succeeded(run)
+    lines = run.stdout.splitlines()
+    assert lines[0].startswith("D0 at 128 x 128, batch 2, loading datasets/drawn/train, CPU with ")
+    assert lines[1].split() == ["images/s"]
+    assert [line[:22].rstrip() for line in lines[2:4]] == ["loader, 1 workers", "training step, bf16"]
+    assert all(float(line[22:]) > 0 for line in lines[2:4])
+
+
+def test_loading_without_the_data_says_what_is_missing(tmp_path):
+    run = run_script(*ONCE, "--what", "loader", "-p", "coco_tiny", cwd=tmp_path)
+    assert_one_error(run, "datasets/coco_tiny/annotations/instances_")
+
+
 def test_comparison_without_the_other_package_says_how_to_get_it(tmp_path):
     blocker = tmp_path / "blocker" / "effdet"
     blocker.mkdir(parents=True)
     (blocker / "__init__.py").write_text("raise ImportError('kept out by the test')\n")
     run = run_script(*ONCE, "--compare", "effdet", cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(blocker.parent)})
     assert_one_error(run, "--compare effdet", "pip install effdet")
+
+
+@pytest.mark.parametrize("objects", [0, 3])
+def test_the_baseline_computes_the_same_loss(objects):
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    corners = torch.rand(500, 2, generator=generator, dtype=torch.float64) * 40
+    anchors = torch.cat((corners, corners + 20), dim=1)
+    logits, deltas = (3 * random(2, 500, 5) - 2).requires_grad_(), random(2, 500, 4).requires_grad_()
+    boxes = torch.tensor([[10.0, 10, 28, 30], [30, 5, 52, 25], [20, 30, 40, 51]])[:objects].expand(2, -1, -1)
+    truth = Targets(boxes, torch.tensor([[4, 0, 2], [1, -1, -1]])[:, :objects])
+    results = []
+    for loss in (DetectionLoss(empty_image_normalizer=1), baseline_loss):
+        losses = loss(Outputs(logits, deltas, anchors), truth)
+        gradients = torch.autograd.grad(losses.total, (logits, deltas), materialize_grads=True)
+        results.append((*losses, *gradients))
+    assert (results[0][1] > 0) == (objects > 0)
+    for ours, baselines in zip(*results):
+        torch.testing.assert_close(ours, baselines, rtol=1e-10, atol=1e-14)

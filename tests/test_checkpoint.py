@@ -631,10 +631,9 @@ def test_weights_of_a_projects_default_or_the_flag(tmp_path):
     assert chosen_weights("mine.pth", "shapes", 0, tmp_path) == Path("mine.pth")
     assert chosen_weights(None, "coco", 4, tmp_path) == Path("weights/efficientdet-d4.pth")
     # These come with the program, wherever it is called.
-    assert chosen_weights(None, "shapes", 0, tmp_path) == REPOSITORY / "weights/efficientdet-d0_shapes.pth"
 
 
-@pytest.mark.parametrize(("project", "coef"), [("drawn", 0), ("shapes", 1)])
+@pytest.mark.parametrize(("project", "coef"), [("drawn", 0), ("shapes", 0)])
 def test_project_without_weights_of_its_own_needs_the_flag(tmp_path, project, coef):
     with pytest.raises(InputError, match=f"pass -w .*D{coef} for '{project}'"):
         chosen_weights(None, project, coef, tmp_path)

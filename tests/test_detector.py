@@ -4,9 +4,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from scripts import write_weights
+from scripts import untrained, write_weights
 
 from efficientdet import Detections, EfficientDet, load_detector
+from efficientdet.checkpoint import Checkpoints, last_path
 from efficientdet.detector import Detector
 from efficientdet.model import Outputs
 from efficientdet.project import load_project
@@ -213,6 +214,15 @@ def test_weights_are_loaded(project, tmp_path):
     some, other = (load_detector(0, weights, project, "cpu", 128)([picture], 0.01)[0] for _ in range(2))
     assert len(some) > 0
     assert_same(some, other)
+
+
+def test_weights_of_a_training_state_are_loaded(project, tmp_path):
+    network = untrained(0, 2)
+    checkpoints = Checkpoints(tmp_path, 0)
+    weights = checkpoints.save(network, {"step": 1}, 0, 1)
+    some, other = (load_detector(0, path, project, "cpu", 128) for path in (weights, last_path(tmp_path, 0)))
+    state = some.network.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in other.network.state_dict().items())
 
 
 def test_weights_of_other_classes_are_refused(tmp_path, project):
