@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from scripts import REPOSITORY, untrained
+from scripts import untrained
 
 from efficientdet import checkpoint
 from efficientdet.checkpoint import (
@@ -630,13 +630,12 @@ def test_weights_of_a_projects_default_or_the_flag(tmp_path):
     assert chosen_weights("mine.pth", "drawn", 0, tmp_path) == Path("mine.pth")
     assert chosen_weights("mine.pth", "shapes", 0, tmp_path) == Path("mine.pth")
     assert chosen_weights(None, "coco", 4, tmp_path) == Path("weights/efficientdet-d4.pth")
-    # These come with the program, wherever it is called.
 
 
-@pytest.mark.parametrize(("project", "coef"), [("drawn", 0), ("shapes", 0)])
-def test_project_without_weights_of_its_own_needs_the_flag(tmp_path, project, coef):
-    with pytest.raises(InputError, match=f"pass -w .*D{coef} for '{project}'"):
-        chosen_weights(None, project, coef, tmp_path)
+@pytest.mark.parametrize("project", ["drawn", "shapes"])
+def test_project_without_published_weights_needs_the_flag(tmp_path, project):
+    with pytest.raises(InputError, match=f"pass -w .*'{project}'"):
+        chosen_weights(None, project, 0, tmp_path)
 
 
 @pytest.mark.parametrize("project", ["drawn", "shapes", "coco"])
