@@ -166,9 +166,11 @@ def train(args: argparse.Namespace, project: Project, device: torch.device) -> N
     scales = (recipe.min_scale, recipe.max_scale)
     train_set = CocoDataset(data, project.train_set, project, canvas, args.seed, scales, args.max_images)
     val_set = CocoDataset(data, project.val_set, project, canvas, max_images=args.max_images)
-    if image_size == config.size_divisor and min(args.batch_size, len(train_set)) == 1:
-        raise InputError("a single image of this size leaves batch norm one value: pass --batch_size 2 or more")
     share = distributed.share_of(args.batch_size)
+    if image_size == config.size_divisor and min(share, len(train_set)) == 1 and not args.freeze_bn:
+        raise InputError(
+            "a single image of this size leaves batch norm one value: pass --batch_size 2 or more for each process"
+        )
     if distributed.world_size() > 1 and len(train_set) < args.batch_size:
         raise InputError(f"{len(train_set)} images are less than --batch_size {args.batch_size}: take a smaller one")
     place = (distributed.rank(), distributed.world_size())
@@ -246,6 +248,7 @@ def train(args: argparse.Namespace, project: Project, device: torch.device) -> N
             "scaler": step.scaler.state_dict(),
             "average": average and average.state_dict(),
         }
+        monitor.flush()  # a kill after this loses no curve either
         tqdm.write(f"saved {checkpoints.save(network, state, progress.epoch, progress.step)}")
 
     log_path = args.log_path / project.name

@@ -37,7 +37,8 @@ class Detector:
     ):
         self.project = project
         self.device = device
-        self.image_size = image_size or project.image_size or network.config.input_size
+        sizes = (image_size, project.image_size, network.config.input_size)
+        self.image_size = next(size for size in sizes if size is not None)
         check_image_size(network.compound_coef, self.image_size, self.image_size)
         self.dtype = torch.float16 if half else torch.float32
         self.network = fuse_for_inference(network).to(device=device, dtype=self.dtype)

@@ -18,7 +18,7 @@ HUBER_DELTA = 0.1
 BOX_LOSS_WEIGHT = 50.0
 MIN_PROBABILITY = 1e-4  # scores are clamped to [1e-4, 1 - 1e-4] in the focal loss
 PADDING_CLASS = -1
-CPU_CHUNK = 2**17  # logits that the focal loss takes at a time, so that what it makes of them stays in the CPU's cache
+CPU_CHUNK = 2**18  # logits that the focal loss takes at a time, so that what it makes of them stays in the CPU's cache
 
 
 class Targets(NamedTuple):

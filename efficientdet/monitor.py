@@ -59,6 +59,9 @@ class Monitor:
     def epoch(self, history: list[dict[str, float]]) -> None:
         """The table and the picture of all epochs so far."""
         write_history(history, self.folder)
+
+    def flush(self) -> None:
+        """Put what TensorBoard is to show on the disk."""
         self._writer.flush()
 
     def close(self) -> None:

@@ -173,7 +173,7 @@ def test_training_under_torchrun_evaluates_every_image_once_and_goes_on(shapes_p
 def test_ctrl_c_saves_once(shapes_project):
     process = subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-         *command(*TRAIN, "--save_interval", "2", "--keep", "0")[1:]],
+         *command(*TRAIN, "--batch_size", "4", "--save_interval", "2", "--keep", "0")[1:]],
         cwd=shapes_project.root, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         start_new_session=True,
     )  # fmt: skip

@@ -62,7 +62,7 @@ def test_boxes_that_are_anchors(report_of):
 def test_class_that_never_occurs_is_told(report_of):
     lines = report_of({1: (128, 128)}, [box(1, SQUARE, 4, 4, 32)])
     assert lines[1] == "  square 1, disc 0"
-    assert lines[2].startswith("  warning: no box of disc:")
+    assert lines[2].startswith("  warning: this set has no box of disc")
 
 
 def test_slot_that_no_category_uses_is_not_missed(report_of):
