@@ -56,7 +56,7 @@ def finished(tmp_path_factory) -> SimpleNamespace:
     project = write_shapes_project(tmp_path_factory.mktemp("finished"))
     first = run_script(*TRAIN, "--num_epochs", "2", "--save_interval", "2", "--keep", "0", "--debug", cwd=project.root)
     first_state = last_state(project)
-    second = run_script(*TRAIN, "--num_epochs", "3", "-n", "1", "-w", "last", cwd=project.root)
+    second = run_script(*TRAIN, "--num_epochs", "3", "-n", "1", "--keep", "0", "-w", "last", cwd=project.root)
     return SimpleNamespace(project=project, first=first, first_state=first_state, second=second)
 
 
