@@ -249,7 +249,8 @@ def baseline_loss(outputs: Outputs, targets: Targets) -> Losses:
         one_hot[best_iou < 0.4] = 0
         one_hot[positive] = 0
         one_hot[positive, class_ids[objects]] = 1
-        alpha_factor = torch.where(one_hot == 1, 0.25, 0.75)
+        alpha_factor = torch.full_like(one_hot, 0.25)
+        alpha_factor = torch.where(one_hot == 1, alpha_factor, 1 - alpha_factor)
         focal_weight = alpha_factor * torch.where(one_hot == 1, 1 - probabilities, probabilities) ** 2
         cross_entropy = -(one_hot * probabilities.log() + (1 - one_hot) * (1 - probabilities).log())
         losses = torch.where(one_hot != -1, focal_weight * cross_entropy, 0.0)

@@ -63,7 +63,7 @@ with distributed.joined(torch.device("cpu")):
 
 def environment() -> dict[str, str]:
     repository = str(Path(__file__).resolve().parent.parent)
-    return {**os.environ, "PYTHONPATH": repository, "OMP_NUM_THREADS": "1"}
+    return {**os.environ, "PYTHONPATH": repository, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def torchrun(*args: str | Path, cwd: Path, **kwargs) -> subprocess.CompletedProcess[str]:
