@@ -187,7 +187,7 @@ def test_ctrl_c_saves_once(shapes_project):
     assert said.count("--load_weights last") == 1
     assert re.findall(r"^saved .*", said, re.MULTILINE)[-1]
     state = torch.load(shapes_project.root / "logs/drawn/efficientdet-d0_last.state", weights_only=True)
-    assert state["progress"]["step"] >= 2
+    assert 1 <= state["progress"]["step"] < 500
 
 
 @pytest.mark.slow
