@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from efficientnet.depthwise import depthwise_conv2d
+
 
 def same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:
     """Pixels of padding (before, after) one side of length `size`, as TensorFlow's "SAME" mode counts them.
@@ -36,10 +38,14 @@ class SameConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         left, right, top, bottom = _image_padding(x, self.kernel_size, self.stride)
+        padding = (top, left)
+        if (left, top) != (right, bottom):  # else the convolution pads by itself, without a copy of its input
+            x = F.pad(x, (left, right, top, bottom))
+            padding = (0, 0)
         conv = self.conv
-        if (left, top) == (right, bottom):  # the convolution pads by itself, without a copy of its input
-            return F.conv2d(x, conv.weight, conv.bias, conv.stride, (top, left), groups=conv.groups)
-        return conv(F.pad(x, (left, right, top, bottom)))
+        if conv.groups == conv.in_channels == conv.out_channels and conv.bias is None:
+            return depthwise_conv2d(x, conv.weight, self.stride, padding)
+        return F.conv2d(x, conv.weight, conv.bias, conv.stride, padding, groups=conv.groups)
 
 
 class SameMaxPool2d(nn.Module):

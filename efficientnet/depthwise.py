@@ -1,0 +1,75 @@
+"""Depthwise convolution with fast half-precision gradients on the CPU."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_FAST_KERNEL = 3  # the kernel size for which oneDNN has fast code for the weights' gradient
+
+
+def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int]) -> Tensor:
+    """The convolution of each channel of `x` (N, C, H, W) with its own kernel (C, 1, K, K), padded by zeros.
+
+    On the CPU, where half precision is computed (`x` is in it, or autocast casts to it), the gradients are put together
+    from convolutions that oneDNN has fast code for; its own take up to a hundred times as long.
+    """
+    autocast = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if autocast and x.dtype != torch.float64 else x.dtype
+    if x.device.type == "cpu" and dtype in (torch.bfloat16, torch.float16) and not torch.compiler.is_compiling():
+        return _HalfPrecisionDepthwise.apply(x.to(dtype), weight.to(dtype), stride, padding)
+    return F.conv2d(x, weight, None, stride, padding, groups=weight.shape[0])
+
+
+class _HalfPrecisionDepthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int]) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.padding = stride, padding
+        return F.conv2d(x, weight, None, stride, padding, groups=weight.shape[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        x_grad = _input_gradient(grad, x, weight, ctx.stride, ctx.padding) if ctx.needs_input_grad[0] else None
+        weight_grad = _weight_gradient(grad, x, weight, ctx.stride, ctx.padding) if ctx.needs_input_grad[1] else None
+        return x_grad, weight_grad, None, None
+
+
+def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int]) -> Tensor:
+    if stride == 1:
+        return _gradients(grad, x, weight, stride, padding, (True, False))[0]
+    # With a stride, only float32 is fast. Of its input the function needs but shape and layout.
+    like_x = torch.empty_like(x, dtype=torch.float32)
+    return _gradients(grad.float(), like_x, weight.float(), stride, padding, (True, False))[0].to(x.dtype)
+
+
+def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int]) -> Tensor:
+    """Put together from blocks of 3 x 3: each is the gradient of a smaller kernel in a shifted window of the input."""
+    size = weight.shape[2]
+    if size <= _FAST_KERNEL:
+        return _gradients(grad, x, weight, stride, padding, (False, True))[1]
+    vertical, horizontal = padding
+    x = F.pad(x, (horizontal, horizontal, vertical, vertical))
+    rows, columns = (stride * (length - 1) + _FAST_KERNEL for length in grad.shape[2:])
+    # The last block overlaps the one before where the size is no multiple of 3.
+    corners = [*range(0, size - _FAST_KERNEL, _FAST_KERNEL), size - _FAST_KERNEL]
+    block = slice(0, _FAST_KERNEL)
+    result = torch.empty_like(weight)
+    for top in corners:
+        for left in corners:
+            window = x[:, :, top : top + rows, left : left + columns]
+            kernel = weight[:, :, block, block].contiguous()  # its shape matters, not its values
+            part = _gradients(grad, window, kernel, stride, (0, 0), (False, True))[1]
+            result[:, :, top : top + _FAST_KERNEL, left : left + _FAST_KERNEL] = part
+    return result
+
+
+def _gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int], wanted: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None, None]:
+    """PyTorch's own gradients of the input and of the weights, as far as they are `wanted`."""
+    return torch.ops.aten.convolution_backward(
+        grad, x, weight, None, [stride, stride], list(padding), [1, 1], False, [0, 0], weight.shape[0], [*wanted, False]
+    )
