@@ -31,10 +31,11 @@ from utils.images import write_image
 TRAIN_PICTURES, VAL_PICTURES = 1000, 200
 PICTURE_SIZES = ((320, 320), (384, 288), (288, 384), (416, 256), (256, 416), (448, 384))  # (width, height)
 LONGEST, SHORTEST = 400, 16  # pixels, of a shape's longer side before it is turned
-MOST_SHAPES = 8
+MOST_SHAPES = 6
 EMPTY_SHARE = 0.04  # of the pictures
-LEAST_VISIBLE = 0.45  # share of a shape's pixels that the border and later shapes must leave
-LEAST_SIDE = 8  # pixels of a visible box
+CONTRAST = 180  # least difference of two shapes' colours, and from the background's: |red| + |green| + |blue|
+LEAST_VISIBLE = 0.6  # share of a shape's pixels that the border and later shapes must leave
+LEAST_SIDE = 12  # pixels of a visible box
 _SUBPIXELS = 4  # in each direction: masks are drawn so much larger, for smooth edges
 
 
@@ -45,7 +46,7 @@ def draw_picture(rng: RandomState) -> tuple[np.ndarray, list[dict]]:
     that show its object; the area is their number.
     """
     width, height = PICTURE_SIZES[rng.randint(len(PICTURE_SIZES))]
-    colors = [rng.randint(0, 256, 3)]
+    colors = [rng.randint(40, 216, 3)]
     image = _background(rng, height, width, colors)
     owner = np.full((height, width), -1)  # which shape each pixel shows
     whole: list[int] = []  # pixels of each shape, with those outside the picture
@@ -164,8 +165,8 @@ CLASS_NAMES = tuple(_OUTLINES)
 
 def _placed_outline(rng: RandomState, name: str, height: int, width: int) -> list[np.ndarray]:
     """The polygons of a shape of random size, stretch, turn and place: (K, 2) int32 (x, y) in sub-pixels."""
-    # The mean of two uniform numbers: middling sizes on a logarithmic scale are the most frequent.
-    size = SHORTEST * (LONGEST / SHORTEST) ** rng.random_sample(2).mean()
+    # The mean of uniform numbers: middling sizes on a logarithmic scale are the most frequent.
+    size = SHORTEST * (LONGEST / SHORTEST) ** rng.random_sample(3).mean()
     stretch = 1 - 0.45 * rng.random_sample()
     turn = 2 * math.pi * rng.random_sample()
     centre = rng.random_sample(2) * (width, height)
@@ -239,7 +240,7 @@ def _texture(rng: RandomState, colors: list[np.ndarray], height: int, width: int
     """(H, W, 3) int32 in a colour that stands out from `colors`, to which it is added."""
     for _ in range(30):
         color = rng.randint(0, 256, 3)
-        if min(int(np.abs(color - other).sum()) for other in colors) >= 140:
+        if min(int(np.abs(color - other).sum()) for other in colors) >= CONTRAST:
             break
     colors.append(color)
     pattern = _PATTERNS[rng.randint(len(_PATTERNS))]
