@@ -13,15 +13,17 @@ machine's speed drifts. Weights, pictures and boxes (8 per picture, of 90 classe
 Detection: "plain" is the network as trained, unfused, contiguous in memory. The score threshold is set where 1,000
 anchors per picture pass it, so that post-processing has real work.
 
-Training and loss: "ours" is channels-last, "ours bf16" also under autocast to bfloat16, but for the loss. "baseline" is
-the same network in contiguous float32, with a loss as one would first write it, image by image. "peak MiB" is the
-memory that the first step of a fresh process takes, beyond what network and pictures had taken before it.
+Training and loss: "ours" is train.py's step, channels-last, "ours bf16" also under autocast to bfloat16, but for the
+loss. "baseline" is the same network in contiguous float32, with a loss as one would first write it, image by image.
+"peak MiB" is what the first step of a fresh process takes, beyond the memory that network and pictures had taken.
 """
 
 import argparse
+import contextlib
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
@@ -33,15 +35,19 @@ from tqdm import tqdm
 from efficientdet.boxes import encode, pairwise_iou, yxyx_to_xyxy
 from efficientdet.config import model_config
 from efficientdet.dataset import Batch, BatchLoader, CocoDataset, EpochSampler
+from efficientdet.engine import TrainingStep
 from efficientdet.evaluate import EVALUATION_IOU_THRESHOLD
 from efficientdet.fuse import fuse_for_inference
 from efficientdet.loss import PADDING_CLASS, DetectionLoss, Losses, Targets
 from efficientdet.model import EfficientDet, Outputs
+from efficientdet.optimization import make_optimizer
 from efficientdet.postprocess import postprocess
 from efficientdet.project import load_project
+from efficientdet.recipe import RECIPES
 from utils.cli import BOOLEAN, chosen_image_size, non_negative_int, positive_int
 from utils.device import chosen_device
 from utils.errors import InputError, exit_on_input_error
+from utils.memory import keep_freed_memory
 
 BATCH_SIZES = {"end_to_end": 1, "train": 4, "loss": 8, "loader": 4}  # by default
 CANDIDATES = 1000
@@ -160,12 +166,56 @@ def compare_training(
     setting: Setting,
     args: argparse.Namespace,
 ) -> None:
-    """Table of the contenders that `make` makes of their names; the last is the baseline."""
-    memory = {name: f"{peak_memory(make, name, setting) / 2**20:.0f}" for name in names}
-    seconds = measure({name: make(name, setting) for name in names}, args.warmup, args.runs, setting.device)
+    """Table of the contenders that `make` makes of their names; the last is the baseline.
+
+    Each has a process of its own, since they differ in what becomes of freed memory, too.
+    """
+    with contextlib.ExitStack() as stack:
+        processes = {
+            name: stack.enter_context(get_context("spawn").Pool(1, prepare, (make, name, setting))) for name in names
+        }
+        memory = {name: f"{process.apply(first_pass) / 2**20:.0f}" for name, process in processes.items()}
+        contenders = {name: partial(process.apply, one_pass) for name, process in processes.items()}
+        seconds = measure(contenders, args.warmup, args.runs, setting.device)
     slowest = statistics.median(seconds["baseline"])
     ratios = {name: f"{slowest / statistics.median(times):.2f}" for name, times in seconds.items()}
     print_table(seconds, setting.batch_size, {"x baseline": ratios, "peak MiB": memory})
+
+
+class Prepared(NamedTuple):
+    """What a contender's process holds."""
+
+    run_once: Callable[[], object]
+    device: torch.device
+
+
+_prepared: list[Prepared] = []  # in a contender's process: its own
+
+
+def prepare(make: Callable[[str, Setting], Callable[[], object]], name: str, setting: Setting) -> None:
+    """Begin a contender's process."""
+    if name != "baseline":
+        keep_freed_memory()
+    _prepared.append(Prepared(make(name, setting), setting.device))
+
+
+def one_pass() -> None:
+    (contender,) = _prepared
+    contender.run_once()
+    synchronize(contender.device)
+
+
+def first_pass() -> int:
+    """Bytes that the first pass takes at its peak, on top of what was there before it."""
+    (contender,) = _prepared
+    if contender.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(contender.device)
+        before = torch.cuda.memory_allocated(contender.device)
+        one_pass()
+        return torch.cuda.max_memory_allocated(contender.device) - before
+    before = resident_bytes("VmRSS")
+    one_pass()
+    return resident_bytes("VmHWM") - before
 
 
 def training_step(name: str, setting: Setting) -> Callable[[], object]:
@@ -174,19 +224,23 @@ def training_step(name: str, setting: Setting) -> Callable[[], object]:
     network = EfficientDet(setting.compound_coef, NUM_CLASSES).train().to(setting.device)
     images = torch.randn(setting.batch_size, 3, setting.side, setting.side, device=setting.device)
     targets = random_targets(setting)
-    loss = baseline_loss
-    if name != "baseline":
-        loss = DetectionLoss()
-        network.to(memory_format=torch.channels_last)
-        images = images.contiguous(memory_format=torch.channels_last)
+    if name == "baseline":
+        return baseline_step(network, images, targets)
+    network.to(memory_format=torch.channels_last)
+    batch = Batch(images.contiguous(memory_format=torch.channels_last), targets, letterboxes=[], image_ids=[])
+    optimizer = make_optimizer(RECIPES["reference"], network)
+    step = TrainingStep(network, DetectionLoss(), optimizer, torch.bfloat16 if name == "ours bf16" else None)
+    return lambda: step([batch])
+
+
+def baseline_step(network: EfficientDet, images: Tensor, targets: Targets) -> Callable[[], object]:
+    """One update in the way that comes first to mind."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
 
     def step() -> None:
-        with torch.autocast(setting.device.type, torch.bfloat16, enabled=name == "ours bf16"):
-            outputs = network(images)
-        total = loss(outputs, targets).total
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        loss = baseline_loss(network(images), targets).total
+        optimizer.zero_grad()
+        loss.backward()
         optimizer.step()
 
     return step
@@ -279,6 +333,7 @@ def compare_loading(setting: Setting, args: argparse.Namespace) -> None:
     loaded = images / (time.perf_counter() - start)
     batches.close()  # so that the workers do not slow the steps down
 
+    keep_freed_memory()
     steps = measure({"step": training_step("ours bf16", setting)}, args.warmup, args.runs, setting.device)["step"]
     consumed = setting.batch_size / statistics.median(steps)
     print(f"{'':<22} {'images/s':>9}")
@@ -312,24 +367,6 @@ def measure(
             if run >= warmup:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
-
-
-def peak_memory(make: Callable[[str, Setting], Callable[[], object]], name: str, setting: Setting) -> int:
-    """Bytes that the first pass of a contender takes on top of what was there before it."""
-    with get_context("spawn").Pool(1) as fresh_process:
-        return fresh_process.apply(_peak_memory_here, (make, name, setting))
-
-
-def _peak_memory_here(make: Callable[[str, Setting], Callable[[], object]], name: str, setting: Setting) -> int:
-    run_once = make(name, setting)
-    if setting.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(setting.device)
-        before = torch.cuda.memory_allocated(setting.device)
-        run_once()
-        return torch.cuda.max_memory_allocated(setting.device) - before
-    before = resident_bytes("VmRSS")
-    run_once()
-    return resident_bytes("VmHWM") - before
 
 
 def resident_bytes(field: str) -> int:

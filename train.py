@@ -64,6 +64,7 @@ from utils.cli import (
 from utils.device import autocast_dtype, cuda_device
 from utils.errors import InputError, exit_on_input_error
 from utils.files import make_writable_folder
+from utils.memory import keep_freed_memory
 
 WORKERS = default_workers()
 DEBUG_FOLDER = Path("test")
@@ -145,6 +146,8 @@ def main(args: argparse.Namespace) -> None:
     device = training_device(project)
     if project.num_gpus > 1 and not distributed.is_started():
         distributed.start_processes(project.num_gpus)
+    if device.type == "cpu":
+        keep_freed_memory()
     with distributed.told_once(), distributed.joined(device):
         train(args, project, device)
 
