@@ -54,10 +54,10 @@ def test_precision_that_is_asked_for_is_taken_on_any_hardware(device, amp, dtype
 @pytest.mark.parametrize(("fast", "dtype"), [(False, None), (True, torch.bfloat16)])
 def test_precision_by_default_is_what_the_hardware_multiplies(monkeypatch, fast, dtype):
     # Each kind of hardware is asked for itself: the other's answer must not matter.
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: fast)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: not fast)
     assert autocast_dtype(None, torch.device("cpu")) is dtype
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: not fast)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: not fast)
     # GPUs before 2020 have bfloat16 by emulation alone, which is slow.
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: fast or including_emulation)
     assert autocast_dtype(None, torch.device("cuda", 0)) is dtype

@@ -31,12 +31,13 @@ def chosen_device(cuda: bool | None, index: int = 0) -> torch.device:
 def autocast_dtype(amp: str | None, device: torch.device) -> torch.dtype | None:
     """The dtype of the scripts' `--amp`; None (off) computes in float32.
 
-    `amp` None takes bfloat16 where the hardware multiplies matrices of it: most CUDA GPUs since 2020, CPUs with AMX.
+    `amp` None takes bfloat16 where the hardware multiplies it: most CUDA GPUs since 2020, CPUs with AVX512-BF16
+    (those with AMX have it, too).
     """
     if amp is None:
         if device.type == "cuda":
             fast = torch.cuda.is_bf16_supported(including_emulation=False)
         else:
-            fast = torch.cpu._is_amx_tile_supported()
+            fast = torch.cpu._is_avx512_bf16_supported()
         amp = "bf16" if fast else "off"
     return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
