@@ -157,25 +157,14 @@ def train(args: argparse.Namespace, project: Project, device: torch.device) -> N
     torch.manual_seed(args.seed)
     config = model_config(args.compound_coef)
     image_size = chosen_image_size(args.image_size or project.image_size, config.input_size, config.size_divisor)
-    canvas = (image_size, image_size)
     recipe = make_recipe(args.recipe, args.batch_size * args.accumulate, recipe_changes(args))
     amp = autocast_dtype(args.amp, device)
-
-    # Data.
-    if is_main:
-        draw_if_absent(project, args.data_path)
-    distributed.any_over_processes()  # the others wait for it
-    data = args.data_path / project.name
-    scales = (recipe.min_scale, recipe.max_scale)
-    train_set = CocoDataset(data, project.train_set, project, canvas, args.seed, scales, args.max_images)
-    val_set = CocoDataset(data, project.val_set, project, canvas, max_images=args.max_images)
     share = distributed.share_of(args.batch_size)
+    train_set, val_set = open_data(args, project, image_size, (recipe.min_scale, recipe.max_scale))
     if image_size == config.size_divisor and min(share, len(train_set)) == 1 and not args.freeze_bn:
         raise InputError(
             "a single image of this size leaves batch norm one value: pass --batch_size 2 or more for each process"
         )
-    if distributed.world_size() > 1 and len(train_set) < args.batch_size:
-        raise InputError(f"{len(train_set)} images are less than --batch_size {args.batch_size}: take a smaller one")
     place = (distributed.rank(), distributed.world_size())
     sampler = EpochSampler(len(train_set), args.seed, args.batch_size, *place)
     pin_memory = device.type == "cuda"
@@ -183,18 +172,8 @@ def train(args: argparse.Namespace, project: Project, device: torch.device) -> N
     val_batches = BatchLoader(val_set, share, args.num_workers, range(place[0], len(val_set), place[1]), pin_memory)
 
     # The network, and what updates it.
-    network = EfficientDet(args.compound_coef, project.num_classes, project.anchor_ratios, project.anchor_scales)
     saved_path = args.saved_path / project.name
-    last = None
-    if args.load_weights == "last":
-        last = distributed.from_rank_0(lambda: load_last(saved_path, args.compound_coef))
-        fit_weights(network, last["network"], last_path(saved_path, args.compound_coef))
-    elif args.load_weights:
-        weights = find_weights(args.load_weights)
-        if load_weights(network, weights, new_class_header=True):
-            distributed.say(f"{weights} has other classes: the class header starts afresh for {project.num_classes}")
-    if args.backbone_weights and not last:
-        load_backbone(network, args.backbone_weights)
+    network, last = open_network(args, project, saved_path)
     network.to(device, memory_format=torch.channels_last)
     set_training_mode(network, args.head_only, args.freeze_bn)
     average = WeightAverage(network, recipe.ema_decay) if recipe.ema_decay else None
@@ -378,6 +357,36 @@ def training_device(project: Project) -> torch.device:
     device = cuda_device(distributed.local_rank())
     torch.cuda.set_device(device)
     return device
+
+
+def open_data(
+    args: argparse.Namespace, project: Project, image_size: int, scales: tuple[float, float]
+) -> tuple[CocoDataset, CocoDataset]:
+    """What to train on, and what to validate on."""
+    if distributed.rank() == 0:
+        draw_if_absent(project, args.data_path)
+    distributed.any_over_processes()  # the others wait for it
+    data, canvas = args.data_path / project.name, (image_size, image_size)
+    train_set = CocoDataset(data, project.train_set, project, canvas, args.seed, scales, args.max_images)
+    if distributed.world_size() > 1 and len(train_set) < args.batch_size:
+        raise InputError(f"{len(train_set)} images are less than --batch_size {args.batch_size}: take a smaller one")
+    return train_set, CocoDataset(data, project.val_set, project, canvas, max_images=args.max_images)
+
+
+def open_network(args: argparse.Namespace, project: Project, saved_path: Path) -> tuple[EfficientDet, dict | None]:
+    """The network with the weights to begin with, and the state of the run to go on with, if it is to."""
+    network = EfficientDet(args.compound_coef, project.num_classes, project.anchor_ratios, project.anchor_scales)
+    if args.load_weights == "last":
+        last = distributed.from_rank_0(lambda: load_last(saved_path, args.compound_coef))
+        fit_weights(network, last["network"], last_path(saved_path, args.compound_coef))
+        return network, last
+    if args.load_weights:
+        weights = find_weights(args.load_weights)
+        if load_weights(network, weights, new_class_header=True):
+            distributed.say(f"{weights} has other classes: the class header starts afresh for {project.num_classes}")
+    if args.backbone_weights:
+        load_backbone(network, args.backbone_weights)
+    return network, None
 
 
 def in_parallel(network: EfficientDet, device: torch.device, args: argparse.Namespace, share: int) -> nn.Module:
