@@ -18,6 +18,7 @@ HUBER_DELTA = 0.1
 BOX_LOSS_WEIGHT = 50.0
 MIN_PROBABILITY = 1e-4  # scores are clamped to [1e-4, 1 - 1e-4] in the focal loss
 PADDING_CLASS = -1
+_LIMIT = math.log((1 - MIN_PROBABILITY) / MIN_PROBABILITY)  # where the logits are clamped, therefore
 CPU_CHUNK = 2**18  # logits that the focal loss takes at a time, so that what it makes of them stays in the CPU's cache
 
 
@@ -186,26 +187,36 @@ class _FocalLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: Tensor, classes: Tensor, positive: Tensor, weights: Tensor, gamma: float) -> Tensor:
         """`logits` (N, A, C); `classes` (N, A), of which those of `positive` anchors count; `weights` (N, A)."""
+        on_cpu = logits.device.type == "cpu"
+        shape, dtype = logits.shape, logits.dtype
+        logits, classes, positive, weights = (x.flatten(0, 1) for x in (logits, classes, positive, weights))
         gradient = None
         if ctx.needs_input_grad[0]:
             # float16 cannot hold what a gradient scaler has yet to enlarge.
-            dtype = torch.float32 if logits.dtype == torch.float16 else logits.dtype
-            gradient = torch.empty(logits.shape, dtype=dtype, device=logits.device).flatten(0, 1)
+            gradient = torch.empty_like(logits, dtype=torch.float32 if dtype == torch.float16 else dtype)
             ctx.save_for_backward(gradient)
-            ctx.logits_shape, ctx.logits_dtype = logits.shape, logits.dtype
+            ctx.logits_shape, ctx.logits_dtype = shape, dtype
 
+        # As if all classes were absent everywhere.
         total = weights.new_zeros(())
-        anchors = [tensor.flatten(0, 1) for tensor in (logits, classes, positive, weights)]
-        step = max(1, CPU_CHUNK // logits.shape[2]) if logits.device.type == "cpu" else len(anchors[0])
-        for start in range(0, len(anchors[0]), step):
+        step = max(1, CPU_CHUNK // shape[2]) if on_cpu else len(logits)
+        for start in range(0, len(logits), step):
             part = slice(start, start + step)
-            chunk, chunk_classes, chunk_positive, chunk_weights = (tensor[part] for tensor in anchors)
-            loss, derivative = _focal_loss(
-                chunk.to(weights.dtype), chunk_classes, chunk_positive, gamma, with_derivative=gradient is not None
-            )
-            total += loss.sum(dim=1) @ chunk_weights
+            chunk = logits[part].to(weights.dtype)
+            loss, derivative = _absent(chunk, weights[part, None], gamma, with_derivative=gradient is not None)
+            total += loss
             if gradient is not None:
-                gradient[part] = derivative.mul_(chunk_weights[:, None])
+                gradient[part] = derivative
+
+        # Positive anchors have one class each. A GPU looks at all anchors, as it does not stop to count them.
+        rows = positive.nonzero().squeeze(1) if on_cpu else torch.arange(len(logits), device=logits.device)
+        columns, own_weights = classes[rows], torch.where(positive[rows], weights[rows], 0.0)
+        own_logits = logits[rows, columns].to(weights.dtype)
+        present_loss, derivative = _present(own_logits, own_weights, gamma, with_derivative=gradient is not None)
+        total += present_loss - _absent(own_logits, own_weights, gamma, with_derivative=False)[0]
+        if gradient is not None:
+            derivative = torch.where(positive[rows], derivative.to(gradient.dtype), gradient[rows, columns])
+            gradient[rows, columns] = derivative
         return total
 
     @staticmethod
@@ -218,33 +229,33 @@ class _FocalLoss(torch.autograd.Function):
         return gradient.to(ctx.logits_dtype).view(ctx.logits_shape), None, None, None, None
 
 
-def _focal_loss(
-    logits: Tensor, classes: Tensor, positive: Tensor, gamma: float, with_derivative: bool
+# Sigmoid focal loss (RetinaNet paper, equation 5): the weighted sum over logits `x` of a class that is absent, or
+# present, and its derivative by each logit.
+
+
+def _absent(x: Tensor, weights: Tensor, gamma: float, with_derivative: bool) -> tuple[Tensor, Tensor | None]:
+    score = x.clamp(-_LIMIT, _LIMIT).sigmoid()
+    return _focal_term(x, score, 1 - score, (1 - FOCAL_ALPHA) * weights, gamma, with_derivative)
+
+
+def _present(x: Tensor, weights: Tensor, gamma: float, with_derivative: bool) -> tuple[Tensor, Tensor | None]:
+    score = x.clamp(-_LIMIT, _LIMIT).sigmoid()
+    loss, derivative = _focal_term(x, 1 - score, score, FOCAL_ALPHA * weights, gamma, with_derivative)
+    return loss, None if derivative is None else -derivative
+
+
+def _focal_term(
+    x: Tensor, wrong: Tensor, right: Tensor, weights: Tensor, gamma: float, with_derivative: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Sigmoid focal loss (RetinaNet paper, equation 5) of logits (R, C), and its derivative: both (R, C).
-
-    The class `classes` (R,) is present in rows that are `positive` (R,); all others are absent.
-    """
-    loss, derivative = _focal_term(logits, 1 - FOCAL_ALPHA, gamma, with_derivative)  # as if all were absent
-    own, positive = classes[:, None], positive[:, None]
-    own_loss, own_derivative = _focal_term(-logits.gather(1, own), FOCAL_ALPHA, gamma, with_derivative)
-    loss.scatter_(1, own, torch.where(positive, own_loss, loss.gather(1, own)))
-    if with_derivative:
-        derivative.scatter_(1, own, torch.where(positive, -own_derivative, derivative.gather(1, own)))
-    return loss, derivative
-
-
-def _focal_term(x: Tensor, alpha: float, gamma: float, with_derivative: bool) -> tuple[Tensor, Tensor | None]:
-    """alpha * p ** gamma * -log(1 - p) where p is the clamped sigmoid of each x, and its derivative."""
-    limit = math.log((1 - MIN_PROBABILITY) / MIN_PROBABILITY)
-    clamped = x.clamp(-limit, limit)
-    p, cross_entropy = clamped.sigmoid(), F.softplus(clamped)
-    factor = p.pow(gamma).mul_(alpha)
-    loss = factor * cross_entropy
+    """Sum of weights * wrong ** gamma * -log(right), where wrong + right = 1, and its derivative by wrong's logit."""
+    factor = wrong.pow(gamma).mul_(weights)
+    log_right = right.log()
+    loss = -torch.dot(factor.flatten(), log_right.flatten())
     if not with_derivative:
         return loss, None
-    derivative = torch.addcmul(p, 1 - p, cross_entropy, value=gamma).mul_(factor)
-    return loss, derivative.mul_(clamped.eq_(x))  # none where x was clamped; a mask of bools would take twice as long
+    derivative = torch.addcmul(wrong, right, log_right, value=-gamma).mul_(factor)
+    # None where x was clamped.
+    return loss, torch.ops.aten.hardtanh_backward(derivative, x, -_LIMIT, _LIMIT)
 
 
 def _with_room_for_an_object(targets: Targets, dtype: torch.dtype) -> Targets:
