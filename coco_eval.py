@@ -1,6 +1,7 @@
 """Evaluate weights on a project's validation set by COCO's average precision.
 
   python coco_eval.py -p coco -c 0                                     the published weights, downloaded on first use
+  python coco_eval.py -p shapes                                        the weights and data that come with the project
   python coco_eval.py -p my_project -c 2 -w best                       the best that train.py has made so far
   python coco_eval.py -p my_project -c 2 -w logs/my_project/efficientdet-d2_30_4000.pth
 

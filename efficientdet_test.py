@@ -1,9 +1,9 @@
 """Detect objects in pictures: print them, draw them, and measure the speed.
 
+python efficientdet_test.py                                 six drawn pictures, by weights that come with the project
 python efficientdet_test.py photo.jpg                       the published D0, downloaded on first use
 python efficientdet_test.py holiday/ -c 3 --threshold 0.4   every picture of a folder, D3
 python efficientdet_test.py photo.jpg -p my_project -c 2 -w best
-python efficientdet_test.py -w best                         six drawn pictures, after train.py -p shapes
 """
 
 import argparse

@@ -26,6 +26,8 @@ from utils.errors import InputError
 from utils.files import written_whole
 
 WEIGHTS_FOLDER = Path("weights")
+# These come with the code.
+SHAPES_WEIGHTS = Path(__file__).resolve().parent.parent / WEIGHTS_FOLDER / "efficientdet-d0_shapes.pth"
 _RELEASES = "https://github.com/zylo117/Yet-Another-Efficient-Pytorch/releases/download"
 _PUBLISHED_BYTES = {0: 15_862_583}  # where known; other sizes are the server's word
 _BACKBONE_RELEASE = "https://github.com/lukemelas/EfficientNet-PyTorch/releases/download/1.0"
@@ -64,9 +66,10 @@ def find_weights(path: Path | str) -> Path:
 
 
 def chosen_weights(requested: str | None, project_name: str, compound_coef: int, saved_path: Path) -> Path:
-    """The weights file to run: `requested`, the project's checkpoint for "last" and "best", the published one for None.
+    """The weights file to run: `requested`, or the project's checkpoint for "last" and "best".
 
-    InputError when there is none.
+    None stands for the published weights of the project coco, and for those that come with the project shapes.
+    InputError when there are none.
     """
     folder = saved_path / project_name
     if requested == "last":
@@ -80,7 +83,12 @@ def chosen_weights(requested: str | None, project_name: str, compound_coef: int,
         return Path(requested)
     if project_name == "coco":
         return published_path(compound_coef)
-    raise InputError(f"pass -w FILE, -w best or -w last: no weights are published for the project {project_name!r}")
+    if project_name == "shapes" and compound_coef == 0:
+        return SHAPES_WEIGHTS
+    raise InputError(
+        "pass -w FILE, -w best or -w last: "
+        f"no weights are published for D{compound_coef} and the project {project_name!r}"
+    )
 
 
 def download(url: str, path: Path, expected_bytes: int | None = None) -> None:

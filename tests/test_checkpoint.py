@@ -630,12 +630,14 @@ def test_weights_of_a_projects_default_or_the_flag(tmp_path):
     assert chosen_weights("mine.pth", "drawn", 0, tmp_path) == Path("mine.pth")
     assert chosen_weights("mine.pth", "shapes", 0, tmp_path) == Path("mine.pth")
     assert chosen_weights(None, "coco", 4, tmp_path) == Path("weights/efficientdet-d4.pth")
+    shipped = Path(__file__).parent.parent / "weights/efficientdet-d0_shapes.pth"
+    assert chosen_weights(None, "shapes", 0, tmp_path) == shipped
 
 
-@pytest.mark.parametrize("project", ["drawn", "shapes"])
-def test_project_without_published_weights_needs_the_flag(tmp_path, project):
-    with pytest.raises(InputError, match=f"pass -w .*'{project}'"):
-        chosen_weights(None, project, 0, tmp_path)
+@pytest.mark.parametrize(("project", "coefficient"), [("drawn", 0), ("shapes", 1)])
+def test_project_without_published_weights_needs_the_flag(tmp_path, project, coefficient):
+    with pytest.raises(InputError, match=f"pass -w .*D{coefficient} and the project '{project}'"):
+        chosen_weights(None, project, coefficient, tmp_path)
 
 
 @pytest.mark.parametrize("project", ["drawn", "shapes", "coco"])

@@ -17,6 +17,9 @@ from scripts import (
 )
 
 from efficientdet.checkpoint import Checkpoints
+from efficientdet.shapes import write_shapes
+
+SHAPES_AP = 0.861  # of weights/efficientdet-d0_shapes.pth, on the first 40 pictures to validate
 
 EVALUATE = ("coco_eval.py", "-p", "drawn", *SMALL, "-n", "0")
 
@@ -48,6 +51,13 @@ def test_nothing_detected_is_a_result(evaluated):
 
 def test_pictures_per_second_are_shown(evaluated):
     assert re.search(r"val on \S+: 100%.* 3/3 .*(image/s|s/image)", evaluated.run.stderr)
+
+
+def test_weights_that_come_with_the_project_know_its_shapes(tmp_path):
+    write_shapes(tmp_path / "datasets" / "shapes", train_pictures=0, val_pictures=40)
+    run = run_script("coco_eval.py", "-p", "shapes", "-n", "0", cwd=tmp_path)
+    assert_succeeded(run)
+    assert coco_numbers(run.stdout)[0] == pytest.approx(SHAPES_AP, abs=0.005)
 
 
 def test_override_false_scores_the_file_that_is_there(evaluated, shapes_project):

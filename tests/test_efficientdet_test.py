@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+import torch
+from numpy.random import RandomState
 from scripts import (
     SMALL,
     assert_one_error,
@@ -15,6 +17,9 @@ from scripts import (
     write_shapes_project,
     write_weights,
 )
+from torchvision.ops import box_iou
+
+from efficientdet.shapes import draw_picture
 
 # Untrained weights give every class a score of about 0.01: nothing above the default threshold, all above 0.
 DETECT = ("efficientdet_test.py", "-p", "drawn", *SMALL, "-w", "untrained.pth")
@@ -52,6 +57,29 @@ def test_pictures_without_detections_are_written_too_in_their_size(demo):
     assert {path.name: size(path) for path in (demo.root / "test").iterdir()} == expected
     assert demo.run.stdout.count(": 0 objects -> test/") == 4
     assert "grey.png (70 x 90): 0 objects -> test/grey.png" in demo.run.stdout
+
+
+def test_without_arguments_the_projects_own_weights_find_the_shapes_in_its_own_pictures(tmp_path):
+    run = run_script("efficientdet_test.py", cwd=tmp_path)
+    assert_succeeded(run)
+    assert sorted(path.name for path in (tmp_path / "test").iterdir()) == [f"{number}.jpg" for number in range(1, 7)]
+    assert "speed of D0 at 384 x 384" in run.stdout
+    blocks = re.split(r"^\S+/projects/shapes/\d\.jpg .*\n", run.stdout, flags=re.MULTILINE)[1:]
+    found = []
+    for block in blocks:
+        rows = re.findall(r"^  (\w+) +(0\.\d\d)  x1 y1 x2 y2: +(.*)$", block, re.MULTILINE)
+        found.append([(name, [float(corner) for corner in box.split()]) for name, score, box in rows])
+    truth = [draw_picture(RandomState((0, 2, number)))[1] for number in (6, 9, 10, 13, 20, 22)]
+    objects = sum(map(len, truth))
+    correct = 0
+    for picture_found, picture_truth in zip(found, truth, strict=True):
+        for shape in picture_truth:
+            x, y, width, height = shape["bbox"]
+            box = torch.tensor([[x, y, x + width, y + height]])
+            boxes = torch.tensor([corners for name, corners in picture_found if name == shape["class"]]).view(-1, 4)
+            correct += bool((box_iou(box.float(), boxes) > 0.75).any())
+    assert objects == 31 and correct >= 28
+    assert sum(map(len, found)) <= objects + 7  # some are seen as two things, with low scores
 
 
 def test_pictures_of_the_same_name_keep_their_own_content(demo):

@@ -235,7 +235,7 @@ def test_shipped_project_is_found_from_any_folder(tmp_path, monkeypatch):
 
 
 def test_shipped_shapes_have_an_input_of_their_own_and_coco_the_coefficients():
-    assert load_project("shapes").image_size == 256
+    assert load_project("shapes").image_size == 384
     assert load_project("coco").image_size is None
 
 
