@@ -1,6 +1,6 @@
 """Train EfficientDet on a project's data set.
 
-  python train.py -p shapes --batch_size 16 --recipe official                           the data set that comes with it
+  python train.py -p shapes --batch_size 8 --recipe official --optim adamw --lr 2e-3    the data set that comes with it
   python train.py -p coco -c 2 --batch_size 8 --lr 1e-5 -w weights/efficientdet-d2.pth   fine-tune published weights
   python train.py -p coco -c 2 --batch_size 8 --lr 1e-3 --head_only                      train the heads alone
   python train.py -p coco -c 2 --batch_size 8 -w last                                    go on after Ctrl+C
