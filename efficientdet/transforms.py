@@ -47,12 +47,14 @@ class Letterbox:
         The resizing works on floats: on uint8 it moved normalised photographs by up to 0.013, and AP by 0.01.
         """
         height, width = self.resized
-        pixels = cv2.resize(image.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
-        pixels = pixels.reshape(height, width, 3)
+        enlarged = height * width > image.shape[0] * image.shape[1]
+        pixels = image.astype(np.float32)
+        if enlarged:  # resizing and normalising commute: the latter where there are fewer pixels
+            _normalize(pixels, mean, std)
         canvas = np.zeros((*self.canvas, 3), np.float32)
-        std_255 = np.asarray(std, np.float32) * 255
-        np.subtract(pixels, np.asarray(mean, np.float32) * 255, out=pixels)
-        np.divide(pixels, std_255, out=canvas[:height, :width])
+        cv2.resize(pixels, (width, height), dst=canvas[:height, :width], interpolation=cv2.INTER_LINEAR)
+        if not enlarged:
+            _normalize(canvas[:height, :width], mean, std)
         return canvas
 
     def boxes_to_canvas(self, boxes_xyxy):
@@ -67,6 +69,14 @@ class Letterbox:
         x, y = self.resized[1] / self.picture[1], self.resized[0] / self.picture[0]
         factors = [x, y, x, y]
         return like.new_tensor(factors) if hasattr(like, "new_tensor") else np.asarray(factors, like.dtype)
+
+
+def _normalize(pixels: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """(H, W, 3) float32 RGB of 0 to 255 -> (RGB / 255 - mean) / std, in place."""
+    rows = pixels.reshape(len(pixels), -1)  # a view; numpy is four times slower where three values repeat
+    mean_255, std_255 = (np.tile(np.asarray(values, np.float32) * 255, pixels.shape[1]) for values in (mean, std))
+    np.subtract(rows, mean_255, out=rows)
+    np.divide(rows, std_255, out=rows)
 
 
 def horizontal_flip(image: np.ndarray, target: Target) -> tuple[np.ndarray, Target]:
