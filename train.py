@@ -55,8 +55,8 @@ from efficientdet.shapes import draw_if_absent
 from utils import distributed
 from utils.cli import (
     BOOLEAN,
-    chosen_image_size,
     default_workers,
+    image_size,
     non_negative_float,
     non_negative_int,
     positive_int,
@@ -108,7 +108,9 @@ def parse_args() -> argparse.Namespace:
     )
     add("--saved_path", type=Path, default=Path("logs"), help="folder of the checkpoints (default: logs/)")
     add("--debug", **BOOLEAN, default=False, help=f"draw predictions beside the truth into {DEBUG_FOLDER}/, every step")
-    add("--image_size", type=positive_int, help="side of the input, pixels (default: the project's or coefficient's)")
+    add(
+        "--image_size", type=image_size, help="side of the input, or WIDTHxHEIGHT (default: project's or coefficient's)"
+    )
     add("--max_images", type=positive_int, help="use only the first so many images of each set, to try a run")
     add("--seed", type=non_negative_int, default=0, help="of weights, order and augmentation (default: 0)")
     add("--amp", choices=("off", "bf16", "fp16"), help="mixed precision (default: bf16 where the hardware has it)")
@@ -156,12 +158,12 @@ def train(args: argparse.Namespace, project: Project, device: torch.device) -> N
     is_main = distributed.rank() == 0
     torch.manual_seed(args.seed)
     config = model_config(args.compound_coef)
-    image_size = chosen_image_size(args.image_size or project.image_size, config.input_size, config.size_divisor)
+    canvas = config.input_shape(args.image_size or project.image_size)
     recipe = make_recipe(args.recipe, args.batch_size * args.accumulate, recipe_changes(args))
     amp = autocast_dtype(args.amp, device)
     share = distributed.share_of(args.batch_size)
-    train_set, val_set = open_data(args, project, image_size, (recipe.min_scale, recipe.max_scale))
-    if image_size == config.size_divisor and min(share, len(train_set)) == 1 and not args.freeze_bn:
+    train_set, val_set = open_data(args, project, canvas, (recipe.min_scale, recipe.max_scale))
+    if max(canvas) == config.size_divisor and min(share, len(train_set)) == 1 and not args.freeze_bn:
         raise InputError(
             "a single image of this size leaves batch norm one value: pass --batch_size 2 or more for each process"
         )
@@ -241,7 +243,7 @@ def train(args: argparse.Namespace, project: Project, device: torch.device) -> N
         monitor = Monitor(log_path, progress.step)
         print(data_report(train_set, config))
         print(data_report(val_set, config))
-        print(run_report(args, network, recipe, image_size, device, amp, log_path))
+        print(run_report(args, network, recipe, canvas, device, amp, log_path))
 
     with StopRequest() as stop, kept_on_failure(save, progress):
         while progress.epoch < args.num_epochs:
@@ -360,13 +362,13 @@ def training_device(project: Project) -> torch.device:
 
 
 def open_data(
-    args: argparse.Namespace, project: Project, image_size: int, scales: tuple[float, float]
+    args: argparse.Namespace, project: Project, canvas: tuple[int, int], scales: tuple[float, float]
 ) -> tuple[CocoDataset, CocoDataset]:
     """What to train on, and what to validate on."""
     if distributed.rank() == 0:
         draw_if_absent(project, args.data_path)
     distributed.any_over_processes()  # the others wait for it
-    data, canvas = args.data_path / project.name, (image_size, image_size)
+    data = args.data_path / project.name
     train_set = CocoDataset(data, project.train_set, project, canvas, args.seed, scales, args.max_images)
     if distributed.world_size() > 1 and len(train_set) < args.batch_size:
         raise InputError(f"{len(train_set)} images are less than --batch_size {args.batch_size}: take a smaller one")
@@ -546,7 +548,7 @@ def run_report(
     args: argparse.Namespace,
     network: EfficientDet,
     recipe: Recipe,
-    image_size: int,
+    canvas: tuple[int, int],
     device: torch.device,
     amp: torch.dtype | None,
     log_path: Path,
@@ -557,7 +559,7 @@ def run_report(
     where = f"{processes} processes, first on {device}" if processes > 1 else str(device)
     together = f"{args.batch_size} images" + (f" x {args.accumulate} batches" if args.accumulate > 1 else "")
     return (
-        f"D{args.compound_coef} at {image_size} x {image_size} on {where}, "
+        f"D{args.compound_coef} at {canvas[1]} x {canvas[0]} on {where}, "
         f"{str(amp).removeprefix('torch.') if amp else 'float32'}: {trainable:,} parameters to train, "
         f"steps of {together}, recipe {args.recipe}, {recipe.optim} with lr {recipe.lr:g}\n"
         f"logs: {log_path}/history.csv, {log_path}/curves.png; tensorboard --logdir {log_path}"

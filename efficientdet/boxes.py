@@ -14,15 +14,30 @@ def xyxy_to_xywh(boxes: Tensor) -> Tensor:
     return torch.cat((boxes[..., :2], boxes[..., 2:] - boxes[..., :2]), dim=-1)
 
 
-def pairwise_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
-    """Intersection over union of every a with every b: (..., A, 4), (..., B, 4) -> (..., A, B). 0 for empty boxes."""
+def flip_boxes(boxes_xyxy: Tensor, width: int) -> Tensor:
+    """Boxes (..., 4) of an image `width` pixels wide -> in its mirror image."""
+    left, top, right, bottom = boxes_xyxy.unbind(-1)
+    return torch.stack((width - right, top, width - left, bottom), dim=-1)
+
+
+def box_area(boxes_xyxy: Tensor) -> Tensor:
+    """(..., 4) -> (...), square pixels."""
+    return (boxes_xyxy[..., 2] - boxes_xyxy[..., 0]) * (boxes_xyxy[..., 3] - boxes_xyxy[..., 1])
+
+
+def pairwise_intersection(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
+    """The area that every a shares with every b: (..., A, 4), (..., B, 4) -> (..., A, B), square pixels."""
     a, b = a_xyxy.unsqueeze(-2), b_xyxy.unsqueeze(-3)
     width = torch.minimum(a[..., 2], b[..., 2]) - torch.maximum(a[..., 0], b[..., 0])
     height = torch.minimum(a[..., 3], b[..., 3]) - torch.maximum(a[..., 1], b[..., 1])
-    intersection = width.clamp(min=0) * height.clamp(min=0)
-    area_a = (a[..., 2] - a[..., 0]) * (a[..., 3] - a[..., 1])
-    area_b = (b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1])
-    return intersection / (area_a + area_b - intersection).clamp(min=1e-8)
+    return width.clamp(min=0) * height.clamp(min=0)
+
+
+def pairwise_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
+    """Intersection over union of every a with every b: (..., A, 4), (..., B, 4) -> (..., A, B). 0 for empty boxes."""
+    intersection = pairwise_intersection(a_xyxy, b_xyxy)
+    union = box_area(a_xyxy).unsqueeze(-1) + box_area(b_xyxy).unsqueeze(-2) - intersection
+    return intersection / union.clamp(min=1e-8)
 
 
 def _centre_and_size(boxes_yxyx: Tensor) -> tuple[Tensor, Tensor]:

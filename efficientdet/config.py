@@ -21,6 +21,20 @@ class ModelConfig:
         """Input sides must be multiples of this: the stride of the coarsest level."""
         return 2 ** self.pyramid_levels[-1]
 
+    def input_shape(self, image_size: int | tuple[int, int] | None = None) -> tuple[int, int]:
+        """(height, width) of the input for an `image_size` in pixels, one side or (height, width).
+
+        Its sides are rounded up to multiples of `size_divisor`. None is the table's square.
+        ValueError for sides below 1.
+        """
+        if image_size is None:
+            image_size = self.input_size
+        sides = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if min(sides) < 1:
+            raise ValueError(f"the sides of the input must be 1 pixel or more, not {sides[0]} x {sides[1]}")
+        height, width = (-(-side // self.size_divisor) * self.size_divisor for side in sides)
+        return height, width
+
 
 _P3_P7 = (3, 4, 5, 6, 7)
 _P3_P8 = (3, 4, 5, 6, 7, 8)

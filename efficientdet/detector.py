@@ -1,24 +1,57 @@
 """The detector that other programs use: pictures in, `Detections` in their own pixels out."""
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from efficientdet.boxes import clip_boxes, flip_boxes
 from efficientdet.checkpoint import find_weights, load_weights
-from efficientdet.config import check_image_size
 from efficientdet.fuse import fuse_for_inference
-from efficientdet.model import EfficientDet
-from efficientdet.postprocess import Detections, in_picture, postprocess
+from efficientdet.model import EfficientDet, Outputs
+from efficientdet.postprocess import Detections, concatenate, in_picture, postprocess, suppress
 from efficientdet.project import Project, load_project
+from efficientdet.tiling import Window, join, windows
 from efficientdet.transforms import Letterbox
 from utils.device import available_device
+from utils.errors import InputError
 from utils.images import read_image
 
 DEMO_SCORE_THRESHOLD = 0.2
 DEMO_IOU_THRESHOLD = 0.2
+
+
+@dataclass(frozen=True)
+class DetectionOptions:
+    """What to look for, and how."""
+
+    score_threshold: float = DEMO_SCORE_THRESHOLD
+    iou_threshold: float = DEMO_IOU_THRESHOLD
+    max_detections: int | None = None  # of a picture, the best; None: all
+    classes: Sequence[str] | None = None  # names; others are left out
+    flip: bool = False  # search the mirror image, too
+    rect: bool = False  # no more padding than the pictures of a batch need
+    tile: int | None = None  # search windows of this side, too, in pixels of the picture
+
+
+class PreparedBatch(NamedTuple):
+    """Windows of pictures, ready for the network."""
+
+    images: Tensor  # (N, 3, H, W) float32, normalised
+    letterboxes: list[Letterbox]
+    windows: list[tuple[int, Window]]  # of which picture, and which part of it
+
+
+class Prepared(NamedTuple):
+    """Pictures, ready for the network."""
+
+    sizes: list[tuple[int, int]]  # (height, width) of each
+    batches: Iterable[PreparedBatch]
 
 
 class Detector:
@@ -32,16 +65,15 @@ class Detector:
         network: EfficientDet,
         project: Project,
         device: torch.device,
-        image_size: int | None = None,
-        half: bool = False,
+        image_size: int | tuple[int, int] | None = None,
+        dtype: torch.dtype = torch.float32,
     ):
         self.project = project
         self.device = device
-        sizes = (image_size, project.image_size, network.config.input_size)
-        self.image_size = next(size for size in sizes if size is not None)
-        check_image_size(network.compound_coef, self.image_size, self.image_size)
-        self.dtype = torch.float16 if half else torch.float32
-        self.network = fuse_for_inference(network).to(device=device, dtype=self.dtype)
+        self.dtype = dtype
+        self.size_divisor = network.config.size_divisor
+        self.canvas = network.config.input_shape(project.image_size if image_size is None else image_size)
+        self.network = fuse_for_inference(network).to(device=device, dtype=dtype)
 
     def __call__(
         self,
@@ -49,40 +81,123 @@ class Detector:
         score_threshold: float = DEMO_SCORE_THRESHOLD,
         iou_threshold: float = DEMO_IOU_THRESHOLD,
         batch_size: int = 1,
+        max_detections: int | None = None,
+        classes: Sequence[str] | None = None,
+        flip: bool = False,
+        rect: bool = False,
+        tile: int | None = None,
     ) -> list[Detections]:
         """The objects in each image, on the CPU, boxes (x1, y1, x2, y2) in the image's own pixels.
 
         Args:
             images: file names, or (H, W, 3) uint8 RGB arrays.
-            batch_size: how many images go through the network together.
+            score_threshold: least score of an object.
+            iou_threshold: IoU above which the weaker of two boxes of a class goes.
+            batch_size: how many images, or windows of images, go through the network together.
+            max_detections: of an image, the best; None gives all.
+            classes: names; objects of other classes are left out.
+            flip: search the mirror image, too, and join what both give.
+            rect: no more padding than the images of a batch need. Faster, and alike but for the padding's effect.
+            tile: search overlapping square windows of this side, too, in pixels of the image. For small objects.
 
-        Raises InputError for a file that is no picture, ValueError for an array of another shape or type.
+        Raises InputError for a file that is no picture and for an unknown class, ValueError for an array of another
+        shape or type.
         """
         if isinstance(images, str | Path | np.ndarray):
             raise ValueError("the detector takes a list of images: put a single one into a list")
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
+        options = DetectionOptions(score_threshold, iou_threshold, max_detections, classes, flip, rect, tile)
         detections = []
         for start in range(0, len(images), batch_size):
-            batch, letterboxes = self.prepare([self._array(image) for image in images[start : start + batch_size]])
-            detections += self.detect_batch(batch, letterboxes, score_threshold, iou_threshold)
+            arrays = [self._array(image) for image in images[start : start + batch_size]]
+            detections += self.detect(self.prepare(arrays, options), options)
         return detections
 
-    def prepare(self, arrays: Sequence[np.ndarray]) -> tuple[Tensor, list[Letterbox]]:
-        """(H, W, 3) uint8 RGB arrays -> what `detect_batch` takes."""
-        letterboxes = [Letterbox.fit(array.shape[:2], (self.image_size, self.image_size)) for array in arrays]
+    def prepare(self, arrays: Sequence[np.ndarray], options: DetectionOptions) -> Prepared:
+        """(H, W, 3) uint8 RGB arrays -> what `detect` takes. This part is the CPU's, and may run in a thread."""
+        sizes = [array.shape[:2] for array in arrays]
+        parts = [(n, window) for n, size in enumerate(sizes) for window in windows(*size, options.tile)]
+        batches = (
+            self._prepare_batch(parts[start : start + len(arrays)], arrays, options.rect)
+            for start in range(0, len(parts), max(1, len(arrays)))
+        )
+        # A large picture has thousands of windows: these are prepared when their turn comes.
+        return Prepared(sizes, list(batches) if options.tile is None else batches)
+
+    def _prepare_batch(
+        self, parts: Sequence[tuple[int, Window]], arrays: Sequence[np.ndarray], rect: bool
+    ) -> PreparedBatch:
+        letterboxes = [Letterbox.fit((window.height, window.width), self.canvas) for _, window in parts]
+        if rect:
+            needed = (max(letterbox.resized[axis] for letterbox in letterboxes) for axis in (0, 1))
+            height, width = (-(-side // self.size_divisor) * self.size_divisor for side in needed)
+            letterboxes = [replace(letterbox, canvas=(height, width)) for letterbox in letterboxes]
         mean, std = self.project.mean, self.project.std
-        pixels = [letterbox.image(array, mean, std) for letterbox, array in zip(letterboxes, arrays)]
-        return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2), letterboxes
+        pixels = np.stack(
+            [letterbox.image(window.of(arrays[n]), mean, std) for letterbox, (n, window) in zip(letterboxes, parts)]
+        )
+        return PreparedBatch(torch.from_numpy(pixels).permute(0, 3, 1, 2), letterboxes, list(parts))
+
+    def detect(self, prepared: Prepared, options: DetectionOptions) -> list[Detections]:
+        """The objects in each picture, as `__call__` gives them."""
+        parts = [[] for _ in prepared.sizes]
+        for images, letterboxes, batch_windows in prepared.batches:
+            for (n, window), found in zip(batch_windows, self.detect_batch(images, letterboxes, options)):
+                parts[n].append((window, found))
+        return [
+            join(picture_parts, *size, options.iou_threshold, options.max_detections)
+            for picture_parts, size in zip(parts, prepared.sizes)
+        ]
 
     def detect_batch(
-        self, images: Tensor, letterboxes: Sequence[Letterbox], score_threshold: float, iou_threshold: float
+        self, images: Tensor, letterboxes: Sequence[Letterbox], options: DetectionOptions
     ) -> list[Detections]:
         """As `__call__`, for a batch (N, 3, H, W) that is letterboxed and normalised already."""
-        with torch.inference_mode():
-            outputs = self.network(images.to(self.device, self.dtype, non_blocking=True))
-            detections = postprocess(outputs, *images.shape[-2:], score_threshold, iou_threshold)
-        return [in_picture(*pair) for pair in zip(detections, letterboxes)]
+        outputs = self.forward(images, letterboxes, options.flip)
+        return self.postprocess(outputs, images.shape[-2:], letterboxes, options)
+
+    @torch.inference_mode()
+    def forward(self, images: Tensor, letterboxes: Sequence[Letterbox], flip: bool = False) -> list[Outputs]:
+        """What the network makes of a batch (N, 3, H, W), and with `flip` of its pictures' mirror images."""
+        images = images.to(self.device, self.dtype, non_blocking=True)
+        outputs = [self.network(images)]
+        if flip:
+            mirrored = images.clone()
+            for image, letterbox in zip(mirrored, letterboxes):  # the picture stays at the left, as in training
+                height, width = letterbox.resized
+                image[:, :height, :width] = image[:, :height, :width].flip(-1)
+            outputs.append(self.network(mirrored))
+        return outputs
+
+    @torch.inference_mode()
+    def postprocess(
+        self,
+        outputs: Sequence[Outputs],
+        shape: tuple[int, int],
+        letterboxes: Sequence[Letterbox],
+        options: DetectionOptions,
+    ) -> list[Detections]:
+        """What `forward` gives for a batch of `shape` (height, width) -> as `__call__`."""
+        class_ids = None if options.classes is None else self.class_ids(options.classes)
+        limits = options.score_threshold, options.iou_threshold, options.max_detections, class_ids
+        found, *of_mirrored = (postprocess(part, *shape, *limits) for part in outputs)
+        for mirrored in of_mirrored:
+            for n, (there, letterbox) in enumerate(zip(mirrored, letterboxes)):
+                boxes = clip_boxes(flip_boxes(there.boxes, letterbox.resized[1]), *shape)
+                both = concatenate([found[n], Detections(boxes, there.scores, there.class_ids)])
+                found[n] = suppress(both, options.iou_threshold, options.max_detections)
+        return [in_picture(*pair) for pair in zip(found, letterboxes)]
+
+    def class_ids(self, names: Sequence[str]) -> list[int]:
+        """The indices of classes by their names; InputError for a name that the project does not know."""
+        known = [name for name in self.project.class_names if name]
+        for name in names:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
+                raise InputError(f"{self.project.path} has no class {name!r}: {hint}")
+        return [self.project.class_names.index(name) for name in names]
 
     @staticmethod
     def _array(image: str | Path | np.ndarray) -> np.ndarray:
@@ -98,8 +213,8 @@ def load_detector(
     weights: str | Path | None = None,
     project: str | Path | Project = "coco",
     device: torch.device | str | None = None,
-    image_size: int | None = None,
-    half: bool = False,
+    image_size: int | tuple[int, int] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Detector:
     """A detector ready for inference.
 
@@ -109,8 +224,9 @@ def load_detector(
             random, for benchmarks.
         project: a name under `projects/`, a YAML file, or a `Project`.
         device: None takes the first GPU if there is one, else the CPU.
-        image_size: side of the square input, pixels; None takes the project's or the coefficient's own.
-        half: float16 instead of float32.
+        image_size: side of the square input, or its (height, width), in pixels, rounded up to what the pyramid can
+            take; None takes the project's or the coefficient's own.
+        dtype: bfloat16 (or float16 on a GPU) is faster where the hardware has it, and less exact.
 
     Raises InputError for files that cannot be used, ValueError for values that make no detector.
     """
@@ -120,4 +236,4 @@ def load_detector(
     if weights is not None:
         load_weights(network, find_weights(weights))
     device = available_device() if device is None else torch.device(device)
-    return Detector(network, project, device, image_size, half)
+    return Detector(network, project, device, image_size, dtype)

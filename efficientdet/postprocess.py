@@ -1,5 +1,6 @@
 """From the network's outputs to detections."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,10 @@ class Detections:
     def __len__(self) -> int:
         return len(self.boxes)
 
+    def __getitem__(self, chosen: Tensor | slice) -> "Detections":
+        """Those that a slice, a mask (K,) or a tensor of indices chooses."""
+        return Detections(self.boxes[chosen], self.scores[chosen], self.class_ids[chosen])
+
 
 def postprocess(
     outputs: tuple[Tensor, Tensor, Tensor],
@@ -40,6 +45,8 @@ def postprocess(
     width: int,
     score_threshold: float,
     iou_threshold: float,
+    max_detections: int | None = None,
+    class_ids: Sequence[int] | None = None,
 ) -> list[Detections]:
     """Detections of each image of a batch, boxes in the pixels of the network's `height` x `width` input.
 
@@ -48,20 +55,37 @@ def postprocess(
 
     Args:
         outputs: class logits (N, A, C), box deltas (N, A, 4) and anchors (A, 4), as the network returns them.
+        max_detections: of each image, the best; None gives all.
+        class_ids: objects of other classes are left out; None gives all.
     """
     class_logits, box_deltas, anchors = outputs
     best_scores = class_logits.amax(dim=-1).to(anchors.dtype).sigmoid()
+    wanted = None if class_ids is None else torch.tensor(class_ids, device=class_logits.device)
 
     detections = []
     for image_best_scores, image_logits, image_deltas in zip(best_scores, class_logits, box_deltas):
         candidates = (image_best_scores > score_threshold).nonzero().squeeze(1)
         # The best class of scores, not of logits: where several saturate at 1 the first wins, as in the reference.
-        scores, class_ids = image_logits[candidates].to(anchors.dtype).sigmoid().max(dim=-1)
+        scores, classes = image_logits[candidates].to(anchors.dtype).sigmoid().max(dim=-1)
         boxes = decode(image_deltas[candidates].to(anchors.dtype), anchors[candidates])
-        boxes = clip_boxes(boxes, height, width)
-        kept = batched_nms(boxes, scores, class_ids, iou_threshold)
-        detections.append(Detections(boxes[kept], scores[kept], class_ids[kept]))
+        found = Detections(clip_boxes(boxes, height, width), scores, classes)
+        if wanted is not None:
+            found = found[torch.isin(classes, wanted)]
+        detections.append(suppress(found, iou_threshold, max_detections))
     return detections
+
+
+def suppress(found: Detections, iou_threshold: float, max_detections: int | None = None) -> Detections:
+    """Non-maximum suppression within each class: the best first, at most `max_detections`."""
+    kept = batched_nms(found.boxes, found.scores, found.class_ids, iou_threshold)
+    return found[kept[:max_detections]]
+
+
+def concatenate(parts: Sequence[Detections]) -> Detections:
+    """All of them, one part after the other."""
+    return Detections(
+        *(torch.cat([getattr(part, name) for part in parts]) for name in ("boxes", "scores", "class_ids"))
+    )
 
 
 def in_picture(found: Detections, letterbox) -> Detections:

@@ -129,8 +129,8 @@ def empty_folder(project):
     return (*DETECT, "empty", "-w", "untrained.pth"), ("empty",)
 
 
-def image_size_that_is_no_multiple(project):
-    return ("train.py", "-p", "drawn", "--image_size", "200"), ("--image_size 200", "128 or 256")
+def image_size_without_height(project):
+    return ("train.py", "-p", "drawn", "--image_size", "640x"), ("--image_size", "'640x'")
 
 
 def image_size_zero(project):
@@ -176,7 +176,7 @@ MISTAKES: list[Mistake] = [
     annotation_of_an_unknown_category, category_that_is_not_in_obj_list, annotation_without_a_number_for_its_area,
     file_name_that_is_no_text,
     truncated_jpeg, text_named_jpg, picture_of_another_size_than_annotated, missing_picture, empty_folder,
-    image_size_that_is_no_multiple, image_size_zero, threshold_above_one, coefficient_that_does_not_exist,
+    image_size_without_height, image_size_zero, threshold_above_one, coefficient_that_does_not_exist,
     saved_path_that_is_a_file, log_path_that_is_a_file, output_that_is_a_file, results_that_are_none,
 ]  # fmt: skip
 

@@ -5,7 +5,17 @@ import math
 import pytest
 import torch
 
-from efficientdet.boxes import clip_boxes, decode, encode, pairwise_iou, xyxy_to_xywh, yxyx_to_xyxy
+from efficientdet.boxes import (
+    box_area,
+    clip_boxes,
+    decode,
+    encode,
+    flip_boxes,
+    pairwise_intersection,
+    pairwise_iou,
+    xyxy_to_xywh,
+    yxyx_to_xyxy,
+)
 
 
 def boxes(*rows) -> torch.Tensor:
@@ -19,6 +29,9 @@ def test_no_boxes():
     assert encode(none, none).shape == (0, 4)
     assert decode(none, none).shape == (0, 4)
     assert clip_boxes(none, 10, 10).shape == (0, 4)
+    assert flip_boxes(none, 10).shape == (0, 4)
+    assert box_area(none).shape == (0,)
+    assert pairwise_intersection(none, none).shape == (0, 0)
     assert pairwise_iou(none, none).shape == (0, 0)
     assert pairwise_iou(none, boxes([0, 0, 1, 1])).shape == (0, 1)
     assert pairwise_iou(boxes([0, 0, 1, 1]), none).shape == (1, 0)
@@ -106,3 +119,14 @@ def test_clip_does_not_change_its_argument():
     original = boxes([-5, -6, 300, 200])
     clip_boxes(original, 64, 128)
     assert original.tolist() == [[-5, -6, 300, 200]]
+
+
+def test_mirrored_boxes():
+    assert flip_boxes(boxes([0, 1, 10, 5], [60, 2, 64, 3]), 64).tolist() == [[54, 1, 64, 5], [0, 2, 4, 3]]
+
+
+def test_area_and_shared_area():
+    some = boxes([0, 0, 4, 5], [10, 10, 10, 20])
+    assert box_area(some).tolist() == [20, 0]
+    # A quarter of it, a touch, and far away.
+    assert pairwise_intersection(some[:1], boxes([2, 2.5, 9, 9], [4, 0, 5, 5], [9, 9, 12, 12])).tolist() == [[5, 0, 0]]

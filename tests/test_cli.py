@@ -1,16 +1,15 @@
 """Command-line types, and mistakes told in one sentence."""
 
 import argparse
-import re
 
 import pytest
 
 from utils.cli import (
     BOOLEAN,
     boolean,
-    chosen_image_size,
     default_workers,
     fraction,
+    image_size,
     non_negative_float,
     non_negative_int,
     positive_float,
@@ -76,17 +75,16 @@ def test_workers_are_no_more_than_twelve():
 
 
 @pytest.mark.parametrize(
-    ("image_size", "default", "divisor", "expected"),
-    [(None, 512, 128, 512), (640, 512, 128, 640), (768, 1536, 256, 768)],
+    ("text", "expected"), [("640", (640, 640)), ("640x384", (384, 640)), ("500X1", (1, 500)), ("100", (100, 100))]
 )
-def test_image_size(image_size, default, divisor, expected):
-    assert chosen_image_size(image_size, default, divisor) == expected
+def test_image_size_is_a_side_or_width_by_height(text, expected):
+    assert image_size(text) == expected
 
 
-@pytest.mark.parametrize(("image_size", "advice"), [(500, "take 384 or 512"), (100, "take 128")])
-def test_image_size_that_is_no_multiple_is_told_with_the_nearest(image_size, advice):
-    with pytest.raises(InputError, match=re.escape(f"--image_size {image_size} is not a multiple of 128: {advice}")):
-        chosen_image_size(image_size, 512, 128)
+@pytest.mark.parametrize("text", ["", "0", "-128", "640x", "x640", "640x0", "1x2x3", "640 x", "6.4", "640*384"])
+def test_other_image_sizes_are_refused(text):
+    with pytest.raises(ValueError):
+        image_size(text)
 
 
 def test_success_exits_with_nothing(capsys):

@@ -66,3 +66,26 @@ def test_sizes_that_do_not_fit_the_pyramid_are_refused(compound_coef, height, wi
 @pytest.mark.parametrize(("compound_coef", "height", "width"), [(0, 128, 384), (7, 1536, 128), (8, 256, 512)])
 def test_rectangular_sizes_that_fit_are_allowed(compound_coef, height, width):
     check_image_size(compound_coef, height, width)
+
+
+@pytest.mark.parametrize(
+    ("compound_coef", "image_size", "shape"),
+    [
+        (0, None, (512, 512)),
+        (8, None, (1536, 1536)),
+        (0, 512, (512, 512)),
+        (0, 513, (640, 640)),
+        (0, 1, (128, 128)),
+        (8, 129, (256, 256)),
+        (3, (100, 300), (128, 384)),
+    ],
+)
+def test_input_shape_is_rounded_up_to_the_pyramid(compound_coef, image_size, shape):
+    assert model_config(compound_coef).input_shape(image_size) == shape
+    check_image_size(compound_coef, *shape)
+
+
+@pytest.mark.parametrize("image_size", [0, -1, (0, 128), (128, 0)])
+def test_input_shape_without_pixels_is_refused(image_size):
+    with pytest.raises(ValueError, match="1 pixel or more"):
+        model_config(0).input_shape(image_size)

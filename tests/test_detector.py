@@ -177,10 +177,96 @@ def test_result_can_be_computed_with(detector):
     (found.boxes * 2).numpy()
 
 
-@pytest.mark.parametrize("image_size", [0, -128, 100, 64, 200])
-def test_image_size_that_is_no_multiple_is_refused(project, image_size):
-    with pytest.raises(ValueError, match="multiples of 128"):
+# Options.
+
+
+def test_the_best_detections_are_kept(detector):
+    detector.network = Seeing([[0.0, 0, 50, 50], [60.0, 0, 90, 60], [0.0, 60, 50, 120]], [0, 1, 0])
+    (found,) = detector([noise(64, 64)], max_detections=2)
+    torch.testing.assert_close(found.scores, torch.tensor([5.0, 4.0]).sigmoid())
+
+
+def test_classes_are_chosen_by_name(detector):
+    detector.network = Seeing([[0.0, 0, 50, 50], [60.0, 0, 90, 60], [0.0, 60, 50, 120]], [0, 1, 0])
+    assert detector([noise(64, 64)], classes=["disc"])[0].class_ids.tolist() == [1]
+    assert detector([noise(64, 64)], classes=("square",), max_detections=1)[0].class_ids.tolist() == [0]
+    assert len(detector([noise(64, 64)], classes=["disc", "square"])[0]) == 3
+    assert len(detector([noise(64, 64)], classes=[])[0]) == 0
+
+
+def test_unknown_class_is_refused(detector):
+    with pytest.raises(InputError, match=r"drawn\.yml has no class 'disk': did you mean 'disc'\?"):
+        detector([noise(64, 64)], classes=["square", "disk"])
+
+
+def test_flip_searches_the_mirror_image_too(detector):
+    # It sees a box at the same place of both: 10 to 30 of the 64 columns that the picture has on the canvas.
+    detector.network = Seeing([[0.0, 10, 50, 30]], [1])
+    (found,) = detector([noise(80, 40)], flip=True)  # grows by 1.6
+    straight, mirrored = detector.network.batches
+    assert torch.equal(mirrored[0, :, :, :64], straight[0, :, :, :64].flip(-1))
+    assert (mirrored[0, :, :, 64:] == 0).all()
+    expected = torch.tensor([[10.0, 0, 30, 50], [64 - 30, 0, 64 - 10, 50]]) / 1.6
+    torch.testing.assert_close(found.boxes, expected)
+    assert found.class_ids.tolist() == [1, 1]
+
+
+def test_object_seen_in_both_directions_is_one(detector):
+    detector.network = Seeing([[0.0, 24, 50, 40]], [1])  # its own mirror image within 64 columns
+    assert len(detector([noise(80, 40)], flip=True)[0]) == 1
+
+
+def test_rect_pads_no_more_than_the_batch_needs(detector):
+    detector = load_detector(0, project=detector.project, device="cpu", image_size=(256, 384))
+    detector.network = Seeing([[0.0, 0, 64, 128]], [0])
+    wide, flat = noise(100, 400), noise(10, 400)
+    detector([wide, flat], rect=True)
+    detector([wide], rect=False)
+    found, _ = detector([wide, noise(400, 400)], rect=True, batch_size=2)
+    shapes = [tuple(batch.shape[-2:]) for batch in detector.network.batches]
+    # 400 columns shrink to 384, 100 rows to 96; the square becomes 256 x 256.
+    assert shapes == [(128, 384), (128, 384), (256, 384), (256, 384)]
+    torch.testing.assert_close(found.boxes, torch.tensor([[0, 0, 128 / 0.96, 64 / 0.96]]))
+
+
+def test_tiles_find_what_lies_in_a_part_of_the_picture(detector):
+    # It sees an object in the middle of every window; the whole picture is one, and a window is 64 pixels wide.
+    detector.network = Seeing([[32.0, 32, 96, 96]], [0])
+    (found,) = detector([noise(64, 100)], tile=64, batch_size=1)
+    assert len(detector.network.batches) == 3  # the whole, and 64 columns from 0 and from 36
+    boxes = sorted(found.boxes.tolist())
+    expected = [[16, 16, 48, 48], [25, 25, 75, 75], [52, 16, 84, 48]]  # of the whole's 82 rows and 128 columns, too
+    assert len(boxes) == 3
+    for box, right in zip(boxes, expected):
+        assert box == pytest.approx(right, abs=1)
+
+
+def test_tiles_change_nothing_for_small_pictures(detector):
+    (plain,), (tiled,) = (detector([noise(60, 80)], score_threshold=0.01, tile=tile) for tile in (None, 100))
+    assert_same(plain, tiled)
+
+
+@pytest.mark.parametrize(("image_size", "canvas"), [(100, (128, 128)), (200, (256, 256)), ((100, 300), (128, 384))])
+def test_image_size_is_rounded_up(project, image_size, canvas):
+    assert load_detector(0, project=project, device="cpu", image_size=image_size).canvas == canvas
+
+
+@pytest.mark.parametrize("image_size", [0, -128, (0, 128), (128, -1)])
+def test_image_size_below_a_pixel_is_refused(project, image_size):
+    with pytest.raises(ValueError, match="1 pixel or more"):
         load_detector(0, project=project, device="cpu", image_size=image_size)
+
+
+def test_bfloat16_finds_nearly_the_same(project, tmp_path):
+    weights = write_weights(tmp_path / "some.pth", 0, 2)
+    picture = noise(100, 120)
+    exact, rough = (
+        load_detector(0, weights, project, "cpu", 128, dtype)([picture], 0.0, 1.0)[0]
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert len(exact) == len(rough) and rough.boxes.dtype == torch.float32
+    assert not torch.equal(exact.scores, rough.scores)
+    torch.testing.assert_close(exact.scores, rough.scores, rtol=0.2, atol=0.002)
 
 
 @pytest.mark.parametrize("compound_coef", [-1, 9, 1.5])
@@ -198,7 +284,7 @@ def test_unknown_project_is_refused(tmp_path, monkeypatch):
 def test_defaults_are_coco_at_the_coefficients_own_size(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     detector = load_detector(device="cpu")
-    assert detector.image_size == 512
+    assert detector.canvas == (512, 512)
     assert detector.project.name == "coco" and detector.project.class_names[0] == "person"
     assert detector.device == CPU and detector.dtype == torch.float32
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from efficientdet.postprocess import Detections, in_picture, postprocess
+from efficientdet.postprocess import Detections, concatenate, in_picture, postprocess, suppress
 from efficientdet.transforms import Letterbox
 
 # (y1, x1, y2, x2). The first two overlap with an IoU of 0.9, the third lies apart.
@@ -142,3 +142,35 @@ def test_result_in_the_picture_may_be_changed_and_is_the_callers_own(mode):
         assert mine.device.type == "cpu" and not mine.is_inference() and not mine.requires_grad
         mine.add_(1)
         assert (mine == 2).all() and (theirs == 1).all()
+
+
+def test_no_more_than_the_best_so_many():
+    (found,) = postprocess(outputs([[0.7, 0.1], [0.1, 0.6], [0.1, 0.8]]), 64, 64, 0.4, 0.5, max_detections=2)
+    torch.testing.assert_close(found.scores, torch.tensor([0.8, 0.7]))
+
+
+def test_only_the_classes_asked_for():
+    scores = [[0.7, 0.1], [0.1, 0.6], [0.1, 0.8]]
+    (found,) = postprocess(outputs(scores), 64, 64, 0.4, 0.5, class_ids=[0])
+    assert found.class_ids.tolist() == [0]
+    (found,) = postprocess(outputs(scores), 64, 64, 0.4, 0.5, max_detections=1, class_ids=[0])
+    assert found.class_ids.tolist() == [0]
+    assert len(postprocess(outputs(scores), 64, 64, 0.4, 0.5, class_ids=[])[0]) == 0
+
+
+def test_detections_are_chosen_by_mask_indices_or_slice():
+    found = Detections(torch.arange(12.0).view(3, 4), torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0, 1, 2]))
+    for chosen in (torch.tensor([True, False, True]), torch.tensor([0, 2]), slice(0, 3, 2)):
+        assert found[chosen].class_ids.tolist() == [0, 2]
+        assert found[chosen].boxes.tolist() == [[0, 1, 2, 3], [8, 9, 10, 11]]
+    assert len(found[:0]) == 0
+
+
+def test_parts_are_put_together():
+    none = Detections.empty()
+    some = Detections(torch.tensor([[0.0, 0, 9, 9]]), torch.tensor([0.5]), torch.tensor([3]))
+    assert len(concatenate([none, none])) == 0
+    together = concatenate([some, none, some])
+    assert (together.boxes.shape, together.class_ids.tolist()) == ((2, 4), [3, 3])
+    assert len(suppress(together, 0.5)) == 1
+    assert len(suppress(none, 0.5)) == 0

@@ -5,8 +5,6 @@ argparse reports a type's ValueError by the function's name: "invalid positive_i
 
 import os
 
-from utils.errors import InputError
-
 
 def boolean(text: str) -> bool:
     """`True`, `yes`, `1` / `False`, `no`, `0`, in any case."""
@@ -64,11 +62,9 @@ def default_workers() -> int:
     return min(12, cpus)
 
 
-def chosen_image_size(image_size: int | None, default: int, divisor: int) -> int:
-    """The side of the square input: `image_size` if given, else `default`. InputError unless `divisor` divides it."""
-    size = default if image_size is None else image_size
-    if size % divisor:
-        below, above = size // divisor * divisor, (size // divisor + 1) * divisor
-        advice = f"{below} or {above}" if below else f"{above}"
-        raise InputError(f"--image_size {size} is not a multiple of {divisor}: take {advice}")
-    return size
+def image_size(text: str) -> tuple[int, int]:
+    """`640`, or `640x384` for another width than height -> (height, width) in pixels."""
+    sides = [positive_int(side) for side in text.lower().split("x")]
+    if len(sides) > 2:
+        raise ValueError(text)
+    return sides[-1], sides[0]

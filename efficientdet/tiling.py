@@ -1,0 +1,95 @@
+"""Small objects in large pictures: overlapping windows that are searched one by one, and their detections joined."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from efficientdet.boxes import box_area, pairwise_intersection
+from efficientdet.postprocess import Detections, concatenate, suppress
+
+OVERLAP = 0.2  # of a window's side, at least: objects up to that size lie whole in some window
+_EDGE = 0.01  # of a window's side: a box that comes so near to it may be cut there
+_COVERED = 0.6  # share of a cut box that a better one covers when it shows the same object
+
+
+class Window(NamedTuple):
+    """A part of a picture, in its pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def of(self, image: np.ndarray) -> np.ndarray:
+        """Its pixels in the picture (H, W, 3)."""
+        return image[self.top : self.top + self.height, self.left : self.left + self.width]
+
+
+def windows(height: int, width: int, side: int | None) -> list[Window]:
+    """The picture as a whole, and squares of `side` pixels that cover it, evenly spread; None asks for the whole alone.
+
+    The whole is there for objects larger than a window.
+    """
+    whole = Window(0, 0, height, width)
+    if side is None or max(height, width) <= side:
+        return [whole]
+    return [whole] + [
+        Window(top, left, min(side, height), min(side, width))
+        for top in _starts(height, side)
+        for left in _starts(width, side)
+    ]
+
+
+def _starts(length: int, side: int) -> list[int]:
+    """Where windows of `side` begin on an axis of `length` pixels."""
+    room = length - side
+    if room <= 0:
+        return [0]
+    steps = -(-room // max(1, int(side * (1 - OVERLAP))))
+    return [step * room // steps for step in range(steps + 1)]
+
+
+def join(
+    parts: Sequence[tuple[Window, Detections]],
+    height: int,
+    width: int,
+    iou_threshold: float,
+    max_detections: int | None = None,
+) -> Detections:
+    """The detections of a `height` x `width` picture from those of its windows, in the windows' own pixels.
+
+    What two windows have seen is thinned by non-maximum suppression within each class. A box at an inner edge of its
+    window may be a part of an object only: it goes when a box of its class that is whole covers most of it.
+    """
+    if len(parts) == 1:
+        return parts[0][1]
+    shifted, cut = [], []
+    for window, found in parts:
+        left, top, right, bottom = found.boxes.unbind(-1)
+        near_x, near_y = _EDGE * window.width, _EDGE * window.height
+        cut.append(
+            ((left < near_x) & (window.left > 0))
+            | ((top < near_y) & (window.top > 0))
+            | ((right > window.width - near_x) & (window.left + window.width < width))
+            | ((bottom > window.height - near_y) & (window.top + window.height < height))
+        )
+        offset = found.boxes.new_tensor([window.left, window.top, window.left, window.top])
+        shifted.append(Detections(found.boxes + offset, found.scores, found.class_ids))
+    together, is_cut = concatenate(shifted), torch.cat(cut)
+    kept = ~is_cut
+    kept[is_cut] = ~_covered(together[is_cut], together[~is_cut])
+    return suppress(together[kept], iou_threshold, max_detections)
+
+
+def _covered(cut: Detections, whole: Detections) -> Tensor:
+    """(C,) bool: which of the `cut` boxes lie mostly inside a `whole` one of their class."""
+    covered = torch.zeros(len(cut), dtype=torch.bool)
+    for class_id in cut.class_ids.unique():
+        of_class = cut.class_ids == class_id
+        boxes = cut.boxes[of_class]
+        shared = pairwise_intersection(boxes, whole.boxes[whole.class_ids == class_id])
+        covered[of_class] = (shared >= _COVERED * box_area(boxes)[:, None]).any(dim=1)
+    return covered

@@ -1,0 +1,110 @@
+"""Windows of large pictures, and what is made of their detections."""
+
+import numpy as np
+import pytest
+import torch
+
+from efficientdet.postprocess import Detections
+from efficientdet.tiling import Window, join, windows
+
+
+def detections(*boxes, scores=None, class_ids=None) -> Detections:
+    count = len(boxes)
+    return Detections(
+        torch.tensor(boxes, dtype=torch.float32).reshape(count, 4),
+        torch.tensor(scores or [0.9] * count),
+        torch.tensor(class_ids or [0] * count),
+    )
+
+
+NONE = detections()
+
+
+def test_without_a_side_the_picture_stays_whole():
+    assert windows(300, 500, None) == [Window(0, 0, 300, 500)]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (300, 500), (512, 512)])
+def test_picture_no_larger_than_a_window_stays_whole(size):
+    assert windows(*size, 512) == [Window(0, 0, *size)]
+
+
+def test_windows_overlap_and_reach_the_far_edges():
+    # 1000 pixels: 512 at 0 and at 488 would leave an overlap of 24 only, less than a fifth.
+    whole, *parts = windows(400, 1000, 512)
+    assert whole == Window(0, 0, 400, 1000)
+    assert parts == [Window(0, 0, 400, 512), Window(0, 244, 400, 512), Window(0, 488, 400, 512)]
+
+
+@pytest.mark.parametrize(
+    ("size", "side"), [((513, 513), 512), ((2000, 3000), 512), ((20_000, 600), 512), ((1, 5000), 512), ((5, 60), 1)]
+)
+def test_every_pixel_lies_in_a_window(size, side):
+    covered = np.zeros(size, bool)
+    for window in windows(*size, side)[1:]:
+        assert (window.height, window.width) == (min(side, size[0]), min(side, size[1]))
+        assert window.top + window.height <= size[0] and window.left + window.width <= size[1]
+        window.of(covered)[:] = True
+    assert covered.all()
+
+
+def test_objects_up_to_the_overlap_lie_whole_in_some_window():
+    parts = windows(100, 3000, 500)[1:]
+    for left in range(2900):
+        assert any(part.left <= left and left + 100 <= part.left + part.width for part in parts)
+
+
+def test_nothing_found_anywhere():
+    parts = [(window, NONE) for window in windows(400, 1000, 512)]
+    assert len(join(parts, 400, 1000, 0.5)) == 0
+
+
+def test_whole_picture_alone_is_left_as_it_is():
+    found = detections([0, 0, 9, 9], [0, 0, 9, 9])  # not thinned again
+    assert join([(Window(0, 0, 400, 1000), found)], 400, 1000, 0.5) is found
+
+
+def test_boxes_are_moved_to_the_picture_and_the_weaker_of_two_goes():
+    parts = [
+        (Window(0, 0, 400, 1000), NONE),
+        (Window(0, 0, 400, 512), detections([300, 50, 340, 90], scores=[0.6])),
+        (Window(0, 244, 400, 512), detections([56, 50, 96, 90], scores=[0.8])),
+    ]
+    found = join(parts, 400, 1000, 0.5)
+    assert found.boxes.tolist() == [[300, 50, 340, 90]]
+    assert found.scores.tolist() == pytest.approx([0.8])
+
+
+def test_part_of_an_object_goes_when_the_whole_is_seen():
+    cut = detections([480, 100, 511, 200], scores=[0.95])  # at the right edge of its window
+    whole = detections([480 - 244, 100, 580 - 244, 200], scores=[0.5])
+    parts = [
+        (Window(0, 0, 400, 1000), NONE),
+        (Window(0, 0, 400, 512), cut),
+        (Window(0, 244, 400, 512), whole),
+    ]
+    found = join(parts, 400, 1000, 0.5)  # their IoU is 0.31: suppression alone would keep both
+    assert found.boxes.tolist() == [[480, 100, 580, 200]]
+
+
+def test_part_of_an_object_stays_when_nothing_else_shows_it():
+    cut = detections([480, 100, 511, 200])
+    other_class = detections([480 - 244, 100, 580 - 244, 200], class_ids=[1])
+    parts = [(Window(0, 0, 400, 1000), NONE), (Window(0, 0, 400, 512), cut), (Window(0, 244, 400, 512), other_class)]
+    assert len(join(parts, 400, 1000, 0.5)) == 2
+
+
+def test_box_at_the_edge_of_the_picture_is_whole():
+    at_edge = detections([0, 0, 40, 40], scores=[0.9])
+    around = detections([0, 0, 90, 90], scores=[0.5])
+    parts = [(Window(0, 0, 400, 1000), around), (Window(0, 0, 400, 512), at_edge)]
+    assert len(join(parts, 400, 1000, 0.5)) == 2
+
+
+def test_the_best_are_kept():
+    parts = [
+        (Window(0, 0, 400, 1000), detections([0, 0, 9, 9], scores=[0.3])),
+        (Window(0, 244, 400, 512), detections([50, 50, 90, 90], [150, 50, 190, 90], scores=[0.5, 0.7])),
+    ]
+    found = join(parts, 400, 1000, 0.5, max_detections=2)
+    assert found.scores.tolist() == pytest.approx([0.7, 0.5])
