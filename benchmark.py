@@ -6,6 +6,9 @@
   python benchmark.py --what train        training steps: forward, loss, backward, AdamW
   python benchmark.py --what loss         the loss alone, forward and backward
   python benchmark.py --what loader -p shapes   pictures loaded per second, and how many a training step consumes
+  python benchmark.py --what evaluate -p shapes   coco_eval.py's way through a validation set, but for the scoring
+  python benchmark.py --what prepare -p shapes    from decoded pictures to the network's input
+  python benchmark.py --what postprocess          from the network's outputs to detections
 
 All of it runs on the GPU if there is one. The contenders take turns within one run, so that their ratios hold when the
 machine's speed drifts. Weights, pictures and boxes (8 per picture, of 90 classes) are random, but for the loader's.
@@ -16,6 +19,9 @@ anchors per picture pass it, so that post-processing has real work.
 Training and loss: "ours" is train.py's step, channels-last, "ours bf16" also under autocast to bfloat16, but for the
 loss. "baseline" is the same network in contiguous float32, with a loss as one would first write it, image by image.
 "peak MiB" is what the first step of a fresh process takes, beyond the memory that network and pictures had taken.
+
+Evaluation and its parts: "baseline" is the reference's way. One picture at a time, without workers, is normalised in
+float64 before it is resized, goes through the unfused network, and every anchor's box is decoded.
 """
 
 import argparse
@@ -23,36 +29,47 @@ import contextlib
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
+import numpy as np
 import torch
 from torch import Tensor
+from torchvision.ops import batched_nms
 from tqdm import tqdm
 
-from efficientdet.boxes import encode, pairwise_iou, yxyx_to_xyxy
+from efficientdet.boxes import clip_boxes, decode, encode, pairwise_iou, yxyx_to_xyxy
+from efficientdet.checkpoint import chosen_weights, load_weights
 from efficientdet.config import model_config
 from efficientdet.dataset import Batch, BatchLoader, CocoDataset, EpochSampler
+from efficientdet.detector import DetectionOptions, load_detector
 from efficientdet.engine import TrainingStep
-from efficientdet.evaluate import EVALUATION_IOU_THRESHOLD
+from efficientdet.evaluate import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD, coco_results
 from efficientdet.fuse import fuse_for_inference
+from efficientdet.inference import Stopwatch, detect_dataset
 from efficientdet.loss import PADDING_CLASS, DetectionLoss, Losses, Targets
 from efficientdet.model import EfficientDet, Outputs
 from efficientdet.optimization import make_optimizer
-from efficientdet.postprocess import postprocess
-from efficientdet.project import load_project
+from efficientdet.postprocess import Detections, in_picture, postprocess
+from efficientdet.project import Project, load_project
 from efficientdet.recipe import RECIPES
-from utils.cli import BOOLEAN, chosen_image_size, non_negative_int, positive_int
+from efficientdet.transforms import Letterbox
+from utils.cli import BOOLEAN, non_negative_int, positive_int
 from utils.device import chosen_device
 from utils.errors import InputError, exit_on_input_error
 from utils.memory import keep_freed_memory
 
-BATCH_SIZES = {"end_to_end": 1, "train": 4, "loss": 8, "loader": 4}  # by default
+BATCH_SIZES = {
+    "end_to_end": 1, "train": 4, "loss": 8, "loader": 4, "evaluate": 8, "prepare": 1, "postprocess": 8
+}  # by default  # fmt: skip
 CANDIDATES = 1000
 NUM_CLASSES = 90
 OBJECTS = 8  # per picture
+PREPARED = 40  # pictures
 
 
 def parse_args() -> argparse.Namespace:
@@ -66,9 +83,16 @@ def parse_args() -> argparse.Namespace:
     add("--cuda", **BOOLEAN, help="run on a GPU (default: if there is one)")
     add("--device", type=non_negative_int, default=0, help="which GPU (default: 0)")
     add("--compare", nargs="*", choices=("effdet",), default=[], help="end_to_end: another implementation beside ours")
-    add("-p", "--project", default="coco", help="loader: whose training set, as for train.py (default: coco)")
-    add("--data_path", type=Path, default=Path("datasets"), help="loader: the projects' data (default: datasets/)")
-    add("-n", "--num_workers", type=non_negative_int, default=2, help="loader: loading processes (default: 2)")
+    add("-p", "--project", default="coco", help="loader, evaluate, prepare: whose pictures (default: coco)")
+    add("--data_path", type=Path, default=Path("datasets"), help="... the projects' data (default: datasets/)")
+    add("-w", "--weights", help="evaluate: weights file (default: the project's, as for coco_eval.py)")
+    add(
+        "-n",
+        "--num_workers",
+        type=non_negative_int,
+        default=2,
+        help="loader, evaluate: loading processes, or threads (default: 2)",
+    )
     add("--runs", type=positive_int, default=15, help="counted passes of each contender (default: 15)")
     add("--warmup", type=non_negative_int, default=3, help="passes of each before them (default: 3)")
     return parser.parse_args()
@@ -90,7 +114,7 @@ def main(args: argparse.Namespace) -> None:
     config = model_config(args.compound_coef)
     setting = Setting(
         args.compound_coef,
-        chosen_image_size(args.image_size, config.input_size, config.size_divisor),
+        config.input_shape(args.image_size)[0],
         args.batch_size or BATCH_SIZES[args.what],
         chosen_device(args.cuda, args.device),
     )
@@ -99,12 +123,18 @@ def main(args: argparse.Namespace) -> None:
             compare_detection(setting, args)
         case "train":
             print(f"{setting}, training steps, {describe(setting.device)}")
-            compare_training(training_step, ("ours float32", "ours bf16", "baseline"), setting, args)
+            compare_processes(training_step, ("ours float32", "ours bf16", "baseline"), setting, args)
         case "loss":
             print(f"{setting}, loss forward and backward, {describe(setting.device)}")
-            compare_training(loss_pass, ("ours", "ours bf16", "baseline"), setting, args)
+            compare_processes(loss_pass, ("ours", "ours bf16", "baseline"), setting, args)
         case "loader":
             compare_loading(setting, args)
+        case "evaluate":
+            compare_evaluation(setting, args)
+        case "prepare":
+            compare_preparing(setting, args)
+        case "postprocess":
+            compare_postprocessing(setting, args)
 
 
 # Detection.
@@ -160,26 +190,37 @@ def effdet(compound_coef: int, images: Tensor) -> Callable[[], object]:
 # Training and loss.
 
 
-def compare_training(
+def compare_processes(
     make: Callable[[str, Setting], Callable[[], object]],
     names: tuple[str, ...],
     setting: Setting,
     args: argparse.Namespace,
+    images: int | None = None,
 ) -> None:
     """Table of the contenders that `make` makes of their names; the last is the baseline.
 
     Each has a process of its own, since they differ in what becomes of freed memory, too.
+
+    Args:
+        images: of a pass (default: a batch).
     """
     with contextlib.ExitStack() as stack:
         processes = {
-            name: stack.enter_context(get_context("spawn").Pool(1, prepare, (make, name, setting))) for name in names
+            name: stack.enter_context(
+                ProcessPoolExecutor(1, get_context("spawn"), initializer=prepare, initargs=(make, name, setting))
+            )
+            for name in names
         }
-        memory = {name: f"{process.apply(first_pass) / 2**20:.0f}" for name, process in processes.items()}
-        contenders = {name: partial(process.apply, one_pass) for name, process in processes.items()}
+        memory = {name: f"{process.submit(first_pass).result() / 2**20:.0f}" for name, process in processes.items()}
+        contenders = {name: partial(run_in, process) for name, process in processes.items()}
         seconds = measure(contenders, args.warmup, args.runs, setting.device)
     slowest = statistics.median(seconds["baseline"])
     ratios = {name: f"{slowest / statistics.median(times):.2f}" for name, times in seconds.items()}
-    print_table(seconds, setting.batch_size, {"x baseline": ratios, "peak MiB": memory})
+    print_table(seconds, images or setting.batch_size, {"x baseline": ratios, "peak MiB": memory})
+
+
+def run_in(process: ProcessPoolExecutor) -> None:
+    process.submit(one_pass).result()
 
 
 class Prepared(NamedTuple):
@@ -250,15 +291,9 @@ def loss_pass(name: str, setting: Setting) -> Callable[[], object]:
     """The loss of random predictions and its gradient."""
     torch.manual_seed(0)
     dtype = torch.bfloat16 if name == "ours bf16" else torch.float32
-    with torch.device("meta"):
-        network = EfficientDet(setting.compound_coef, NUM_CLASSES)
-    anchors = network.anchors(torch.empty(1, 3, setting.side, setting.side, device=setting.device))
-
-    def predictions(outputs_per_anchor: int, mean: float, std: float) -> Tensor:
-        shape = (setting.batch_size, len(anchors), outputs_per_anchor)
-        return torch.empty(shape, dtype=dtype, device=setting.device).normal_(mean, std).requires_grad_()
-
-    outputs = Outputs(predictions(NUM_CLASSES, -4.0, 1.5), predictions(4, 0.0, 0.5), anchors)
+    outputs = random_outputs(setting, dtype, mean=-4.0, std=1.5)
+    outputs.class_logits.requires_grad_()
+    outputs.box_deltas.requires_grad_()
     targets = random_targets(setting)
     loss = baseline_loss if name == "baseline" else DetectionLoss()
 
@@ -267,6 +302,16 @@ def loss_pass(name: str, setting: Setting) -> Callable[[], object]:
         loss(outputs, targets).total.backward()
 
     return forward_and_backward
+
+
+def random_outputs(setting: Setting, dtype: torch.dtype, mean: float, std: float) -> Outputs:
+    """What a network might say of a batch: normal class logits of this mean and deviation, and box deltas."""
+    with torch.device("meta"):
+        network = EfficientDet(setting.compound_coef, NUM_CLASSES)
+    anchors = network.anchors(torch.empty(1, 3, setting.side, setting.side, device=setting.device))
+    shape = (setting.batch_size, len(anchors))
+    logits = torch.empty(*shape, NUM_CLASSES, dtype=dtype, device=setting.device).normal_(mean, std)
+    return Outputs(logits, torch.empty(*shape, 4, dtype=dtype, device=setting.device).normal_(0.0, 0.5), anchors)
 
 
 def random_targets(setting: Setting) -> Targets:
@@ -314,6 +359,114 @@ def baseline_loss(outputs: Outputs, targets: Targets) -> Losses:
         losses = torch.where(distances < 1 / 9, 0.5 * 9 * distances**2, distances - 0.5 / 9)
         regression.append(losses.sum() / (4 * divisor))
     return Losses(torch.stack(classification).mean(), 50 * torch.stack(regression).mean())
+
+
+# Evaluation and its parts.
+
+
+def compare_evaluation(setting: Setting, args: argparse.Namespace) -> None:
+    project = load_project(args.project)
+    images = len(validation_set(setting, project, args.data_path))
+    print(f"{setting}, detecting in {images} pictures, float32, {describe(setting.device)}")
+    weights = chosen_weights(args.weights, project.name, args.compound_coef, Path("logs"))
+    make = partial(evaluation, project, args.data_path, weights, args.num_workers)
+    compare_processes(make, ("ours", "baseline"), setting, args, images)
+
+
+def validation_set(setting: Setting, project: Project, data_path: Path) -> CocoDataset:
+    return CocoDataset(data_path / project.name, project.val_set, project, (setting.side, setting.side))
+
+
+def evaluation(
+    project: Project, data_path: Path, weights: Path, num_workers: int, name: str, setting: Setting
+) -> Callable[[], object]:
+    """The validation set -> COCO results."""
+    dataset = validation_set(setting, project, data_path)
+    if name == "baseline":
+        network = EfficientDet(
+            setting.compound_coef, project.num_classes, project.anchor_ratios, project.anchor_scales
+        ).eval()
+        load_weights(network, weights)
+        return partial(baseline_evaluation, network.to(setting.device), dataset, setting)
+    detector = load_detector(setting.compound_coef, weights, project, setting.device, setting.side)
+    options = DetectionOptions(EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD)
+    return lambda: detect_dataset(detector, dataset, options, setting.batch_size, num_workers, Stopwatch())
+
+
+@torch.inference_mode()
+def baseline_evaluation(network: EfficientDet, dataset: CocoDataset, setting: Setting) -> list[dict]:
+    results = []
+    for image_id in tqdm(dataset.image_ids, leave=False):
+        picture = dataset.picture(image_id)
+        letterbox = Letterbox.fit(picture.shape[:2], dataset.canvas)
+        pixels = baseline_prepare(picture, letterbox, dataset.project)
+        images = torch.from_numpy(pixels[None]).to(setting.device).permute(0, 3, 1, 2).contiguous()
+        (found,) = baseline_postprocess(network(images), *dataset.canvas, EVALUATION_SCORE_THRESHOLD)
+        results += coco_results(image_id, in_picture(found, letterbox), dataset.category_ids)
+    return results
+
+
+def compare_preparing(setting: Setting, args: argparse.Namespace) -> None:
+    project = load_project(args.project)
+    dataset = validation_set(setting, project, args.data_path)
+    pictures = [dataset.picture(image_id) for image_id in tqdm(dataset.image_ids[:PREPARED], leave=False)]
+    letterboxes = [Letterbox.fit(picture.shape[:2], dataset.canvas) for picture in pictures]
+
+    def ours() -> None:
+        for picture, letterbox in zip(pictures, letterboxes):
+            letterbox.image(picture, project.mean, project.std)
+
+    def baseline() -> None:
+        for picture, letterbox in zip(pictures, letterboxes):
+            baseline_prepare(picture, letterbox, project)
+
+    print(f"{len(pictures)} pictures onto {setting.side} x {setting.side}, {describe(torch.device('cpu'))}")
+    compare_with_baseline({"ours": ours, "baseline": baseline}, len(pictures), setting, args)
+
+
+def baseline_prepare(picture: np.ndarray, letterbox: Letterbox, project: Project) -> np.ndarray:
+    """`Letterbox.image`, normalised in float64 before the resizing."""
+    height, width = letterbox.resized
+    normalized = (picture / 255 - np.array(project.mean)) / np.array(project.std)
+    canvas = np.zeros((*letterbox.canvas, 3), np.float32)
+    canvas[:height, :width] = cv2.resize(normalized, (width, height), interpolation=cv2.INTER_LINEAR)
+    return canvas
+
+
+def compare_postprocessing(setting: Setting, args: argparse.Namespace) -> None:
+    torch.manual_seed(0)
+    outputs = random_outputs(setting, torch.float32, mean=-5.5, std=0.6)  # some fifty anchors of an image pass
+    arguments = (outputs, setting.side, setting.side, EVALUATION_SCORE_THRESHOLD)
+    print(f"{setting}, post-processing at {EVALUATION_SCORE_THRESHOLD}, {describe(setting.device)}")
+    contenders = {
+        "ours": lambda: postprocess(*arguments, EVALUATION_IOU_THRESHOLD),
+        "baseline": lambda: baseline_postprocess(*arguments),
+    }
+    compare_with_baseline(contenders, setting.batch_size, setting, args)
+
+
+@torch.inference_mode()
+def baseline_postprocess(outputs: Outputs, height: int, width: int, score_threshold: float) -> list[Detections]:
+    """`postprocess` in the way that comes first to mind: every anchor's box and all its scores, image by image."""
+    detections = []
+    for logits, deltas in zip(outputs.class_logits, outputs.box_deltas):
+        scores, class_ids = logits.sigmoid().max(dim=-1)
+        boxes = clip_boxes(decode(deltas, outputs.anchors), height, width)
+        passed = scores > score_threshold
+        found = Detections(boxes[passed], scores[passed], class_ids[passed])
+        kept = batched_nms(found.boxes, found.scores, found.class_ids, EVALUATION_IOU_THRESHOLD)
+        detections.append(found[kept])
+    return detections
+
+
+def compare_with_baseline(
+    contenders: dict[str, Callable[[], object]], images: int, setting: Setting, args: argparse.Namespace
+) -> None:
+    """Table of contenders in this process, the last of which is the baseline."""
+    seconds = measure(contenders, args.warmup, args.runs, setting.device)
+    slowest = statistics.median(seconds["baseline"])
+    ratios = {name: f"{statistics.median(times) / slowest:.2f}" for name, times in seconds.items()}
+    print_table(seconds, images, {"it / baseline": ratios})
 
 
 # Loading.

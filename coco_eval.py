@@ -5,32 +5,35 @@
   python coco_eval.py -p my_project -c 2 -w best                       the best that train.py has made so far
   python coco_eval.py -p my_project -c 2 -w logs/my_project/efficientdet-d2_30_4000.pth
 
-The detections go to logs/{project}/{set}_bbox_results.json, in COCO's results format.
+The detections go to logs/{project}/{set}_bbox_results.json, in COCO's results format. With num_gpus above 1 in the
+project's YAML file, so many GPUs share the pictures; torchrun works, too.
 """
 
 import argparse
 from pathlib import Path
 
-from tqdm import tqdm
+import torch
 
 from efficientdet.checkpoint import chosen_weights
 from efficientdet.config import model_config
-from efficientdet.dataset import BatchLoader, CocoDataset
-from efficientdet.detector import load_detector
+from efficientdet.dataset import CocoDataset
+from efficientdet.detector import DetectionOptions, load_detector
 from efficientdet.evaluate import (
     EVALUATION_IOU_THRESHOLD,
     EVALUATION_SCORE_THRESHOLD,
-    coco_results,
     read_results,
     score,
     write_results,
 )
-from efficientdet.project import load_project
+from efficientdet.inference import Stopwatch, detect_dataset
+from efficientdet.project import Project, load_project
 from efficientdet.shapes import draw_if_absent
-from utils.cli import BOOLEAN, chosen_image_size, default_workers, fraction, non_negative_int, positive_int
-from utils.device import chosen_device
+from utils import distributed
+from utils.cli import BOOLEAN, default_workers, fraction, image_size, non_negative_int, positive_int
+from utils.device import autocast_dtype, chosen_device
 from utils.errors import InputError, exit_on_input_error
 from utils.files import make_writable_folder
+from utils.memory import keep_freed_memory
 
 LOGS = Path("logs")
 WORKERS = default_workers()
@@ -48,12 +51,15 @@ def parse_args() -> argparse.Namespace:
         default=EVALUATION_IOU_THRESHOLD,
         help="IoU above which the weaker of two boxes of a class goes (default: %(default)s)",
     )
+    add("--max_detections", type=positive_int, help="of a picture, the best so many (default: all; COCO scores 100)")
+    add("--flip", **BOOLEAN, default=False, help="search the mirror images, too: twice the time, a little better")
     add("--cuda", **BOOLEAN, help="run on a GPU (default: if there is one)")
-    add("--device", type=non_negative_int, default=0, help="which GPU (default: 0)")
-    add("--float16", **BOOLEAN, default=False, help="half precision, on a GPU")
+    add("--device", type=non_negative_int, help="which GPU (default: the first, or num_gpus of them)")
+    add("--amp", choices=("off", "bf16", "fp16"), default="off", help="less precision, more speed (default: off)")
+    add("--float16", **BOOLEAN, default=False, help="the same as --amp fp16: half precision, on a GPU")
     add("--override", **BOOLEAN, default=True, help="False scores the results file of an earlier run (default: True)")
     add("--batch_size", type=positive_int, default=4, help="images per pass (default: 4)")
-    add("-n", "--num_workers", type=non_negative_int, default=WORKERS, help=f"loading processes (default: {WORKERS})")
+    add("-n", "--num_workers", type=non_negative_int, default=WORKERS, help=f"loading threads (default: {WORKERS})")
     add(
         "--saved_path",
         type=Path,
@@ -62,44 +68,60 @@ def parse_args() -> argparse.Namespace:
     )
     add("--data_path", type=Path, default=Path("datasets"), help="folder of the projects' data (default: datasets/)")
     add("--set", dest="set_name", help="which set to evaluate (default: the project's val_set)")
-    add("--image_size", type=positive_int, help="side of the input in pixels (default: the project's)")
+    add(
+        "--image_size", type=image_size, help="side of the input, or WIDTHxHEIGHT (default: project's or coefficient's)"
+    )
     add("--max_images", type=positive_int, help="use only the first so many images of the set")
     return parser.parse_args()
 
 
 def main(args: argparse.Namespace) -> None:
     project = load_project(args.project)
-    config = model_config(args.compound_coef)
-    image_size = chosen_image_size(args.image_size or project.image_size, config.input_size, config.size_divisor)
-    device = chosen_device(args.cuda, args.device)
-    if args.float16 and device.type == "cpu":
+    gpus = min(project.num_gpus, torch.cuda.device_count())
+    if gpus > 1 and args.cuda is not False and args.device is None and not distributed.is_started():
+        distributed.start_processes(gpus)
+    device = chosen_device(args.cuda, distributed.local_rank() if args.device is None else args.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    with distributed.told_once(), distributed.joined(device):
+        evaluate(args, project, device)
+
+
+def evaluate(args: argparse.Namespace, project: Project, device: torch.device) -> None:
+    amp = "fp16" if args.float16 else args.amp
+    if amp == "fp16" and device.type == "cpu":
         raise InputError("--float16 needs a GPU: leave it out to evaluate on the CPU")
-    draw_if_absent(project, args.data_path)
+    if distributed.rank() == 0:
+        draw_if_absent(project, args.data_path)
+    distributed.any_over_processes()  # the others wait for it
+    canvas = model_config(args.compound_coef).input_shape(args.image_size or project.image_size)
     set_name = args.set_name or project.val_set
-    canvas = (image_size, image_size)
     dataset = CocoDataset(args.data_path / project.name, set_name, project, canvas, max_images=args.max_images)
     results_path = LOGS / project.name / f"{set_name}_bbox_results.json"
     make_writable_folder(results_path.parent)
 
+    stopwatch = Stopwatch()
     if not args.override and results_path.is_file():
-        print(f"scoring {results_path} as it is (--override False)")
+        distributed.say(f"scoring {results_path} as it is (--override False)")
         results = read_results(results_path)
     else:
         weights = chosen_weights(args.weights, project.name, args.compound_coef, args.saved_path)
-        detector = load_detector(args.compound_coef, weights, project, device, image_size, args.float16)
-        batches = BatchLoader(dataset, args.batch_size, args.num_workers, pin_memory=device.type == "cuda")
-        results = []
-        with tqdm(desc=f"{set_name} on {device}", total=len(dataset), unit="image", dynamic_ncols=True) as bar:
-            for batch in batches:
-                detections = detector.detect_batch(
-                    batch.images, batch.letterboxes, EVALUATION_SCORE_THRESHOLD, args.nms_threshold
-                )
-                for image_id, found in zip(batch.image_ids, detections):
-                    results += coco_results(image_id, found, dataset.category_ids)
-                bar.update(len(detections))
-        write_results(results_path, results)
-        print(f"{len(results)} detections in {len(dataset)} images -> {results_path}")
-    print(score(dataset, results).summary)
+        dtype = autocast_dtype(amp, device) or torch.float32
+        detector = load_detector(args.compound_coef, weights, project, device, canvas, dtype)
+        options = DetectionOptions(
+            EVALUATION_SCORE_THRESHOLD, args.nms_threshold, max_detections=args.max_detections, flip=args.flip
+        )
+        results = detect_dataset(detector, dataset, options, args.batch_size, args.num_workers, stopwatch)
+        if distributed.rank() == 0:
+            write_results(results_path, results)
+        distributed.say(f"{len(results)} detections in {len(dataset)} images -> {results_path}")
+    if distributed.rank() == 0:
+        with stopwatch.measuring("scoring"):
+            evaluation = score(dataset, results)
+        print(stopwatch.summary(len(dataset)))
+        print(evaluation.summary)
 
 
 if __name__ == "__main__":

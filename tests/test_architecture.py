@@ -158,7 +158,17 @@ def test_utils_import_neither_package(imports):
 @pytest.mark.parametrize(
     ("package", "allowed"),
     [
-        ("cv2", {"efficientdet.transforms", "efficientdet.shapes", "utils.curves", "utils.images", "utils.visualize"}),
+        (
+            "cv2",
+            {
+                "benchmark",
+                "efficientdet.transforms",
+                "efficientdet.shapes",
+                "utils.curves",
+                "utils.images",
+                "utils.visualize",
+            },
+        ),
         ("pycocotools", {"efficientdet.dataset", "efficientdet.evaluate"}),
         ("argparse", {*SCRIPTS, *COMMANDS}),
     ],

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from scripts import TRAIN, assert_one_error, assert_succeeded, command, run_script
+from scripts import REPOSITORY, SMALL, TRAIN, assert_one_error, assert_succeeded, command, run_script, untrained
 
 from utils import distributed
 from utils.errors import InputError
@@ -222,3 +222,30 @@ def test_one_command_starts_the_processes(tmp_path):
         [sys.executable, script, "fail"], cwd=tmp_path, env=environment(), capture_output=True, text=True
     )
     assert run.returncode == 3 and "Traceback" not in run.stderr, run.stderr
+
+
+def test_evaluation_is_shared_by_processes(shapes_project):
+    root = shapes_project.root
+    network = untrained()
+    with torch.no_grad():
+        network.classifier.header.pointwise_conv.conv.bias += 4  # scores about 0.4
+    torch.save(network.state_dict(), root / "sees.pth")
+    # One image a pass, since batches of another size may differ in the last digit.
+    args = ("-p", "drawn", *SMALL, "-w", "sees.pth", "--set", "train", "--batch_size", "1", "--max_detections", "9")
+    results = root / "logs/drawn/train_bbox_results.json"
+    assert_succeeded(run_script("coco_eval.py", *args, cwd=root))
+    alone = json.loads(results.read_text())
+    assert len(alone) == 6 * 9
+    results.unlink()
+
+    run = torchrun(REPOSITORY / "coco_eval.py", *args, cwd=root)
+    assert_succeeded(run)
+    assert run.stdout.count("IoU=0.50:0.95 | area=   all | maxDets=100") == 2  # precision and recall, told once
+    shared = json.loads(results.read_text())
+    for key in ("image_id", "category_id"):
+        assert [entry[key] for entry in shared] == [entry[key] for entry in alone]
+    assert [entry["score"] for entry in shared] == pytest.approx([entry["score"] for entry in alone], rel=1e-4)
+
+    (shapes_project.data / "train" / "000012.jpg").write_text("no picture")  # the second, which rank 1 loads
+    run = torchrun(REPOSITORY / "coco_eval.py", *args, cwd=root)
+    assert run.returncode != 0 and "train/000012.jpg" in run.stderr

@@ -1,0 +1,109 @@
+"""A whole data set through the detector, and where the time went."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+
+import torch
+from tqdm import tqdm
+
+from efficientdet.dataset import Batch, CocoDataset, collate
+from efficientdet.detector import DetectionOptions, Detector
+from efficientdet.evaluate import coco_results
+from utils import distributed
+from utils.errors import InputError
+from utils.overlap import ordered_map
+
+
+class Stopwatch:
+    """Seconds spent on each of several activities in turn."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def measuring(self, activity: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[activity] = self.seconds.get(activity, 0.0) + time.perf_counter() - start
+
+    def summary(self, images: int) -> str:
+        """One line: images per second, and the share of the time that each activity took."""
+        total = sum(self.seconds.values())
+        shares = ", ".join(f"{activity} {seconds / total:.0%}" for activity, seconds in self.seconds.items())
+        return f"{images} images in {total:.1f} s, {images / total:.1f} a second: {shares}"
+
+
+def detect_dataset(
+    detector: Detector,
+    dataset: CocoDataset,
+    options: DetectionOptions,
+    batch_size: int,
+    num_threads: int,
+    stopwatch: Stopwatch,
+) -> list[dict]:
+    """COCO results of all images, in the data set's order; the same in all processes, which share the images.
+
+    Args:
+        options: of them `rect` and `tile` have no effect; the data set's canvas is the input.
+        num_threads: that load the next batches while the network works; 0 loads in turn with it.
+        stopwatch: takes the time of loading (as far as the network waits for it), network and post-processing.
+
+    Raises InputError for a picture that cannot be used.
+    """
+    share = range(distributed.rank(), len(dataset), distributed.world_size())
+    found, problem = {}, None
+    with (
+        closing(_batches(dataset, share, batch_size, num_threads, detector.device)) as batches,
+        tqdm(
+            desc=f"{dataset.set_name} on {detector.device}",
+            total=len(share),
+            unit="image",
+            dynamic_ncols=True,
+            disable=distributed.rank() > 0,
+        ) as bar,
+    ):
+        while True:
+            try:
+                with stopwatch.measuring("loading"):
+                    batch = next(batches, None)
+            except InputError as error:  # the other processes must not wait for this one
+                problem = str(error)
+                break
+            if batch is None:
+                break
+            with stopwatch.measuring("network"):
+                outputs = detector.forward(batch.images, batch.letterboxes, options.flip)
+                if detector.device.type == "cuda":
+                    torch.cuda.synchronize(detector.device)
+            with stopwatch.measuring("post-processing"):
+                detections = detector.postprocess(outputs, batch.images.shape[-2:], batch.letterboxes, options)
+                for image_id, objects in zip(batch.image_ids, detections):
+                    found[image_id] = coco_results(image_id, objects, dataset.category_ids)
+            del outputs  # the next ones take its memory, which would else be found and zeroed anew
+            bar.update(len(detections))
+    parts = distributed.gathered((found, problem))
+    for _, problem in parts:
+        if problem:
+            raise InputError(problem)
+    found = {image_id: entries for part, _ in parts for image_id, entries in part.items()}
+    return [entry for image_id in dataset.image_ids for entry in found[image_id]]
+
+
+def _batches(
+    dataset: CocoDataset, share: Sequence[int], batch_size: int, num_threads: int, device: torch.device
+) -> Iterator[Batch]:
+    """The images of `share` in their order.
+
+    By threads, not by `BatchLoader`'s processes: a pass through a few pictures is over before those have started.
+    """
+
+    def load(start: int) -> Batch:
+        batch = collate([dataset[index] for index in share[start : start + batch_size]])
+        return batch.pin_memory() if device.type == "cuda" else batch
+
+    starts = range(0, len(share), batch_size)
+    if num_threads:
+        yield from ordered_map(load, starts, num_threads, depth=num_threads)
+    else:
+        yield from map(load, starts)

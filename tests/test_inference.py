@@ -1,0 +1,68 @@
+"""A data set through the detector: every image once, in order, however it is loaded."""
+
+import pytest
+import torch
+
+from efficientdet.dataset import CocoDataset
+from efficientdet.detector import DetectionOptions, load_detector
+from efficientdet.inference import Stopwatch, detect_dataset
+from efficientdet.project import load_project
+from utils.errors import InputError
+
+OPTIONS = DetectionOptions(score_threshold=0.01, iou_threshold=0.5)
+
+
+@pytest.fixture
+def dataset(shapes_project) -> CocoDataset:
+    return CocoDataset(shapes_project.data, "train", load_project(shapes_project.yml), (128, 128))
+
+
+@pytest.fixture
+def detector(dataset):
+    torch.manual_seed(0)
+    return load_detector(0, project=dataset.project, device="cpu", image_size=128)
+
+
+def test_nothing_found(detector, dataset):
+    assert detect_dataset(detector, dataset, DetectionOptions(score_threshold=0.99), 4, 1, Stopwatch()) == []
+
+
+def test_results_are_those_of_the_detector_in_the_data_sets_order(detector, dataset):
+    results = detect_dataset(detector, dataset, OPTIONS, 1, 0, Stopwatch())
+    expected = []
+    for image_id in dataset.image_ids:
+        (found,) = detector([dataset.picture(image_id)], OPTIONS.score_threshold, OPTIONS.iou_threshold)
+        for box, score, class_id in zip(found.boxes.tolist(), found.scores.tolist(), found.class_ids.tolist()):
+            xywh = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+            category_id = dataset.category_ids[class_id]
+            expected.append({"image_id": image_id, "category_id": category_id, "score": score, "bbox": xywh})
+    assert len(results) == len(expected) > 6
+    for some, other in zip(results, expected):
+        assert some == {**other, "bbox": pytest.approx(other["bbox"], abs=1e-3)}
+
+
+@pytest.mark.parametrize(("batch_size", "num_threads"), [(1, 1), (4, 0), (4, 2), (100, 8)])
+def test_batches_and_threads_change_nothing(detector, dataset, batch_size, num_threads):
+    # No suppression: a difference in the last digit could decide it otherwise.
+    options = DetectionOptions(score_threshold=0.0, iou_threshold=1.0, max_detections=20)
+    one_by_one = detect_dataset(detector, dataset, options, 1, 0, Stopwatch())
+    results = detect_dataset(detector, dataset, options, batch_size, num_threads, Stopwatch())
+    assert [result["image_id"] for result in results] == [result["image_id"] for result in one_by_one]
+    assert len(results) == 20 * len(dataset)
+    scores, expected = ([result["score"] for result in some] for some in (results, one_by_one))
+    assert scores == pytest.approx(expected, rel=1e-3)
+
+
+def test_bad_picture_is_told_and_threads_end(detector, dataset, shapes_project):
+    (shapes_project.data / "train" / "000022.jpg").write_text("no picture")
+    with pytest.raises(InputError, match=r"000022\.jpg"):
+        detect_dataset(detector, dataset, OPTIONS, 2, 2, Stopwatch())
+
+
+def test_time_is_told_by_activity(detector, dataset):
+    stopwatch = Stopwatch()
+    detect_dataset(detector, dataset, OPTIONS, 2, 1, stopwatch)
+    assert list(stopwatch.seconds) == ["loading", "network", "post-processing"]
+    assert all(seconds > 0 for seconds in stopwatch.seconds.values())
+    stopwatch.seconds = {"loading": 0.5, "network": 1.5}
+    assert stopwatch.summary(6) == "6 images in 2.0 s, 3.0 a second: loading 25%, network 75%"
