@@ -12,8 +12,6 @@ quarters of a pixel, all drawing is integer arithmetic. (OpenCV before 4.11 fill
 import argparse
 import json
 import math
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,7 +23,7 @@ from tqdm import tqdm
 from efficientdet.project import Project
 from utils.cli import non_negative_int
 from utils.errors import InputError, exit_on_input_error
-from utils.files import make_writable_folder, written_whole
+from utils.files import folder_written_whole, make_writable_folder, written_whole
 from utils.images import write_image
 
 TRAIN_PICTURES, VAL_PICTURES = 1000, 200
@@ -91,16 +89,9 @@ def write_shapes(
     if folder.exists():
         raise InputError(f"{folder} exists already: remove it, or choose another --output")
     make_writable_folder(folder.parent)
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
+    with folder_written_whole(folder) as unfinished:
         for set_number, (set_name, pictures) in enumerate((("train", train_pictures), ("val", val_pictures))):
             _write_set(unfinished, set_name, pictures, (seed, set_number))
-        try:
-            os.rename(unfinished, folder)
-        except OSError as error:
-            raise InputError(f"cannot write {folder}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def draw_if_absent(project: Project, data_path: Path) -> None:
