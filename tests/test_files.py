@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from utils.errors import InputError
-from utils.files import make_writable_folder, written_whole
+from utils.files import folder_written_whole, make_writable_folder, written_whole
 
 
 def names(folder) -> list[str]:
@@ -110,3 +110,37 @@ def test_writable_folder_that_is_a_file_is_told(tmp_path):
     for folder in (tmp_path / "blocked", tmp_path / "blocked" / "deep"):
         with pytest.raises(InputError, match="blocked"):
             make_writable_folder(folder)
+
+
+def test_empty_folder_is_written(tmp_path):
+    with folder_written_whole(tmp_path / "a"):
+        pass
+    assert names(tmp_path) == ["a"] and names(tmp_path / "a") == []
+
+
+def test_folder_appears_when_the_block_succeeds(tmp_path):
+    folder = tmp_path / "new" / "a"
+    with folder_written_whole(folder) as unfinished:
+        (unfinished / "b.txt").write_text("whole")
+        assert unfinished.parent == folder.parent and not folder.exists()
+    assert names(folder.parent) == ["a"] and (folder / "b.txt").read_text() == "whole"
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, InputError, OSError(28, "No space left")])
+def test_failure_leaves_no_folder(tmp_path, error):
+    expected = InputError if isinstance(error, OSError) else error
+    with pytest.raises(expected), folder_written_whole(tmp_path / "a") as unfinished:
+        (unfinished / "b.txt").write_text("half")
+        raise error
+    assert names(tmp_path) == []
+
+
+def test_folder_that_has_come_meanwhile_stays(tmp_path):
+    with (
+        pytest.raises(InputError, match=r"cannot write .*a: Directory not empty"),
+        folder_written_whole(tmp_path / "a") as unfinished,
+    ):
+        (unfinished / "b.txt").write_text("late")
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a" / "b.txt").write_text("first")
+    assert names(tmp_path) == ["a"] and (tmp_path / "a" / "b.txt").read_text() == "first"

@@ -1,0 +1,414 @@
+"""From labelled pictures to a project: three formats there and back, what is written, and what is refused."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from scripts import REPOSITORY, assert_succeeded
+
+from efficientdet import convert
+from efficientdet.convert import divide, guess_format, main, parse_args, project_text
+from efficientdet.dataset import CocoDataset
+from efficientdet.labels import LabelledPicture
+from efficientdet.project import load_project
+from utils.errors import InputError
+
+
+def content(set_name: str, project: str = "made", data: str = "datasets") -> dict:
+    return json.loads(Path(data, project, "annotations", f"instances_{set_name}.json").read_text())
+
+
+def objects(coco: dict) -> dict[str, list[tuple]]:
+    """File name -> (class, bbox) of its annotations."""
+    names = {category["id"]: category["name"] for category in coco["categories"]}
+    found = {image["id"]: (image["file_name"], []) for image in coco["images"]}
+    for annotation in coco["annotations"]:
+        found[annotation["image_id"]][1].append((names[annotation["category_id"]], *annotation["bbox"]))
+    return dict(found.values())
+
+
+def run(monkeypatch, *args: str | Path) -> None:
+    """The command in this process, for the project `made`."""
+    monkeypatch.setattr(sys, "argv", ["convert", *map(str, args), "-p", "made"])
+    main(parse_args())
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """An empty folder to be in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write_csv(pictures: int = 4, rows: str = "", file_name: str = "photos/boxes.csv") -> Path:
+    """Pictures `0.png`, `1.png`, ... of 60 x 40 pixels beside a CSV file; each shows a cat from (1, 2) to (10, 20)."""
+    file = Path(file_name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    for number in range(pictures):
+        assert cv2.imwrite(str(file.parent / f"{number}.png"), np.full((40, 60, 3), number, np.uint8))
+    cats = "".join(f"{number}.png,1,2,10,20,cat\n" for number in range(pictures))
+    file.write_text(f"filename,xmin,ymin,xmax,ymax,class\n{cats}{rows}")
+    return file
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
+
+
+# A small set of the conftest, written in each format.
+
+
+def read_pictures(project) -> list[tuple[str, dict, list[tuple[str, list[float]]]]]:
+    """(set, image entry, [(class, bbox)]) of the project's pictures."""
+    found = []
+    for set_name in ("train", "val"):
+        coco = json.loads((project.data / "annotations" / f"instances_{set_name}.json").read_text())
+        names = {category["id"]: category["name"] for category in coco["categories"]}
+        for image in coco["images"]:
+            mine = [a for a in coco["annotations"] if a["image_id"] == image["id"]]
+            found.append((set_name, image, [(names[a["category_id"]], a["bbox"]) for a in mine]))
+    return found
+
+
+def write_as_voc(project, folder: Path) -> list[str]:
+    lists = {"train": "", "val": ""}
+    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (folder / name).mkdir(parents=True)
+    for set_name, image, boxes in read_pictures(project):
+        stem = Path(image["file_name"]).stem
+        lists[set_name] += f"{stem}\n"
+        os.link(project.data / set_name / image["file_name"], folder / "JPEGImages" / image["file_name"])
+        elements = "".join(
+            f"<object><name>{name}</name><bndbox><xmin>{x + 1}</xmin><ymin>{y + 1}</ymin>"
+            f"<xmax>{x + width}</xmax><ymax>{y + height}</ymax></bndbox></object>"
+            for name, (x, y, width, height) in boxes
+        )
+        (folder / "Annotations" / f"{stem}.xml").write_text(f"<annotation>{elements}</annotation>")
+    for set_name, text in lists.items():
+        (folder / "ImageSets" / "Main" / f"{set_name}.txt").write_text(text)
+    return [str(folder)]
+
+
+def write_as_yolo(project, folder: Path) -> list[str]:
+    classes = ["disc", "square"]
+    for set_name, image, boxes in read_pictures(project):
+        images, labels = folder / set_name / "images", folder / set_name / "labels"
+        images.mkdir(parents=True, exist_ok=True)
+        labels.mkdir(exist_ok=True)
+        os.link(project.data / set_name / image["file_name"], images / image["file_name"])
+        size = np.array([image["width"], image["height"]])
+        lines = []
+        for name, bbox in boxes:
+            corner, sides = np.array(bbox[:2]) / size, np.array(bbox[2:]) / size
+            lines.append(" ".join([str(classes.index(name)), *(f"{v:.6f}" for v in (*(corner + sides / 2), *sides))]))
+        (labels / image["file_name"]).with_suffix(".txt").write_text("\n".join(lines))
+    (folder / "data.yaml").write_text(f"train: ../train/images\nval: ../val/images\nnames: {classes}\n")
+    return [str(folder / "data.yaml")]
+
+
+def write_as_csv(project, folder: Path) -> list[str]:
+    folder.mkdir()
+    rows = {"train": "", "val": ""}
+    for set_name, image, boxes in read_pictures(project):
+        path = project.data / set_name / image["file_name"]
+        for name, (x, y, width, height) in boxes:
+            rows[set_name] += f"{path},{x},{y},{x + width},{y + height},{name}\n"
+        rows[set_name] += "" if boxes else f"{path},,,,,\n"
+    for set_name, text in rows.items():
+        (folder / f"{set_name}.csv").write_text(text)
+    return [str(folder / "train.csv"), str(folder / "val.csv")]
+
+
+def test_no_objects_at_all(folder, monkeypatch):
+    write_csv(0, "0.png,,,,,\n1.png,,,,,\n")
+    for name in ("0.png", "1.png"):
+        cv2.imwrite(f"photos/{name}", np.zeros((4, 6, 3), np.uint8))
+    with pytest.raises(InputError, match="no object"):
+        run(monkeypatch, "photos")
+    assert not Path("datasets").exists() and not Path("projects").exists()
+
+
+@pytest.mark.parametrize("write", [write_as_voc, write_as_yolo, write_as_csv])
+def test_there_and_back(shapes_project, folder, monkeypatch, capsys, write):
+    run(monkeypatch, *write(shapes_project, folder / "labelled"))
+
+    project = load_project("made")
+    assert project.name == "made" and project.class_names == ("disc", "square")
+    assert (project.train_set, project.val_set, project.image_size) == ("train", "val", None)
+    coco = load_project(REPOSITORY / "projects" / "coco.yml")
+    for same in ("mean", "std", "anchor_scales", "anchor_ratios"):
+        assert getattr(project, same) == getattr(coco, same)
+
+    boxes = 0
+    for set_name in ("train", "val"):
+        before = objects(json.loads((shapes_project.data / f"annotations/instances_{set_name}.json").read_text()))
+        after = objects(content(set_name))
+        assert after.keys() == before.keys()
+        for name in before:
+            assert [found[0] for found in after[name]] == [found[0] for found in before[name]]
+            for found, expected in zip(after[name], before[name]):
+                assert found[1:] == pytest.approx(expected[1:], abs=0.001)
+            boxes += len(after[name])
+            assert (
+                Path("datasets/made", set_name, name).read_bytes()
+                == (shapes_project.data / set_name / name).read_bytes()
+            )
+        dataset = CocoDataset(Path("datasets/made"), set_name, project, (128, 128))
+        assert len(dataset) == len(before)
+        assert [len(dataset[index].target.class_ids) for index in range(len(dataset))] == [
+            len(after[dataset.coco.imgs[image_id]["file_name"]]) for image_id in dataset.image_ids
+        ]
+    assert boxes == 12
+    assert files(folder / "projects") == ["made.yml"] and len(files(folder / "datasets")) == 9 + 2
+
+    printed = capsys.readouterr().out
+    rows = {line.split()[0]: line.split()[1:] for line in printed.splitlines() if line}
+    assert rows["images"] == ["6", "3"] and rows["without"] == ["boxes", "1", "1"]
+    assert sum(map(int, rows["boxes"])) == 12 == sum(map(int, rows["disc"] + rows["square"]))
+    assert "python -m efficientdet.check -p made" in printed and "python train.py -p made" in printed
+
+
+def test_annotations_are_complete(folder, monkeypatch):
+    write_csv(2, "1.png,0.5,0,60,39.5,dog\n")
+    run(monkeypatch, "photos", "--seed", "1")
+    train, val = content("train"), content("val")
+    assert train["categories"] == val["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    both = {coco["images"][0]["file_name"]: coco for coco in (train, val)}
+    assert both["1.png"]["images"] == [{"id": 1, "file_name": "1.png", "width": 60, "height": 40}]
+    assert both["1.png"]["annotations"] == [
+        {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 9, 18], "area": 162, "iscrowd": 0},
+        {"id": 2, "image_id": 1, "category_id": 2, "bbox": [0.5, 0, 59.5, 39.5], "area": 2350.25, "iscrowd": 0},
+    ]
+
+
+def test_difficult_objects_are_ignored_in_evaluation(folder, monkeypatch, capsys):
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+    for name in "ab":
+        cv2.imwrite(f"{name}.png", np.zeros((40, 60, 3), np.uint8))
+        difficult = f"<object><name>cat</name><difficult>1</difficult>{box}</object>"
+        Path(f"{name}.xml").write_text(f"<annotation>{difficult}</annotation>")
+    run(monkeypatch, ".")
+    assert [annotation["iscrowd"] for annotation in content("train")["annotations"]] == [1]
+    assert "2 objects are difficult" in capsys.readouterr().out
+
+
+def test_test_set_stays_a_set_of_its_own(folder, monkeypatch):
+    write_csv(3, file_name="data/train.csv")
+    write_csv(1, file_name="data/more/test.csv")
+    run(monkeypatch, "data")
+    assert [len(content(set_name)["images"]) for set_name in ("train", "val", "test")] == [2, 1, 1]
+    assert load_project("made").val_set == "val"
+
+
+def pictures(*sets: str | None) -> list[LabelledPicture]:
+    return [LabelledPicture(Path(f"{number}.jpg"), Path("x"), 1, set_name) for number, set_name in enumerate(sets)]
+
+
+def test_division_depends_on_the_seed_alone():
+    for fraction, expected in ((0.1, 3), (0.0, 1), (1.0, 29)):
+        sets = divide(pictures(*[None] * 30), fraction, seed=0)
+        assert len(sets["val"]) == expected and len(sets["train"]) == 30 - expected
+        assert {*map(id, sets["val"])} & {*map(id, sets["train"])} == set()
+    names = [[p.path.name for p in divide(pictures(*[None] * 30), 0.2, seed)["val"]] for seed in (0, 0, 1)]
+    assert names[0] == names[1] != names[2]
+
+
+def test_division_of_the_data_itself_is_kept():
+    labelled = pictures("train", "val", None, "test")
+    assert divide(labelled, 0.5, 0) == {
+        "train": [labelled[0], labelled[2]],
+        "val": [labelled[1]],
+        "test": [labelled[3]],
+    }
+
+
+@pytest.mark.parametrize(
+    ("sets", "empty"), [([], "train"), (["val"], "train"), (["train"], "val"), (["test", None], "val")]
+)
+def test_sets_without_pictures_are_refused(sets, empty):
+    with pytest.raises(InputError, match=f"the set {empty}"):
+        divide(pictures(*sets), 0.5, 0)
+
+
+def test_same_names_in_different_folders_stay_apart(folder, monkeypatch):
+    write_csv(1, file_name="photos/a/b/boxes.csv").unlink()
+    write_csv(1, "b/0.png,0,0,5,5,dog\n", "photos/a/boxes.csv")
+    write_csv(1, file_name="elsewhere/val.csv")
+    run(monkeypatch, "photos", "elsewhere/val.csv")
+    assert objects(content("train")) == {"0.png": [("cat", 1, 2, 9, 18)], "b/0.png": [("dog", 0, 0, 5, 5)]}
+    assert files(folder / "datasets/made") == [
+        "annotations/instances_train.json",
+        "annotations/instances_val.json",
+        "train/0.png",
+        "train/b/0.png",
+        "val/0.png",
+    ]
+    assert len(CocoDataset(Path("datasets/made"), "train", load_project("made"), (128, 128))) == 2
+
+
+def test_classes_file_gives_the_order(folder, monkeypatch):
+    write_csv(2)
+    Path("names.txt").write_text("dog\ncat\n")
+    run(monkeypatch, "photos", "--classes", "names.txt")
+    assert load_project("made").class_names == ("dog", "cat")
+
+
+def test_links_instead_of_copies(folder, monkeypatch):
+    write_csv(2)
+    run(monkeypatch, "photos", "--link", "--data_path", "data")
+    written = sorted(Path("data/made").rglob("*.png"))
+    assert {path.stat().st_ino for path in written} == {Path(f"photos/{n}.png").stat().st_ino for n in range(2)}
+
+
+def test_symbolic_links_where_hard_ones_do_not_reach(folder, monkeypatch):
+    def refuse(*paths):
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    write_csv(2)
+    run(monkeypatch, "photos", "--link")
+    for path in sorted(Path("datasets/made").rglob("*.png")):
+        assert path.is_symlink() and path.resolve() == folder / "photos" / path.name
+
+
+def test_all_faults_are_told_and_nothing_is_written(folder, monkeypatch, capsys):
+    rows = (
+        "".join(f"{n % 4}.png,1,1,90,{20 + n},cat\n" for n in range(25)) + "lost.png,1,1,2,2,cat\n3.png,1,1,1,9,cat\n"
+    )
+    write_csv(4, rows)
+    with pytest.raises(InputError, match="27 faults in 5 of 5 pictures.*--skip_faulty"):
+        run(monkeypatch, "photos")
+    told = capsys.readouterr().err
+    assert "25 x a box that reaches beyond its picture: correct it, or pass --clip\n" in told
+    assert told.count(" in 60 x 40 pixels\n") == 20 + 1 and "  and 5 more\n" in told
+    assert "photos/boxes.csv, line 31: photos/lost.png\n" in told
+    assert "photos/boxes.csv, line 32: x1 y1 x2 y2 = 1 1 1 9 in 60 x 40 pixels\n" in told
+    assert not Path("datasets").exists() and not Path("projects").exists()
+
+
+def test_faulty_pictures_are_left_out_on_request(folder, monkeypatch, capsys):
+    write_csv(4, "3.png,1,1,90,9,cat\nlost.png,1,1,2,2,dog\n")
+    run(monkeypatch, "photos", "--skip_faulty")
+    names = {**objects(content("train")), **objects(content("val"))}
+    assert sorted(names) == ["0.png", "1.png", "2.png"]
+    captured = capsys.readouterr()
+    assert "line 6: " in captured.err and "line 7: photos/lost.png" in captured.err
+    assert "2 faults in 2 of 5 pictures: these pictures are left out" in captured.out
+    assert load_project("made").class_names == ("cat",)
+
+
+def test_clipped_boxes_are_no_faults(folder, monkeypatch):
+    write_csv(2, "1.png,-30,1,30,50,cat\n")
+    run(monkeypatch, "photos", "--clip")
+    assert ("cat", 0, 1, 30, 39) in {**objects(content("train")), **objects(content("val"))}["1.png"]
+
+
+@pytest.mark.parametrize("path", ["datasets/made/notes.txt", "projects/made.yml"])
+def test_nothing_is_overwritten(folder, monkeypatch, path):
+    write_csv(2)
+    Path(path).parent.mkdir(parents=True)
+    Path(path).write_text("mine")
+    with pytest.raises(InputError, match="exists already: move or remove it, or choose another name"):
+        run(monkeypatch, "photos")
+    assert Path(path).read_text() == "mine"
+    assert files(folder) == sorted(["photos/0.png", "photos/1.png", "photos/boxes.csv", path])
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_interrupted_writing_leaves_nothing(folder, monkeypatch, stop):
+    write_csv(4)
+    copy = convert.shutil.copyfile
+
+    def copy_two_only(source, target):
+        if len(list(folder.glob("datasets/*/train/*"))) == 2:
+            raise stop
+        return copy(source, target)
+
+    monkeypatch.setattr(convert.shutil, "copyfile", copy_two_only)
+    with pytest.raises(KeyboardInterrupt if isinstance(stop, KeyboardInterrupt) else InputError):
+        run(monkeypatch, "photos")
+    assert list(Path("datasets").iterdir()) == list(Path("projects").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["Annotations/a.xml"], "voc"),
+        (["train/a.xml", "train/a.jpg", "readme.txt"], "voc"),
+        (["labels/a.txt", "images/a.jpg"], "yolo"),
+        (["a.txt", "classes.txt"], "yolo"),
+        (["data.yaml", "train/images/a.jpg"], "yolo"),
+        (["deep/boxes.CSV"], "csv"),
+    ],
+)
+def test_format_is_guessed(folder, names, expected):
+    for name in names:
+        Path("data", name).parent.mkdir(parents=True, exist_ok=True)
+        Path("data", name).touch()
+    assert guess_format(Path("data")) == expected
+
+
+def test_formats_that_cannot_be_guessed(folder):
+    Path("data").mkdir()
+    with pytest.raises(InputError, match="no labels in a format that is known.*--format {voc,yolo,csv}"):
+        guess_format(Path("data"))
+    Path("data/a.csv").touch()
+    Path("data/a.xml").touch()
+    with pytest.raises(InputError, match="CSV and Pascal VOC"):
+        guess_format(Path("data"))
+    assert guess_format(Path("data/a.csv")) == "csv"
+    with pytest.raises(InputError, match="no labels"):
+        guess_format(Path("data/a.xml"))
+    with pytest.raises(InputError, match="there is no absent"):
+        guess_format(Path("absent"))
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["photos", "--zero_based"], "--zero_based and --difficult are for Pascal VOC"),
+        (["photos", "--difficult", "drop"], "--zero_based and --difficult are for Pascal VOC"),
+        (["photos", "--format", "yolo", "--images", "photos"], "--images is not for YOLO"),
+        (["photos", "-p", "../made"], "letters, digits"),
+        (["photos", "--format", "voc"], "no XML files"),
+    ],
+)
+def test_flags_that_do_not_fit(folder, monkeypatch, args, words):
+    write_csv(2)
+    monkeypatch.setattr(sys, "argv", ["convert", "-p", "made", *args])
+    with pytest.raises(InputError, match=words):
+        main(parse_args())
+    assert not Path("datasets").exists()
+
+
+@pytest.mark.parametrize("name", ["1e5", "true", "my-birds.2", "鳥"])
+def test_project_file_takes_any_names(tmp_path, name):
+    class_names = [
+        "no",
+        "12",
+        "it's",
+        "a: b",
+        "# x",
+        "größe",
+        'say "hi"',
+        "[",
+        "tab\t",
+        *(f"class {n}" for n in range(99)),
+    ]
+    (tmp_path / "a.yml").write_text(project_text(name, class_names), encoding="utf-8")
+    project = load_project(tmp_path / "a.yml")
+    assert project.name == name and project.class_names == tuple(class_names)
+
+
+def test_command_as_it_is_run(folder):
+    command = [sys.executable, "-m", "efficientdet.convert", str(write_csv(4)), "-p", "birds"]
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    assert_succeeded(done)
+    assert "photos/boxes.csv: CSV (guessed" in done.stdout and "-> datasets/birds/, projects/birds.yml" in done.stdout
+    assert len(content("train", "birds")["images"]) == 3

@@ -1,0 +1,254 @@
+"""Pascal VOC's XML files: boxes, sets, whose picture it is, and faults with their lines."""
+
+from pathlib import Path
+
+import pytest
+
+from efficientdet.labels import LabelledPicture
+from efficientdet.labels_voc import read_voc
+from utils.errors import InputError
+
+BOX = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>10</xmax><ymax>20</ymax></bndbox>"
+CAT = f"<object><name>cat</name>{BOX}</object>"
+
+
+def write(path: Path, text: str = "") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def annotation(content: str = CAT) -> str:
+    return f"<annotation>\n{content}\n</annotation>\n"
+
+
+def write_pair(folder: Path, name: str, content: str = CAT) -> None:
+    """`{name}.jpg`, which no reader of labels opens, and `{name}.xml` beside it."""
+    write(folder / f"{name}.jpg")
+    write(folder / f"{name}.xml", annotation(content))
+
+
+def only_picture(folder: Path, **options) -> LabelledPicture:
+    (picture,) = read_voc(folder, **options).pictures
+    return picture
+
+
+def told(picture: LabelledPicture) -> list[tuple[str, int | None, str]]:
+    return [(fault.problem, fault.line, fault.detail) for fault in picture.faults]
+
+
+def test_folder_without_xml_files_is_refused(tmp_path):
+    write(tmp_path / "a.jpg")
+    with pytest.raises(InputError, match="no XML files in"):
+        read_voc(tmp_path)
+
+
+def test_annotation_without_objects(tmp_path):
+    write_pair(tmp_path, "a", "")
+    picture = only_picture(tmp_path)
+    assert picture.path == tmp_path / "a.jpg" and picture.file == tmp_path / "a.xml" and picture.line == 1
+    assert picture.boxes == [] and picture.faults == [] and picture.size is None and picture.set_name is None
+
+
+def test_coordinates_are_numbers_of_pixels_from_one_on(tmp_path):
+    """Columns 1 to 10 are the first ten: from the picture's edge to 10. Rows 2 to 20 are nineteen."""
+    write_pair(tmp_path, "a")
+    (box,) = only_picture(tmp_path).boxes
+    assert box.class_name == "cat" and box.xyxy == (0, 1, 10, 20) and box.line == 2 and not box.is_crowd
+
+
+def test_zero_based_coordinates_are_distances_from_the_edge(tmp_path):
+    write_pair(tmp_path, "a", CAT.replace("<xmin>1<", "<xmin>0.25<"))
+    (box,) = only_picture(tmp_path, zero_based=True).boxes
+    assert box.xyxy == (0.25, 2, 10, 20)
+
+
+def test_several_objects_in_the_order_of_the_file(tmp_path):
+    dog = f"<object>\n  <part><name>head</name>{BOX}</part><name> dog </name>{BOX.replace('10', '45.5')}</object>"
+    write_pair(tmp_path, "a", f"<size><width>60</width><height>40</height><depth>3</depth></size>{CAT}\n{dog}")
+    picture = only_picture(tmp_path)
+    assert [(box.class_name, box.xyxy, box.line) for box in picture.boxes] == [
+        ("cat", (0, 1, 10, 20), 2),
+        ("dog", (0, 1, 45.5, 20), 3),
+    ]
+    assert picture.size == (40, 60)
+
+
+def test_size_of_nought_is_none(tmp_path):
+    write_pair(tmp_path, "a", "<size><width>0</width><height>0</height></size>")
+    picture = only_picture(tmp_path)
+    assert picture.size is None and picture.faults == []
+
+
+@pytest.mark.parametrize(
+    ("difficult", "kept"),
+    [
+        ("ignore", [("cat", False), ("dog", True)]),
+        ("keep", [("cat", False), ("dog", False)]),
+        ("drop", [("cat", False)]),
+    ],
+)
+def test_difficult_objects(tmp_path, difficult, kept):
+    dog = CAT.replace("cat", "dog").replace("</object>", "<difficult>1</difficult></object>")
+    cat = CAT.replace("</object>", "<difficult>0</difficult></object>")
+    write_pair(tmp_path, "a", cat + dog)
+    boxes = only_picture(tmp_path, difficult=difficult).boxes
+    assert [(box.class_name, box.is_crowd) for box in boxes] == kept
+
+
+def write_voc(root: Path, names: str, **lists: str) -> None:
+    for name in names:
+        write(root / "JPEGImages" / f"{name}.jpg")
+        write(root / "Annotations" / f"{name}.xml", annotation())
+    for list_name, content in lists.items():
+        write(root / "ImageSets" / "Main" / f"{list_name}.txt", content)
+
+
+def sets(labels) -> list[tuple[str, str | None]]:
+    return [(picture.path.stem, picture.set_name) for picture in labels.pictures]
+
+
+def test_lists_name_the_sets(tmp_path):
+    write_voc(tmp_path, "abcd", train="b\na\n\n", val="c 1\n", trainval="a\nb\nc\n", cat_train="d 1\n")
+    labels = read_voc(tmp_path)
+    assert sets(labels) == [("b", "train"), ("a", "train"), ("c", "val")]
+    assert labels.pictures[0].path == tmp_path / "JPEGImages" / "b.jpg"
+    assert [note.split(" of ")[0] for note in labels.notes] == ["1 XML files", "1 pictures"]
+
+
+def test_trainval_counts_where_it_is_not_divided(tmp_path):
+    write_voc(tmp_path, "abc", trainval="a\nb\n", test="c\n")
+    labels = read_voc(tmp_path)
+    assert sorted(sets(labels)) == [("a", None), ("b", None), ("c", "test")] and labels.notes == []
+
+
+def test_no_lists_no_sets(tmp_path):
+    write_voc(tmp_path, "ab")
+    assert sets(read_voc(tmp_path)) == [("a", None), ("b", None)]
+
+
+def test_folder_of_several_years(tmp_path):
+    """Masks have the pictures' names, too."""
+    write_voc(tmp_path / "VOC2007", "ab", train="a\n", val="b\n")
+    write_voc(tmp_path / "VOC2012", "c", train="c\n")
+    write(tmp_path / "VOC2012" / "SegmentationClass" / "c.png")
+    labels = read_voc(tmp_path)
+    assert sets(labels) == [("a", "train"), ("b", "val"), ("c", "train")] and labels.notes == []
+    assert labels.pictures[2].path == tmp_path / "VOC2012" / "JPEGImages" / "c.jpg"
+
+
+def test_folders_name_the_sets(tmp_path):
+    for folder in ("train", "valid", "test"):
+        write_pair(tmp_path / folder, "same")
+    labels = read_voc(tmp_path)
+    assert [(picture.path, picture.set_name) for picture in labels.pictures] == [
+        (tmp_path / "test" / "same.jpg", "test"),
+        (tmp_path / "train" / "same.jpg", "train"),
+        (tmp_path / "valid" / "same.jpg", "val"),
+    ]
+
+
+def test_listed_picture_without_xml_file_is_a_fault_of_the_list(tmp_path):
+    write_voc(tmp_path, "a", train="a\nlost\n")
+    lost = read_voc(tmp_path).pictures[0]
+    assert str(lost.faults[0]) == f"{tmp_path}/ImageSets/Main/train.txt, line 2: {tmp_path}/Annotations/lost.xml"
+
+
+@pytest.mark.parametrize(
+    ("xml_file", "filename", "pictures", "chosen"),
+    [
+        ("a.xml", "a.jpg", ["a.jpg"], "a.jpg"),
+        ("a.xml", "a.jpg", ["a.PNG"], "a.PNG"),
+        ("a.xml", "old.jpg", ["a.jpg"], "a.jpg"),
+        ("a.xml", "b.jpg", ["a.jpg", "b.jpg"], "a.jpg"),
+        ("001.xml", "photo.jpg", ["photo.jpg"], "photo.jpg"),
+        ("001.xml", "photo", ["photo.jpg"], "photo.jpg"),
+        ("001.xml", "C:\\Users\\me\\photo.jpg", ["photo.jpg"], "photo.jpg"),
+        ("a.jpg.xml", "", ["a.jpg"], "a.jpg"),
+        ("a.xml", "a.png", ["a.jpg", "a.png"], "a.png"),
+        ("a.xml", "", [".checkpoints/a.jpg", "a.jpg"], "a.jpg"),
+        ("xml/train/a.xml", "a.jpg", ["images/train/a.jpg", "images/val/a.jpg"], "images/train/a.jpg"),
+    ],
+)
+def test_whose_picture_it_is(tmp_path, xml_file, filename, pictures, chosen):
+    write(tmp_path / xml_file, annotation(f"<filename>{filename}</filename>"))
+    for picture in pictures:
+        write(tmp_path / picture)
+    assert only_picture(tmp_path).path == tmp_path / chosen
+
+
+def test_pictures_in_another_folder(tmp_path):
+    write(tmp_path / "labels" / "a.xml", annotation())
+    write(tmp_path / "photos" / "a.jpg")
+    assert only_picture(tmp_path / "labels", images=tmp_path / "photos").path == tmp_path / "photos" / "a.jpg"
+
+
+def test_missing_and_ambiguous_pictures_are_faults(tmp_path):
+    write(tmp_path / "a.xml", annotation("<size/>\n<filename>b.jpg</filename>"))
+    picture = only_picture(tmp_path)
+    assert picture.path is None
+    assert [(problem[:27], line, detail) for problem, line, detail in told(picture)] == [
+        ("a picture that is not there", 3, "a.* or b.jpg"),
+        ("an element <size> without <", 2, ""),
+    ]
+    write(tmp_path / "a.jpg")
+    write(tmp_path / "a.png")
+    (fault, _) = only_picture(tmp_path).faults
+    assert "several pictures" in fault.problem and fault.line == 3 and "a.jpg or " in fault.detail
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "words"),
+    [
+        (f"\n\n<object>{BOX}</object>", 4, "<object> without <name>"),
+        (f"<object><name> </name>\n{BOX}</object>", 2, "an object without a class"),
+        ("\n<object><name>cat</name></object>", 3, "<object> without <bndbox>"),
+        (CAT.replace("<xmax>10</xmax>", ""), 2, "<bndbox> without <xmax>"),
+        (CAT.replace("<ymax>20", "\n<ymax>2o"), 3, "not a number '2o'"),
+        (CAT.replace("<ymax>20", "\n<ymax>nan"), 3, "not a number 'nan'"),
+        (CAT.replace("<ymax>20", "\n<ymax>"), 3, "not a number ''"),
+        (CAT.replace("<xmin>1<", "<xmin>0<"), 2, "--zero_based if yours begin at 0 xmin 0, ymin 2"),
+        ("<size><width>wide</width><height>9</height></size>", 2, "not a number 'wide'"),
+    ],
+)
+def test_faults_have_the_line_of_what_is_wrong(tmp_path, content, line, words):
+    write_pair(tmp_path, "a", f"{content}\n{CAT}")
+    picture = only_picture(tmp_path)
+    ((problem, fault_line, detail),) = told(picture)
+    assert words in f"{problem} {detail}" and fault_line == line
+    assert picture.path == tmp_path / "a.jpg"
+    assert picture.boxes[-1].class_name == "cat", "the other objects are read"
+
+
+def test_every_faulty_object_is_told(tmp_path):
+    write_pair(tmp_path, "a", "<object/>\n<object/>\n<object/>")
+    assert [line for _, line, _ in told(only_picture(tmp_path))] == [2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("", 1, "not valid XML no element found"),
+        ("<annotation>\n<object>\n</annotation>", 3, "not valid XML mismatched tag"),
+        ("<annotation>\n<name>Black & White</name>\n</annotation>", 2, "not valid XML"),
+        ("<annotations/>", 1, "no Pascal VOC annotation <annotations>"),
+        ('<?xml version="1.0" encoding="martian"?>\n<annotation/>', 1, "not valid XML"),
+        ('<?xml version="1.0" encoding="gb18030"?>\n<annotation/>', 1, "not valid XML"),
+    ],
+)
+def test_files_that_are_no_annotation(tmp_path, text, line, words):
+    write(tmp_path / "a.jpg")
+    write(tmp_path / "a.xml", text)
+    picture = only_picture(tmp_path)
+    ((problem, fault_line, detail),) = told(picture)
+    assert words in f"{problem} {detail}" and fault_line == line and picture.path is None
+
+
+def test_document_types_are_refused(tmp_path):
+    """They could grow without bound, or bring in files."""
+    secret = write(tmp_path / "secret.txt", "secret")
+    for declared in ('<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">', f'<!ENTITY b SYSTEM "file://{secret}">'):
+        write_pair(tmp_path, "a")
+        write(tmp_path / "a.xml", f"<!DOCTYPE annotation [{declared}]>\n<annotation>&b;</annotation>")
+        ((problem, line, _),) = told(only_picture(tmp_path))
+        assert "document type" in problem and line == 1

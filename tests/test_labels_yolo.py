@@ -1,0 +1,223 @@
+"""YOLO's text files: boxes, class names, sets, and faults with their lines."""
+
+from pathlib import Path
+
+import pytest
+
+from efficientdet.labels_yolo import read_yolo
+from utils.errors import InputError
+
+
+def write(path: Path, text: str = "") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def write_yolo(folder: Path, labels: dict[str, str | None], names: str = "cat\ndog\n") -> Path:
+    """Pictures, which no reader of labels opens, `images/{name}.jpg` with `labels/{name}.txt`, and `classes.txt`."""
+    for name, text in labels.items():
+        write(folder / "images" / f"{name}.jpg")
+        if text is not None:
+            write(folder / "labels" / f"{name}.txt", text)
+    write(folder / "classes.txt", names)
+    return folder
+
+
+def sets(labels, folder: Path) -> list[tuple[str, str | None]]:
+    return [(str(picture.path.relative_to(folder)), picture.set_name) for picture in labels.pictures]
+
+
+def test_no_pictures_no_labels(tmp_path):
+    write_yolo(tmp_path, {})
+    with pytest.raises(InputError, match="0 pictures and no label file"):
+        read_yolo(tmp_path)
+
+
+def test_pictures_without_any_label_file_are_a_mistake(tmp_path):
+    write_yolo(tmp_path, {"a": None})
+    with pytest.raises(InputError, match=r"1 pictures and no label file .*such as .*a\.txt for .*images/a\.jpg"):
+        read_yolo(tmp_path)
+
+
+def test_empty_and_missing_label_files_are_pictures_without_objects(tmp_path):
+    write_yolo(tmp_path, {"a": "", "b": None, "c": "\n\n"})
+    labels = read_yolo(tmp_path)
+    assert [picture.boxes for picture in labels.pictures] == [[], [], []]
+    assert [picture.faults for picture in labels.pictures] == [[], [], []]
+    assert labels.notes == ["1 pictures have no label file: they have no objects"]
+
+
+def test_boxes_worked_out_by_hand(tmp_path):
+    write_yolo(tmp_path, {"a": "1 0.5 0.25 0.5 0.25\n\n0 0.75 0.5 0.5 1\n"})
+    labels = read_yolo(tmp_path)
+    (picture,) = labels.pictures
+    assert labels.class_names == ["cat", "dog"] and picture.normalised and picture.size is None
+    assert [(box.class_name, box.xyxy, box.line) for box in picture.boxes] == [
+        ("dog", (0.25, 0.125, 0.75, 0.375), 1),
+        ("cat", (0.5, 0, 1, 1), 3),
+    ]
+    assert picture.file == tmp_path / "labels" / "a.txt" and picture.line == 1
+
+
+def test_polygons_become_their_bounding_boxes(tmp_path):
+    write_yolo(tmp_path, {"a": "0 0.5 0.25 0.75 0.5 0.25 0.375\n0.0 0.1 0.2 0.4 0.2 0.4 0.6 0.1 0.6"})
+    (picture,) = read_yolo(tmp_path).pictures
+    assert [box.xyxy for box in picture.boxes] == [(0.25, 0.25, 0.75, 0.5), (0.1, 0.2, 0.4, 0.6)]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("2 0.5 0.5 0.1 0.1", "a class index without a class name: 2, with 2 names"),
+        ("-1 0.5 0.5 0.1 0.1", "a class index without a class name: -1"),
+        ("0.5 0.5 0.5 0.1 0.1", "a class index without a class name: 0.5"),
+        ("cat 0.5 0.5 0.1 0.1", "not a number: 'cat'"),
+        ("0 0.5 0.5 0.1 nan", "not a number: 'nan'"),
+        ("0 0.5 0.5 0.1", "neither 5 values (class, centre x and y, width, height) nor a class and a polygon: 4"),
+        (
+            "0 0.5 0.5 0.1 0.1 0.97",
+            "neither 5 values (class, centre x and y, width, height) nor a class and a polygon: 6",
+        ),
+        ("0 0.1 0.1 0.2 0.2 0.3 0.3 0.4", "nor a class and a polygon: 8 values"),
+        ("0 320 0.5 0.1 0.1", "outside 0 to 1: YOLO counts in shares of the picture: 320"),
+        ("0 0.5 0.5 -0.1 0.1", "outside 0 to 1: YOLO counts in shares of the picture: -0.1"),
+        ("0 0.5 0.5 0.1 1.002", "outside 0 to 1: YOLO counts in shares of the picture: 1.002"),
+    ],
+)
+def test_faults_have_the_line_of_what_is_wrong(tmp_path, line, words):
+    write_yolo(tmp_path, {"a": f"0 0.5 0.5 1.0005 1\n\n{line}\n1 0.5 0.5 1 1\n"})
+    (picture,) = read_yolo(tmp_path).pictures
+    (fault,) = picture.faults
+    assert fault.file == tmp_path / "labels" / "a.txt" and fault.line == 3
+    assert words in f"{fault.problem}: {fault.detail}"
+    assert [box.line for box in picture.boxes] == [1, 4]
+
+
+def test_label_file_that_is_no_text(tmp_path):
+    write_yolo(tmp_path, {"a": ""})
+    (tmp_path / "labels" / "a.txt").write_bytes(b"\xff\xfe0")
+    (fault,) = read_yolo(tmp_path).pictures[0].faults
+    assert "cannot be read" in fault.problem and "UTF-8" in str(fault)
+
+
+def test_label_file_without_picture_is_a_fault(tmp_path):
+    write_yolo(tmp_path, {"train/a": ""})
+    write(tmp_path / "labels" / "train" / "lost.txt", "0 0.5 0.5 1 1")
+    write(tmp_path / "labels" / "classes.txt", "cat\ndog")
+    (_, lost) = read_yolo(tmp_path).pictures
+    assert lost.path is None and str(lost.faults[0]) == f"{tmp_path}/labels/train/lost.txt, line 1"
+
+
+def test_labels_beside_the_pictures(tmp_path):
+    write(tmp_path / "a.jpg")
+    write(tmp_path / "a.txt", "0 0.5 0.5 1 1")
+    write(tmp_path / "obj.names", "cat\n")
+    labels = read_yolo(tmp_path)
+    assert labels.class_names == ["cat"] and len(labels.pictures[0].boxes) == 1
+
+
+@pytest.mark.parametrize(
+    "expected",
+    [
+        {"images/a.jpg": None, "images/train/a.jpg": "train", "images/val/a.jpg": "val"},
+        {"test/images/a.jpg": "test", "train/images/a.jpg": "train", "valid/images/a.jpg": "val"},
+    ],
+)
+def test_folders_name_the_sets(tmp_path, expected):
+    for name in expected:
+        write(tmp_path / name)
+        write((tmp_path / name.replace("images", "labels")).with_suffix(".txt"), "0 0.5 0.5 1 1")
+    write(tmp_path / "classes.txt", "cat\n")
+    labels = read_yolo(tmp_path)
+    assert sets(labels, tmp_path) == list(expected.items())
+    assert all(len(picture.boxes) == 1 for picture in labels.pictures)
+
+
+def test_class_names_of_the_caller_come_first(tmp_path):
+    write_yolo(tmp_path, {"a": "1 0.5 0.5 1 1"})
+    labels = read_yolo(tmp_path, ["bird", "fish"])
+    assert labels.class_names == ["bird", "fish"] and labels.pictures[0].boxes[0].class_name == "fish"
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({}, "has no data.yaml, classes.txt or obj.names: .* --classes"),
+        ({"classes.txt": "\n"}, "classes.txt is empty"),
+        ({"classes.txt": "cat\n\ndog\n"}, "classes.txt, line 2: the line is empty"),
+        ({"classes.txt": "cat\ndog\ncat\n"}, "classes.txt, line 3: the class 'cat' is named twice"),
+        ({"classes.txt": "cat\n", "labels/classes.txt": "dog\n"}, "the class names in .* differ"),
+        ({"data.yaml": "train: images\n"}, "has no data.yaml, classes.txt"),
+        ({"data.yaml": "names: 3\n"}, "names must be a list, or lines such as '0: car', not 3"),
+        ({"data.yaml": "names: {cat: 0}\n"}, "names must be a list"),
+        ({"data.yaml": "names: [cat, cat]\n"}, "names holds 'cat' twice"),
+        ({"data.yaml": "names: [cat\n"}, r"data.yaml, line 2: this is not valid YAML"),
+        ({"data.yaml": "cat"}, "must hold keys and values"),
+        ({"data.yaml": "kpt_shape: [17, 2]\n"}, "key points"),
+        ({"a.yaml": "", "b.yaml": ""}, r"several YAML files \(a.yaml, b.yaml\): name the one"),
+        ({"data.yaml": "names: [cat]\ntrain: pictures\n"}, "there is no pictures, the folder of the set train"),
+    ],
+)
+def test_descriptions_that_cannot_be_used(tmp_path, files, words):
+    write(tmp_path / "images" / "a.jpg")
+    write(tmp_path / "labels" / "a.txt", "0 0.5 0.5 1 1")
+    for name, text in files.items():
+        write(tmp_path / name, text)
+    with pytest.raises(InputError, match=words):
+        read_yolo(tmp_path)
+
+
+@pytest.mark.parametrize("names", ["[cat, dog]", "{1: dog, 0: cat}", "\n- cat\n- dog"])
+@pytest.mark.parametrize(
+    "paths",
+    [
+        "train: images/train\nval: images/val",
+        "path: .\ntrain: images/train\nval: images/val\ntest:",
+        "path: ../datasets/pets\ntrain: images/train\nval: [images/val]",
+        "train: ../images/train\nval: ../images/val",
+        "nc: 2",  # the folders say it
+    ],
+)
+def test_yaml_file_names_classes_and_sets(tmp_path, names, paths):
+    write_yolo(tmp_path, {"train/a": "1 0.5 0.5 1 1", "val/b": ""}, names="wrong\n")
+    file = write(tmp_path / "data.yaml", f"{paths}\nnames: {names}\n")
+    for source in (tmp_path, file):
+        labels = read_yolo(source)
+        assert labels.class_names == ["cat", "dog"] and labels.notes == []
+        assert sets(labels, tmp_path) == [("images/train/a.jpg", "train"), ("images/val/b.jpg", "val")]
+        assert labels.pictures[0].boxes[0].class_name == "dog"
+
+
+def test_class_indices_may_have_gaps(tmp_path):
+    write_yolo(tmp_path, {"a": "7 0.5 0.5 1 1\n1 0.5 0.5 1 1"})
+    write(tmp_path / "data.yaml", "names: {7: dog, 0: cat}")
+    labels = read_yolo(tmp_path)
+    (picture,) = labels.pictures
+    assert labels.class_names == ["cat", "dog"]
+    assert [box.class_name for box in picture.boxes] == ["dog"] and picture.faults[0].line == 2
+
+
+def test_absent_test_folder_is_noted(tmp_path):
+    write_yolo(tmp_path, {"a": ""})
+    write(tmp_path / "data.yaml", "train: images\nval: images\ntest: ../test/images\nnames: [cat]")
+    labels = read_yolo(tmp_path)
+    assert len(labels.notes) == 1 and "../test/images of the set test does not exist" in labels.notes[0]
+
+
+def test_list_files_name_the_pictures(tmp_path):
+    write_yolo(tmp_path, {"a": "0 0.5 0.5 1 1", "b": None, "c": ""})
+    write(tmp_path / "data.yaml", "train: lists/train.txt\nval: lists/val.txt\nnames: [cat]")
+    write(tmp_path / "lists" / "train.txt", f"../images/a.jpg\n\n{tmp_path}/images/lost.jpg\n")
+    write(tmp_path / "lists" / "val.txt", "./../images/b.jpg\n")
+    labels = read_yolo(tmp_path)
+    assert sets(labels, tmp_path) == [
+        ("images/a.jpg", "train"),
+        ("images/lost.jpg", "train"),
+        ("images/b.jpg", "val"),
+    ]
+    assert [(picture.file.name, picture.line) for picture in labels.pictures] == [
+        ("a.txt", 1),
+        ("train.txt", 3),
+        ("val.txt", 1),
+    ]
