@@ -28,7 +28,7 @@ from tqdm import tqdm
 from efficientdet.labels import Fault, LabelledPicture, Labels, check_pictures, files_below, read_class_names
 from efficientdet.labels_csv import read_csv
 from efficientdet.labels_voc import DIFFICULT, read_voc
-from efficientdet.labels_yolo import NAMES_FILES, data_yaml, read_yolo
+from efficientdet.labels_yolo import NAMES_FILES, read_yolo
 from utils.cli import default_workers, fraction, non_negative_int
 from utils.errors import InputError, exit_on_input_error
 from utils.files import folder_written_whole, make_writable_folder, written_whole
@@ -61,16 +61,19 @@ def guess_format(source: Path) -> str:
     """The key of `FORMATS` that the files of `source` speak for. InputError when they speak for none or for several."""
     if not source.exists():
         raise InputError(f"there is no {source}: name the folder or the file with the labels")
-    if source.is_file():
-        found = [{".csv": "csv", ".yaml": "yolo", ".yml": "yolo"}.get(source.suffix.lower())]
-    else:
-        files = files_below(source, {".xml", ".csv", *(Path(name).suffix for name in NAMES_FILES)})
-        suffixes = {path.suffix.lower() for path in files}
-        is_yolo = any(path.name in NAMES_FILES or "labels" in path.relative_to(source).parts for path in files)
-        found = [name for name in ("csv", "voc") if {"csv": ".csv", "voc": ".xml"}[name] in suffixes]
-        found += ["yolo"] if is_yolo or data_yaml(source) else []
-    if len(found) != 1 or not found[0]:
-        held = " and ".join(FORMATS[name] for name in found if name) or "no labels in a format that is known"
+    known = {".xml", ".yaml", ".yml", ".csv", *(Path(name).suffix for name in NAMES_FILES)}
+    files = files_below(source, known) if source.is_dir() else [source]
+    suffixes = {path.suffix.lower() for path in files}
+    in_labels = (path.suffix == ".txt" and "labels" in path.relative_to(source).parts for path in files)
+    holds = {
+        "voc": ".xml" in suffixes and source.is_dir(),
+        "yolo": bool({".yaml", ".yml"} & suffixes or {path.name for path in files} & set(NAMES_FILES))
+        or any(in_labels),
+        "csv": ".csv" in suffixes,
+    }
+    found = [label_format for label_format, is_held in holds.items() if is_held]
+    if len(found) != 1:
+        held = " and ".join(FORMATS[label_format] for label_format in found) or "no labels of a format that is known"
         raise InputError(f"{source} seems to hold {held}: name the file, or pass --format {{{','.join(FORMATS)}}}")
     return found[0]
 
@@ -141,7 +144,7 @@ def write_project(
     project_file: Path,
     sets: dict[str, list[LabelledPicture]],
     class_names: list[str],
-    place: Callable[[Path, Path], object] = shutil.copyfile,
+    place: Callable[[Path, Path], object],
 ) -> None:
     """Write pictures and annotations into `folder`, and the YAML file. Both appear when both are complete.
 
@@ -251,7 +254,7 @@ def parse_args() -> argparse.Namespace:
     add(
         "--zero_based",
         action="store_true",
-        help="VOC: coordinates begin at 0 and xmax is the edge, as CVAT writes them",
+        help="VOC: coordinates begin at 0 and xmax is the edge, as some tools write them",
     )
     add(
         "--difficult",
@@ -276,16 +279,14 @@ def main(args: argparse.Namespace) -> None:
     faults = [fault for picture in pictures for fault in picture.faults]
     if faults:
         tell_faults(faults)
-        faulty = (
-            f"{len(faults)} faults in {sum(bool(picture.faults) for picture in pictures)} of {len(pictures)} pictures"
-        )
+        whole = [picture for picture in pictures if not picture.faults]
+        faulty = f"{len(faults)} faults in {len(pictures) - len(whole)} of {len(pictures)} pictures"
         if not args.skip_faulty:
             raise InputError(
-                f"{faulty}, listed above, so nothing was written: correct them, or leave these pictures out "
-                "with --skip_faulty"
+                f"{faulty}, listed above: nothing was written; correct them, or pass --skip_faulty to leave these out"
             )
         print(f"{faulty}: these pictures are left out (--skip_faulty)")
-        pictures = [picture for picture in pictures if not picture.faults]
+        pictures = whole
 
     class_names = labels.class_names or sorted({box.class_name for picture in pictures for box in picture.boxes})
     if not class_names:

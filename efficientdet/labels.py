@@ -22,7 +22,7 @@ SET_NAMES = {
     "val": "val", "valid": "val", "validation": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
-MISSING_PICTURE = "a picture that is not there (if pictures lie elsewhere, --images names their folder)"
+MISSING_PICTURE = "a picture that is not there (for VOC and CSV, --images names another folder)"
 
 
 @dataclass(eq=False)

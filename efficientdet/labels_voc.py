@@ -48,16 +48,16 @@ def read_voc(source: Path, images: Path | None = None, zero_based: bool = False,
             raise InputError(f"there are no XML files in {root}: name the folder that holds them")
         lists = _set_lists(root)
         if lists:
-            set_of, absent = _read_set_lists(lists, root / "Annotations")
+            used, absent = _read_set_lists(lists, root / "Annotations")
             pictures += absent
-            if unlisted := len(set(xml_files) - {xml_file for xml_file, _ in set_of}):
+            if unlisted := len(set(xml_files) - {xml_file for xml_file, _ in used}):
                 notes.append(f"{unlisted} XML files of {root} are in no list of ImageSets/Main: they are left out")
         else:
-            set_of = [(xml_file, set_named_in(xml_file, source)) for xml_file in xml_files]
-        jpeg_images = root / "JPEGImages"
-        found = files_below(images or (jpeg_images if jpeg_images.is_dir() else root))
+            used = [(xml_file, set_named_in(xml_file, source)) for xml_file in xml_files]
+        inner = root / "JPEGImages"
+        found = files_below(images or (inner if inner.is_dir() else root))
         by_name = _by_name(found)
-        for xml_file, set_name in tqdm(set_of, desc=f"reading {root.name}", unit="file", dynamic_ncols=True):
+        for xml_file, set_name in tqdm(used, desc=f"reading {root.name}", unit="file", dynamic_ncols=True):
             pictures.append(_read_annotation(xml_file, set_name, by_name, zero_based, difficult))
         if unused := len(set(found) - {picture.path for picture in pictures}):
             notes.append(f"{unused} pictures of {root} are those of no XML file that is used: they are left out")
@@ -162,7 +162,8 @@ def _find_picture(xml_file: Path, root: Element, by_name: dict[str, list[Path]])
         return shared_folders, path.parent.name == xml_file.parent.name, path.name == told.name
 
     found = next((by_name[name] for name in (xml_file.stem, told.name, told.stem) if name in by_name), [])
-    nearest = [path for path in found if nearness(path) == max(map(nearness, found))]
+    most = max(map(nearness, found), default=None)
+    nearest = [path for path in found if nearness(path) == most]
     if len(nearest) == 1:
         return nearest[0]
     filename = root.find("filename")

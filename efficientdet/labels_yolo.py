@@ -39,7 +39,7 @@ def read_yolo(source: Path, class_names: list[str] | None = None) -> Labels:
     Raises InputError when it is not clear where pictures, labels or classes are. What is wrong with a label file or
     one of its lines is among its picture's faults.
     """
-    yaml_file = data_yaml(source)
+    yaml_file = _data_yaml(source)
     folder = source.parent if source.is_file() else source
     content = _read_yaml(yaml_file) if yaml_file else {}
     notes: list[str] = []
@@ -65,7 +65,7 @@ def read_yolo(source: Path, class_names: list[str] | None = None) -> Labels:
     return Labels(pictures + _labels_without_picture(unlabelled), [names[index] for index in sorted(names)], notes)
 
 
-def data_yaml(source: Path) -> Path | None:
+def _data_yaml(source: Path) -> Path | None:
     """`source` itself when it is a file, or the YAML file in this folder that describes the data, if any."""
     if source.is_file():
         return source

@@ -340,6 +340,7 @@ def test_interrupted_writing_leaves_nothing(folder, monkeypatch, stop):
     [
         (["Annotations/a.xml"], "voc"),
         (["train/a.xml", "train/a.jpg", "readme.txt"], "voc"),
+        (["labels/a.xml", "images/a.jpg"], "voc"),
         (["labels/a.txt", "images/a.jpg"], "yolo"),
         (["a.txt", "classes.txt"], "yolo"),
         (["data.yaml", "train/images/a.jpg"], "yolo"),
@@ -355,11 +356,11 @@ def test_format_is_guessed(folder, names, expected):
 
 def test_formats_that_cannot_be_guessed(folder):
     Path("data").mkdir()
-    with pytest.raises(InputError, match="no labels in a format that is known.*--format {voc,yolo,csv}"):
+    with pytest.raises(InputError, match="no labels of a format that is known.*--format {voc,yolo,csv}"):
         guess_format(Path("data"))
     Path("data/a.csv").touch()
     Path("data/a.xml").touch()
-    with pytest.raises(InputError, match="CSV and Pascal VOC"):
+    with pytest.raises(InputError, match="Pascal VOC and CSV"):
         guess_format(Path("data"))
     assert guess_format(Path("data/a.csv")) == "csv"
     with pytest.raises(InputError, match="no labels"):
