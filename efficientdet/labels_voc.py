@@ -60,7 +60,7 @@ def read_voc(source: Path, images: Path | None = None, zero_based: bool = False,
         for xml_file, set_name in tqdm(used, desc=f"reading {root.name}", unit="file", dynamic_ncols=True):
             pictures.append(_read_annotation(xml_file, set_name, by_name, zero_based, difficult))
         if unused := len(set(found) - {picture.path for picture in pictures}):
-            notes.append(f"{unused} pictures of {root} are those of no XML file that is used: they are left out")
+            notes.append(f"{unused} pictures of {root} have no XML file in use: they are left out")
     return Labels(pictures, notes=notes)
 
 
