@@ -279,7 +279,8 @@ def main(args: argparse.Namespace) -> None:
     faults = [fault for picture in pictures for fault in picture.faults]
     if faults:
         tell_faults(faults)
-        whole = [picture for picture in pictures if not picture.faults]
+        faulty_paths = {picture.path for picture in pictures if picture.faults}  # a picture may have labels in two sets
+        whole = [picture for picture in pictures if picture.path not in faulty_paths]
         faulty = f"{len(faults)} faults in {len(pictures) - len(whole)} of {len(pictures)} pictures"
         if not args.skip_faulty:
             raise InputError(

@@ -138,16 +138,19 @@ def check_pictures(labels: Labels, clip: bool, num_threads: int) -> list[Labelle
     A picture's size is the one that its labels give, when it is that of the stored pixels, else that of the picture as
     a person sees it. With `clip`, boxes that reach beyond their picture are cut, instead of being a fault.
     """
-    first: dict[tuple[str | None, str], LabelledPicture] = {}
+
+    def key(picture: LabelledPicture) -> tuple[str, str]:
+        return picture.set_name or "train", os.path.abspath(picture.path)
+
+    first: dict[tuple[str, str], LabelledPicture] = {}
     for picture in labels.pictures:
         if picture.path:
-            first.setdefault((picture.set_name, os.path.abspath(picture.path)), picture)
+            first.setdefault(key(picture), picture)
 
     def check(picture: LabelledPicture) -> LabelledPicture:
         if picture.path is None:
             return picture
-        other = first[picture.set_name, os.path.abspath(picture.path)]
-        return _check_picture(picture, other, labels.class_names, clip)
+        return _check_picture(picture, first[key(picture)], labels.class_names, clip)
 
     return thread_map(
         check, labels.pictures, max_workers=num_threads, desc="checking the pictures", unit="img", dynamic_ncols=True

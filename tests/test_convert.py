@@ -251,6 +251,12 @@ def test_same_names_in_different_folders_stay_apart(folder, monkeypatch):
     assert len(CocoDataset(Path("datasets/made"), "train", load_project("made"), (128, 128))) == 2
 
 
+def test_classes_are_in_alphabetical_order(folder, monkeypatch):
+    write_csv(2, "".join(f"0.png,1,1,9,9,{name}\n" for name in ("zebra", "ant", "mule", "bee", "yak", "Dog")))
+    run(monkeypatch, "photos")
+    assert load_project("made").class_names == ("Dog", "ant", "bee", "cat", "mule", "yak", "zebra")
+
+
 def test_classes_file_gives_the_order(folder, monkeypatch):
     write_csv(2)
     Path("names.txt").write_text("dog\ncat\n")
@@ -300,6 +306,15 @@ def test_faulty_pictures_are_left_out_on_request(folder, monkeypatch, capsys):
     assert "line 6: " in captured.err and "line 7: photos/lost.png" in captured.err
     assert "2 faults in 2 of 5 pictures: these pictures are left out" in captured.out
     assert load_project("made").class_names == ("cat",)
+
+
+def test_one_faulty_row_leaves_its_picture_out(folder, monkeypatch):
+    """Although the row does not say which set the picture is in."""
+    file = write_csv(4)
+    rows = ["filename,xmin,ymin,xmax,ymax,class,split", *(f"{n}.png,1,2,10,20,cat,train" for n in range(4))]
+    file.write_text("\n".join([*rows, "2.png,1,2,10,20"]))
+    run(monkeypatch, "photos", "--skip_faulty")
+    assert sorted({**objects(content("train")), **objects(content("val"))}) == ["0.png", "1.png", "3.png"]
 
 
 def test_clipped_boxes_are_no_faults(folder, monkeypatch):

@@ -120,7 +120,7 @@ def test_picture_that_is_labelled_twice_is_a_fault(picture):
         return LabelledPicture(path, LABELS, line, set_name)
 
     again = picture.parent / "." / "sub" / ".." / picture.name
-    pictures = [labelled(picture, 1, "train"), labelled(again, 2, "train"), labelled(picture, 3, "val")]
+    pictures = [labelled(picture, 1, "train"), labelled(again, 2, None), labelled(picture, 3, "val")]
     faults = [picture.faults for picture in check_pictures(Labels(pictures), clip=False, num_threads=1)]
     assert [len(found) for found in faults] == [0, 1, 0]
     assert faults[1][0].line == 2 and "twice" in faults[1][0].problem
