@@ -50,7 +50,7 @@ from efficientdet.monitor import Monitor, write_debug_pictures
 from efficientdet.optimization import LearningRate, WeightAverage, make_optimizer
 from efficientdet.project import Project, load_project
 from efficientdet.recipe import RECIPES, Recipe, make_recipe, recipe_changes
-from efficientdet.report import data_report
+from efficientdet.report import report_before_training
 from efficientdet.shapes import draw_if_absent
 from utils import distributed
 from utils.cli import (
@@ -241,8 +241,7 @@ def train(args: argparse.Namespace, project: Project, device: torch.device) -> N
         make_writable_folder(saved_path)
         make_writable_folder(log_path)
         monitor = Monitor(log_path, progress.step)
-        print(data_report(train_set, config))
-        print(data_report(val_set, config))
+        print(report_before_training(train_set, val_set, config))
         print(run_report(args, network, recipe, canvas, device, amp, log_path))
 
     with StopRequest() as stop, kept_on_failure(save, progress):

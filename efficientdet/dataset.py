@@ -2,8 +2,6 @@
 
 import contextlib
 import io
-import json
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,9 +14,10 @@ from pycocotools.coco import COCO
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from efficientdet.annotations import AnnotatedSet, read_set, refuse_if_faulty
 from efficientdet.loss import PADDING_CLASS, Targets
 from efficientdet.project import Project
-from efficientdet.transforms import MIN_BOX_SIDE, Letterbox, Target, random_horizontal_flip, random_scale_crop
+from efficientdet.transforms import Letterbox, Target, random_horizontal_flip, random_scale_crop
 from utils.errors import InputError
 from utils.images import read_image
 
@@ -91,22 +90,19 @@ class CocoDataset(Dataset):
         scale_range: tuple[float, float] = (1.0, 1.0),
         max_images: int | None = None,
     ):
+        self.annotated = read_set(folder, set_name, project, max_images)
+        refuse_if_faulty(self.annotated)
         self.set_name = set_name
-        self.pictures = Path(folder) / set_name
-        self.annotation_file = Path(folder) / "annotations" / f"instances_{set_name}.json"
+        self.pictures = self.annotated.pictures
+        self.annotation_file = self.annotated.annotation_file
+        self.category_ids = self.annotated.category_ids
         self.project = project
         self.canvas = canvas
         self.seed = seed
         self.scale_range = scale_range
-
-        content = _read_annotations(self.annotation_file)
-        class_of = project.match_categories(content["categories"], self.annotation_file)
-        self.category_ids = {class_index: category_id for category_id, class_index in class_of.items()}
-        images = sorted(content["images"], key=lambda image: (str(type(image["id"])), image["id"]))[:max_images]
-        self._check_pictures(images)
-
-        self.coco = _coco_index({**content, "images": images}, class_of)
-        self.image_ids = [image["id"] for image in images]
+        self.coco = _coco_index(self.annotated)
+        self.image_ids = [image["id"] for image in self.annotated.images]
+        self._index_of = {image_id: index for index, image_id in enumerate(self.image_ids)}
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -128,37 +124,18 @@ class CocoDataset(Dataset):
 
     def picture(self, image_id: int) -> np.ndarray:
         """(H, W, 3) uint8 RGB, the way round that the annotations' width and height say."""
-        entry = self.coco.imgs[image_id]
-        size = (entry["height"], entry["width"]) if "height" in entry and "width" in entry else None
-        return read_image(self.pictures / entry["file_name"], size)
+        index = self._index_of[image_id]
+        size = tuple(self.annotated.sizes[index].tolist())
+        return read_image(self.annotated.picture(index), size if all(size) else None)
 
     def target(self, image_id: int) -> Target:
         """The objects to learn, in pixels of the picture: no crowd regions, none below one pixel."""
-        annotations = [
-            annotation
-            for annotation in self.coco.imgToAnns[image_id]
-            if not annotation["iscrowd"] and min(annotation["bbox"][2:]) >= MIN_BOX_SIDE
-        ]
-        boxes = np.array([annotation["bbox"] for annotation in annotations], np.float32).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        return Target(boxes, np.array([annotation["category_id"] for annotation in annotations], np.int64))
-
-    def _check_pictures(self, images: list[dict]) -> None:
-        if not images:
-            raise InputError(f"{self.annotation_file} lists no images: there is nothing to work on")
-        if not self.pictures.is_dir():
-            raise InputError(f"there is no folder {self.pictures}: the pictures of {self.annotation_file} belong there")
-        present = {path.name for path in self.pictures.iterdir()}
-        missing = [
-            image["file_name"]
-            for image in images
-            if image["file_name"] not in present and not (self.pictures / image["file_name"]).is_file()
-        ]
-        if missing:
-            raise InputError(
-                f"{len(missing)} of the {len(images)} images in {self.annotation_file} are not in {self.pictures}, "
-                f"the first is {missing[0]}: copy them there or take their entries out"
-            )
+        boxes = self.annotated.boxes
+        rows = self.annotated.rows(self._index_of[image_id])
+        learnable = boxes.learnable[rows]
+        xyxy = boxes.xywh[rows][learnable].astype(np.float32)
+        xyxy[:, 2:] += xyxy[:, :2]
+        return Target(xyxy, boxes.class_ids[rows][learnable])
 
 
 class EpochSampler(Sampler[SampleKey]):
@@ -289,116 +266,25 @@ def _leave_stopping_to_the_main_process(worker_id: int) -> None:
         os.setpgrp()
 
 
-def _read_annotations(path: Path) -> dict:
-    """The content of the COCO annotation file `path`, checked."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except FileNotFoundError:
-        raise InputError(f"there is no annotation file {path}: it must hold the set's boxes in COCO format") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {error.lineno}: this is not valid JSON: {error.msg}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
-
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is not in COCO format: it must hold an object with images, annotations, categories")
-    for key, needed in (
-        ("images", ("id", "file_name")),
-        ("annotations", ("id", "image_id", "category_id", "bbox")),
-        ("categories", ("id", "name")),
-    ):
-        if not isinstance(content.get(key), list):
-            raise InputError(f"{path} is not in COCO format: it has no list {key!r}")
-        for position, entry in enumerate(content[key]):
-            absent = [name for name in needed if not isinstance(entry, dict) or name not in entry]
-            if absent:
-                raise InputError(f"{path}: entry {position} of {key!r} has no {absent[0]!r}: {str(entry)[:100]}")
-    for key in ("images", "categories"):
-        _check_ids(content[key], key, path)
-    _check_images(content["images"], path)
-    _check_annotations(content, path)
-    return content
-
-
-def _check_ids(entries: list[dict], key: str, path: Path) -> None:
-    seen = set()
-    for entry in entries:
-        if not isinstance(entry["id"], int | str):
-            raise InputError(f"{path}: an entry of {key!r} has the id {entry['id']!r}: it must be a number or text")
-        if str(entry["id"]) in seen:
-            raise InputError(f"{path}: two entries of {key!r} have the id {entry['id']!r}: give each its own")
-        seen.add(str(entry["id"]))
-
-
-def _check_images(images: list[dict], path: Path) -> None:
-    for image in images:
-        where = f"{path}: image {image['id']!r}"
-        if not isinstance(image["file_name"], str):
-            raise InputError(f"{where} has the file_name {image['file_name']!r}: it must be text")
-        for side in ("width", "height"):
-            if not isinstance(image.get(side, 1), int):
-                raise InputError(f"{where} has the {side} {image[side]!r}: it must be a number of pixels, or left out")
-
-
-def _check_annotations(content: dict, path: Path) -> None:
-    image_ids = {str(image["id"]) for image in content["images"]}
-    category_ids = {str(category["id"]) for category in content["categories"]}
-    for annotation in content["annotations"]:
-        where = f"{path}: annotation {annotation['id']!r}"
-        if str(annotation["image_id"]) not in image_ids:
-            raise InputError(
-                f"{where} belongs to image {annotation['image_id']!r}, which is not among the images: "
-                "add the image's entry or remove the annotation"
-            )
-        if str(annotation["category_id"]) not in category_ids:
-            raise InputError(
-                f"{where} has category_id {annotation['category_id']!r}, which is not among the categories: "
-                "add the category's entry or correct the annotation"
-            )
-        box = annotation["bbox"]
-        if not isinstance(box, list) or len(box) != 4 or not all(_is_finite(value) for value in box):
-            raise InputError(f"{where} has the bbox {box!r}: it must be four numbers, [x, y, width, height]")
-        if not _is_finite(_area(annotation)):
-            raise InputError(f"{where} has the area {annotation['area']!r}: it must be a number of pixels, or left out")
-
-
-def _area(annotation: dict) -> float:
-    """The annotated area in pixels, or the box's when there is none."""
-    area = annotation.get("area")
-    return annotation["bbox"][2] * annotation["bbox"][3] if area is None else area
-
-
-def _is_finite(value: object) -> bool:
-    try:
-        return isinstance(value, int | float) and math.isfinite(value)
-    except OverflowError:  # an int too large for a float
-        return False
-
-
-def _coco_index(content: dict, class_of: dict) -> COCO:
-    """A pycocotools index of `content`, with class indices for category ids and the fields that scoring needs."""
-    # Numbers and texts of digits mean the same id.
-    class_of = {str(category_id): class_index for category_id, class_index in class_of.items()}
-    image_ids = {str(image["id"]): image["id"] for image in content["images"]}
+def _coco_index(annotated: AnnotatedSet) -> COCO:
+    """A pycocotools index of the set, with class indices for category ids and the fields that scoring needs."""
+    boxes, names = annotated.boxes, annotated.project.class_names
+    rows = zip(boxes.images.tolist(), boxes.class_ids.tolist(), boxes.xywh.tolist(), boxes.areas.tolist(), boxes.crowd)
     coco = COCO()
     coco.dataset = {
-        "images": content["images"],
+        "images": annotated.images,
         "annotations": [
             {
                 "id": number,  # COCO's scoring takes id 0 for "unmatched", so ids are our own, from 1
-                "image_id": image_ids[str(annotation["image_id"])],
-                "category_id": class_of[str(annotation["category_id"])],
-                "bbox": annotation["bbox"],
-                "area": _area(annotation),
-                "iscrowd": int(bool(annotation.get("iscrowd"))),
+                "image_id": annotated.images[image]["id"],
+                "category_id": class_id,
+                "bbox": bbox,
+                "area": area,
+                "iscrowd": int(crowd),
             }
-            for number, annotation in enumerate(content["annotations"], 1)
-            if str(annotation["image_id"]) in image_ids
+            for number, (image, class_id, bbox, area, crowd) in enumerate(rows, 1)
         ],
-        "categories": [
-            {"id": class_of[str(category["id"])], "name": category["name"]} for category in content["categories"]
-        ],
+        "categories": [{"id": class_id, "name": names[class_id]} for class_id in annotated.category_ids],
     }
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()

@@ -44,27 +44,6 @@ class Project:
     def num_classes(self) -> int:
         return len(self.class_names)
 
-    def match_categories(self, categories: list[dict], source: Path) -> dict:
-        """Category id -> class index, by name, for the `categories` of the COCO annotation file `source`.
-
-        InputError when a category's name is not in the project's `obj_list`, or is another's too.
-        """
-        class_index = {name: index for index, name in enumerate(self.class_names) if name}
-        names = [str(category["name"]) for category in categories]
-        twice = [name for name in set(names) if names.count(name) > 1]
-        if twice:
-            raise InputError(f"{source} has two categories named {twice[0]!r}: give each a name of its own")
-        unknown = [name for name in names if name not in class_index]
-        if unknown:
-            unused = [name for name in class_index if name not in names]
-            raise InputError(
-                f"{_quoted(unknown)} in the categories of {source} is not in obj_list of {self.path}, "
-                f"which has {_quoted(unused)} without a category: write each name the same in both"
-                if unused
-                else f"{_quoted(unknown)} in the categories of {source} is not in obj_list of {self.path}: add it there"
-            )
-        return {category["id"]: class_index[name] for category, name in zip(categories, names)}
-
 
 def load_project(name_or_path: str | Path) -> Project:
     """Read `projects/{name}.yml`, or a YAML file given by its path. InputError says what is wrong, and where."""
@@ -181,11 +160,6 @@ def _class_names(values: object, path: Path) -> tuple[str, ...]:
     if not any(names):
         raise InputError(f"{path}: obj_list holds empty names only")
     return tuple(names)
-
-
-def _quoted(names: list[str], most: int = 5) -> str:
-    shown = ", ".join(repr(name) for name in names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 def _is_numbers(value: object, length: int | None = None) -> bool:

@@ -1,56 +1,85 @@
-"""What there is to learn, and whether the anchors can: told before training begins."""
+"""What there is to learn, and whether the anchors can: told before training begins, and by the data check."""
 
-import torch
+from collections.abc import Iterable
 
-from efficientdet.anchors import best_anchor_iou
+import numpy as np
+
+from efficientdet.annotations import AnnotatedSet
 from efficientdet.config import ModelConfig
+from efficientdet.data_rules import (
+    Objects,
+    class_counts,
+    equal_files,
+    objects_on_canvas,
+    overlap_findings,
+    quick_findings,
+)
 from efficientdet.dataset import CocoDataset
+from efficientdet.findings import Finding, by_kind, in_short
 from efficientdet.loss import POSITIVE_IOU
-from efficientdet.transforms import Letterbox
 
-LEAST_COVERAGE = 0.9
+_SHARES = (0, 5, 25, 50, 75, 95, 100)  # percent
+
+
+def report_before_training(train_set: CocoDataset, val_set: CocoDataset, config: ModelConfig) -> str:
+    """`data_report` of both sets, what they have in common, and where to learn more if there is a warning."""
+    train, val = train_set.annotated, val_set.annotated
+    lines = [data_report(train_set, config), data_report(val_set, config)]
+    lines += _warnings(overlap_findings(train, val, equal_files(train, val)))
+    if any("warning: " in line for line in lines):
+        lines.append(f"python -m efficientdet.check -p {train.project.path} tells more, and looks at the pictures, too")
+    return "\n".join(lines)
 
 
 def data_report(dataset: CocoDataset, config: ModelConfig) -> str:
-    """Lines on a set's images, its boxes per class, and the share of boxes that some anchor reaches by IoU 0.5."""
-    project = dataset.project
-    targets = [dataset.target(image_id) for image_id in dataset.image_ids]
-    empty = sum(len(target.class_ids) == 0 for target in targets)
-    counts = torch.bincount(
-        torch.cat([torch.from_numpy(target.class_ids) for target in targets]), minlength=project.num_classes
-    ).tolist()
-    per_class = [f"{name} {count:,}" for name, count in zip(project.class_names, counts) if name]
-    lines = [
-        f"{dataset.set_name}: {len(targets):,} images ({empty:,} without objects), {sum(counts):,} boxes",
-        f"  {', '.join(per_class)}",
-    ]
-    unseen = [name for name, count in zip(project.class_names, counts) if name and not count]
-    if unseen and sum(counts):
-        lines.append(f"  warning: this set has no box of {', '.join(unseen)}")
-
-    boxes = [
-        torch.from_numpy(Letterbox.fit((entry["height"], entry["width"]), dataset.canvas).boxes_to_canvas(target.boxes))
-        for entry, target in zip(dataset.coco.loadImgs(dataset.image_ids), targets)
-        if "height" in entry and "width" in entry
-    ]
-    boxes = torch.cat(boxes) if boxes else torch.zeros(0, 4)
-    if len(boxes):
-        reached = best_anchor_iou(
-            boxes,
-            *dataset.canvas,
-            config.pyramid_levels,
-            config.anchor_scale,
-            project.anchor_scales,
-            project.anchor_ratios,
-        )
-        coverage = (reached >= POSITIVE_IOU).double().mean().item()
-        height, width = dataset.canvas
+    """Lines on a set's images, its boxes per class, how many of them some anchor reaches, and what is wrong."""
+    annotated = dataset.annotated
+    objects = objects_on_canvas(annotated, dataset.canvas, config)
+    counts = zip(dataset.project.class_names, class_counts(annotated))
+    lines = [headline(annotated), f"  {', '.join(f'{name} {count:,}' for name, count in counts if name)}"]
+    if len(objects.rows):
+        coverage = (objects.best_ious >= POSITIVE_IOU).mean()
+        height, width = objects.canvas
         lines.append(f"  {coverage:.1%} of the boxes overlap some anchor by IoU {POSITIVE_IOU} at {width} x {height}")
-        if coverage < LEAST_COVERAGE:
-            missed = boxes[reached < POSITIVE_IOU]
-            side = (missed[:, 2:] - missed[:, :2]).prod(dim=1).sqrt().median().item()
-            lines.append(
-                f"  warning: boxes that no anchor reaches are hardly learnt; their median size is {side:.0f} pixels at "
-                f"this input: take another --image_size, or other anchors_scales and anchors_ratios in {project.path}"
-            )
-    return "\n".join(lines)
+    return "\n".join(lines + _warnings(quick_findings(annotated, objects)))
+
+
+def headline(annotated: AnnotatedSet) -> str:
+    """A set's images and boxes in a line."""
+    learnable = annotated.boxes.learnable
+    empty = len(annotated.images) - len(np.unique(annotated.boxes.images[learnable]))
+    images = f"{len(annotated.images):,} images ({empty:,} without objects)"
+    return f"{annotated.name}: {images}, {learnable.sum():,} boxes"
+
+
+def class_table(annotated: AnnotatedSet, objects: Objects) -> list[str]:
+    """For each class that has boxes: their number, that of their images, and how well the anchors reach them."""
+    class_ids, images = annotated.boxes.class_ids[objects.rows], annotated.boxes.images[objects.rows]
+    names = {class_id: annotated.project.class_names[class_id] for class_id in np.unique(class_ids[class_ids >= 0])}
+    column = max(map(len, ("class", *names.values())))
+    lines = [f"{'class':<{column}}    boxes   images  IoU >= {POSITIVE_IOU}  mean IoU"]
+    for class_id, name in names.items():
+        of_class = class_ids == class_id
+        ious = objects.best_ious[of_class]
+        lines.append(
+            f"{name:<{column}} {len(ious):8,} {len(np.unique(images[of_class])):8,} "
+            f"{(ious >= POSITIVE_IOU).mean():10.1%} {ious.mean():9.2f}"
+        )
+    return lines
+
+
+def size_table(objects: Objects) -> list[str]:
+    """How large and how long the boxes are at the input's size: the values below which a share of them lies."""
+    height, width = objects.canvas
+    titles = ("least", *(f"{share} %" for share in _SHARES[1:-1]), "most")
+    lines = [f"{f'boxes at {width} x {height}':<24}" + "".join(f"{title:>8}" for title in titles)]
+    for title, values in (
+        ("side, sqrt(w h), pixels", np.sqrt(objects.sides.prod(axis=1))),
+        ("width / height", objects.sides[:, 0] / objects.sides[:, 1]),
+    ):
+        lines.append(f"{title:<24}" + "".join(f"{value:8.3g}" for value in np.percentile(values, _SHARES)))
+    return lines
+
+
+def _warnings(findings: Iterable[Finding]) -> list[str]:
+    return [f"  warning: {in_short(group)}" for group in by_kind(findings)]

@@ -1,6 +1,7 @@
 """Boxes and labels drawn on pictures."""
 
 import colorsys
+import math
 from collections.abc import Sequence
 
 import cv2
@@ -61,3 +62,21 @@ def side_by_side(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Two pictures of the same height in one, with a white line between."""
     line = np.full((left.shape[0], max(2, left.shape[1] // 100), 3), 255, np.uint8)
     return np.concatenate((left, line, right), axis=1)
+
+
+def contact_sheet(pictures: Sequence[np.ndarray], captions: Sequence[str]) -> np.ndarray:
+    """Pictures of one size, (H, W, 3) uint8 RGB, in rows of one sheet, each below its caption. At least one."""
+    columns = math.ceil(math.sqrt(len(pictures)))
+    height, width = pictures[0].shape[:2]
+    gap, strip = max(4, width // 64), max(16, width // 20)
+    rows = math.ceil(len(pictures) / columns)
+    sheet = np.full((rows * (height + strip) + gap, columns * (width + gap) + gap, 3), 255, np.uint8)
+    for number, (picture, caption) in enumerate(zip(pictures, captions)):
+        top = number // columns * (height + strip) + strip
+        left = number % columns * (width + gap) + gap
+        sheet[top : top + height, left : left + width] = picture
+        needed, letters = cv2.getTextSize(caption, _FONT, 1, 1)[0]
+        scale = min(0.6 * strip / letters, width / max(1, needed))
+        thickness = max(1, round(1.5 * scale))
+        cv2.putText(sheet, caption, (left, top - strip // 4), _FONT, scale, (0, 0, 0), thickness, cv2.LINE_AA)
+    return sheet

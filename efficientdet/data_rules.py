@@ -1,0 +1,301 @@
+"""What makes readable data bad data: rules on boxes, classes and files that need no look at the pixels."""
+
+import filecmp
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from efficientdet.anchors import best_anchor_iou
+from efficientdet.annotations import AnnotatedSet
+from efficientdet.config import ModelConfig
+from efficientdet.findings import Finding
+from efficientdet.loss import POSITIVE_IOU
+from efficientdet.transforms import MIN_BOX_SIDE, Letterbox
+from utils.images import PICTURE_SUFFIXES
+
+OUTSIDE_TOLERANCE = 1  # pixels by which a box may reach out of its picture: annotators round, some count from 1
+SMALL_SIDE = 4  # pixels of the network's input; half a cell of the finest pyramid level
+LEAST_COVERAGE = 0.9
+
+
+@dataclass(frozen=True)
+class Objects:
+    """What there is to learn in a set's pictures, as the network's input shows it. Without pictures of unknown size."""
+
+    canvas: tuple[int, int]  # (height, width) of the input
+    rows: np.ndarray  # (K,) of the set's boxes
+    xyxy: np.ndarray  # (K, 4) float64, pixels of the input
+    best_ious: np.ndarray  # (K,) with the project's anchors
+
+    @property
+    def sides(self) -> np.ndarray:
+        """(K, 2): widths and heights."""
+        return self.xyxy[:, 2:] - self.xyxy[:, :2]
+
+
+def objects_on_canvas(annotated: AnnotatedSet, canvas: tuple[int, int], config: ModelConfig) -> Objects:
+    """The set's objects in an input of `canvas` (height, width) pixels, and how well the anchors there reach them."""
+    boxes, project = annotated.boxes, annotated.project
+    rows = np.flatnonzero(boxes.learnable & (annotated.sizes > 0).all(axis=1)[boxes.images])
+    xyxy = boxes.xywh[rows]
+    xyxy[:, 2:] += xyxy[:, :2]
+    sizes, size_of = np.unique(annotated.sizes[boxes.images[rows]], axis=0, return_inverse=True)
+    for number, size in enumerate(sizes.tolist()):
+        of_size = size_of.ravel() == number
+        xyxy[of_size] = Letterbox.fit(tuple(size), canvas).boxes_to_canvas(xyxy[of_size])
+    return Objects(canvas, rows, xyxy, best_ious(xyxy, canvas, config, project.anchor_scales, project.anchor_ratios))
+
+
+def best_ious(
+    boxes_xyxy: np.ndarray,
+    canvas: tuple[int, int],
+    config: ModelConfig,
+    scales: Sequence[float],
+    ratios: Sequence[tuple[float, float]],
+) -> np.ndarray:
+    """`best_anchor_iou` of boxes (K, 4) on the canvas with the anchors of a network: (K,)."""
+    boxes = torch.from_numpy(boxes_xyxy)
+    return best_anchor_iou(boxes, *canvas, config.pyramid_levels, config.anchor_scale, scales, ratios).numpy()
+
+
+def quick_findings(annotated: AnnotatedSet, objects: Objects) -> Iterator[Finding]:
+    """What the annotations alone tell of a set."""
+    yield from box_findings(annotated)
+    yield from repeated_boxes(annotated)
+    yield from class_findings(annotated)
+    yield from small_objects(annotated, objects)
+    yield from coverage_findings(annotated, objects)
+
+
+def box_findings(annotated: AnnotatedSet) -> Iterator[Finding]:
+    """Boxes that are none, and boxes outside of their pictures."""
+    boxes = annotated.boxes
+    x, y, width, height = boxes.xywh.T
+    picture_height, picture_width = annotated.sizes[boxes.images].T
+    least = np.minimum(width, height)
+    sized = (picture_height > 0) & (picture_width > 0) & (least >= MIN_BOX_SIDE)
+    beyond = np.max((-x, -y, x + width - picture_width, y + height - picture_height), axis=0)
+    outside = (x >= picture_width) | (y >= picture_height) | (x + width <= 0) | (y + height <= 0)
+    for level, kind, faulty, advice in (
+        (
+            "error",
+            "boxes of negative width or height",
+            least < 0,
+            "training leaves it out; it must be [x, y, width, height], not two corners",
+        ),
+        (
+            "warning",
+            "boxes narrower or lower than a pixel",
+            (least >= 0) & (least < MIN_BOX_SIDE),
+            "training leaves it out; remove it, or write it in pixels if it is in parts of the picture",
+        ),
+        (
+            "error",
+            "boxes outside of their pictures",
+            sized & outside,
+            "it must be [x, y, width, height] in pixels of the picture; correct or remove it",
+        ),
+        (
+            "warning",
+            "boxes that reach out of their pictures",
+            sized & ~outside & (beyond > OUTSIDE_TOLERANCE),
+            "detections end at the border, so cut it there; "
+            "if there are many, make sure that they are [x, y, width, height], not two corners",
+        ),
+    ):
+        for row in np.flatnonzero(faulty):
+            bbox = ", ".join(f"{value:g}" for value in boxes.xywh[row])
+            size = f" in {picture_width[row]} x {picture_height[row]} pixels" if sized[row] else ""
+            yield _on_box(level, kind, annotated, row, f"has the bbox [{bbox}]{size}", advice)
+
+
+def repeated_boxes(annotated: AnnotatedSet) -> Iterator[Finding]:
+    """Boxes that their image has twice, with the same class."""
+    boxes = annotated.boxes
+    columns = (*boxes.xywh.T, boxes.class_ids, boxes.images)
+    order = np.lexsort(columns)  # stable: of equal rows the first comes first
+    equal = np.all([column[order[1:]] == column[order[:-1]] for column in columns], axis=0)
+    pairs = zip(order[1:][equal].tolist(), order[:-1][equal].tolist())
+    for row, earlier in sorted(pairs):
+        message = f"repeats annotation {boxes.annotation_ids[earlier]!r}"
+        yield _on_box(
+            "warning",
+            "boxes that are there twice",
+            annotated,
+            row,
+            message,
+            "one of the two counts as missed in every evaluation; remove it",
+        )
+
+
+def class_findings(annotated: AnnotatedSet) -> Iterator[Finding]:
+    """Classes that the set cannot teach."""
+    counts = class_counts(annotated)
+    for class_id, name in enumerate(annotated.project.class_names):
+        if name and class_id not in annotated.category_ids:
+            yield Finding(
+                "warning",
+                "classes without a category",
+                annotated.annotation_file,
+                "",
+                f"has no category {name!r}, which obj_list of {annotated.project.path} names",
+                "write the category's name the same in both, or take the class out",
+            )
+        elif name and not counts[class_id] and counts.any():
+            yield Finding(
+                "warning",
+                "classes without a box",
+                annotated.annotation_file,
+                "",
+                f"has no box of {name!r}",
+                "what is not shown is not learnt, nor measured; add pictures of it",
+            )
+
+
+def class_counts(annotated: AnnotatedSet) -> np.ndarray:
+    """The number of learnable boxes of each class: (C,)."""
+    class_ids = annotated.boxes.class_ids[annotated.boxes.learnable]
+    return np.bincount(class_ids[class_ids >= 0], minlength=annotated.project.num_classes)
+
+
+def small_objects(annotated: AnnotatedSet, objects: Objects) -> Iterator[Finding]:
+    """Objects of which the network sees a few pixels only."""
+    small = objects.sides.prod(axis=1) < SMALL_SIDE**2
+    height, width = objects.canvas
+    for row, sides in zip(objects.rows[small], objects.sides[small]):
+        yield _on_box(
+            "warning",
+            f"objects of less than {SMALL_SIDE} x {SMALL_SIDE} pixels at the input's size",
+            annotated,
+            row,
+            f"is {sides[0]:.1f} x {sides[1]:.1f} pixels at {width} x {height}",
+            "it is hardly learnt, and costs average precision; take a larger --image_size, or cut the pictures up",
+        )
+
+
+def coverage_findings(annotated: AnnotatedSet, objects: Objects) -> Iterator[Finding]:
+    """Whether the project's anchors reach the boxes."""
+    reached = objects.best_ious >= POSITIVE_IOU
+    if len(reached) and reached.mean() < LEAST_COVERAGE:
+        side = np.median(np.sqrt(objects.sides[~reached].prod(axis=1)))
+        height, width = objects.canvas
+        yield Finding(
+            "warning",
+            "sets with boxes that no anchor reaches",
+            annotated.annotation_file,
+            "",
+            f"has {1 - reached.mean():.1%} of boxes that overlap no anchor by IoU {POSITIVE_IOU}; their median size is "
+            f"{side:.0f} pixels at {width} x {height}",
+            "such boxes are hardly learnt; take another --image_size, or other anchors_scales and anchors_ratios in "
+            f"{annotated.project.path} (python -m efficientdet.check --anchors proposes some)",
+        )
+
+
+def empty_images(annotated: AnnotatedSet) -> Iterator[Finding]:
+    """Images without anything to learn."""
+    filled = set(annotated.boxes.images[annotated.boxes.learnable].tolist())
+    for index in range(len(annotated.images)):
+        if index not in filled:
+            yield on_image(
+                "warning",
+                "images without boxes",
+                annotated,
+                index,
+                "has no box",
+                "well so if nothing of obj_list is in it: training learns from it what is no object; else annotate it",
+            )
+
+
+def unlisted_pictures(sets: Sequence[AnnotatedSet]) -> Iterator[Finding]:
+    """Pictures that no annotation file of the sets lists, though they lie in a set's folder."""
+    folders = {annotated.pictures.resolve(): annotated.pictures for annotated in sets}
+    for real_folder, folder in folders.items():
+        listed = {
+            os.path.normpath(name)
+            for annotated in sets
+            if annotated.pictures.resolve() == real_folder
+            for name in annotated.listed
+        }
+        present = {
+            os.path.relpath(os.path.join(root, name), folder)
+            for root, _, names in os.walk(folder)
+            for name in names
+            if os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
+        }
+        for name in sorted(present - listed):
+            yield Finding(
+                "warning",
+                "pictures that no annotation file lists",
+                folder / name,
+                "",
+                "is in no annotation file",
+                "it is not used; add its entry (without boxes if nothing is in it), or remove the picture",
+            )
+
+
+def equal_files(train: AnnotatedSet, val: AnnotatedSet) -> list[tuple[int, int]]:
+    """Pairs of images, one of each set, whose pictures have the same file name and the same bytes."""
+    index_of = {image["file_name"]: index for index, image in enumerate(train.images) if train.present[index]}
+    pairs = [
+        (index_of[image["file_name"]], index)
+        for index, image in enumerate(val.images)
+        if val.present[index] and image["file_name"] in index_of
+    ]
+    return [(i, j) for i, j in pairs if filecmp.cmp(train.picture(i), val.picture(j), shallow=False)]
+
+
+def overlap_findings(
+    train: AnnotatedSet, val: AnnotatedSet, equal_pictures: Sequence[tuple[int, int]]
+) -> Iterator[Finding]:
+    """Pictures to validate on that are trained on, too. `equal_pictures` are their positions in the two sets."""
+    if train.annotation_file == val.annotation_file:
+        yield Finding(
+            "warning",
+            "sets that are the same",
+            train.project.path,
+            "",
+            f"has {train.name!r} as train_set and as val_set",
+            "what is measured on it says nothing about new pictures",
+        )
+        return
+    for train_index, val_index in equal_pictures:
+        yield on_image(
+            "error",
+            "pictures that are trained on and validated on",
+            val,
+            val_index,
+            f"is the same picture as {train.picture(train_index)}",
+            "what is measured on it says nothing about new pictures; take it out of one of the sets",
+        )
+
+
+def shared_names(
+    train: AnnotatedSet, val: AnnotatedSet, equal_pictures: Sequence[tuple[int, int]]
+) -> Iterator[Finding]:
+    """Pictures to validate on that have the file name of another picture to train on."""
+    equal = {val_index for _, val_index in equal_pictures}
+    names = {image["file_name"] for image in train.images}
+    for index, image in enumerate(val.images):
+        if image["file_name"] in names and index not in equal:
+            yield on_image(
+                "warning",
+                "file names that both sets have, for different pictures",
+                val,
+                index,
+                f"has the name of another picture in {train.pictures}",
+                "harmless while the folders stay apart; make sure that it is no other version of the same picture",
+            )
+
+
+def on_image(level: str, kind: str, annotated: AnnotatedSet, index: int, message: str, advice: str) -> Finding:
+    """A finding on an image of a set."""
+    return Finding(level, kind, annotated.picture(index), f"image {annotated.images[index]['id']!r}", message, advice)
+
+
+def _on_box(level: str, kind: str, annotated: AnnotatedSet, row: int, message: str, advice: str) -> Finding:
+    index = annotated.boxes.images[row]
+    subject = f"annotation {annotated.boxes.annotation_ids[row]!r} of image {annotated.images[index]['id']!r}"
+    return Finding(level, kind, annotated.picture(index), subject, message, advice)

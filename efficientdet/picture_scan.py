@@ -1,0 +1,134 @@
+"""Every picture of a set, decoded: those that cannot be, those of another size than annotated, those that are equal."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from efficientdet.annotations import AnnotatedSet
+from efficientdet.data_rules import on_image
+from efficientdet.findings import Finding
+from utils.errors import InputError
+from utils.images import read_image
+
+_CHUNK = 16  # pictures that a thread takes at a time
+
+
+class PictureScan(NamedTuple):
+    """What decoding has shown of a picture."""
+
+    size: tuple[int, int] = (0, 0)  # (height, width) as a person sees it; 0 when it cannot be decoded
+    turned: bool = False  # its annotated size is that of the stored pixels, which the EXIF orientation turns
+    digest: bytes = b""  # equal pixels have equal ones
+    error: str = ""
+
+
+def scan_picture(path: Path, annotated_size: tuple[int, int]) -> PictureScan:
+    """Decode a picture. `annotated_size` is the (height, width) that it should have, (0, 0) when any will do."""
+    try:
+        image = read_image(path)
+    except InputError as error:
+        return PictureScan(error=str(error))
+    size = image.shape[:2]
+    digest = hashlib.blake2b(image, digest_size=16, key=str(size).encode()).digest()
+    turned = False
+    if size != annotated_size and size[::-1] == annotated_size:
+        try:
+            turned = read_image(path, annotated_size).shape[:2] == annotated_size
+        except InputError:
+            turned = False
+    return PictureScan(size, turned, digest)
+
+
+def scan_pictures(annotated: AnnotatedSet, num_threads: int) -> list[PictureScan | None]:
+    """`scan_picture` for every image of the set; None where the picture is missing.
+
+    Threads suffice: decoding and hashing do not hold the interpreter.
+    """
+    indices = np.flatnonzero(annotated.present).tolist()
+    scans: list[PictureScan | None] = [None] * len(annotated.images)
+
+    def scan(index: int) -> PictureScan:
+        return scan_picture(annotated.picture(index), tuple(annotated.sizes[index].tolist()))
+
+    with (
+        ThreadPool(num_threads) as pool,
+        tqdm(total=len(indices), desc=f"decoding {annotated.name}", unit="img", dynamic_ncols=True) as bar,
+    ):
+        for index, found in zip(indices, pool.imap(scan, indices, _CHUNK)):
+            scans[index] = found
+            bar.update()
+    return scans
+
+
+def with_scanned_sizes(annotated: AnnotatedSet, scans: Sequence[PictureScan | None]) -> AnnotatedSet:
+    """The set with the pictures' own sizes where the annotation file tells none."""
+    scanned = np.array([scan.size if scan else (0, 0) for scan in scans], np.int64).reshape(-1, 2)
+    told = (annotated.sizes > 0).all(axis=1, keepdims=True)
+    return replace(annotated, sizes=np.where(told, annotated.sizes, scanned))
+
+
+def picture_findings(annotated: AnnotatedSet, scans: Sequence[PictureScan | None]) -> Iterator[Finding]:
+    """Pictures that cannot be used, or may not be what their annotations were drawn on.
+
+    Args:
+        annotated: as it was read: with the sizes of the annotation file alone.
+    """
+    for index, scan in enumerate(scans):
+        size = tuple(annotated.sizes[index].tolist())
+        if scan is None:
+            continue
+        if scan.error:
+            message, _, advice = scan.error.removeprefix(f"{annotated.picture(index)} ").partition(": ")
+            yield on_image("error", "pictures that cannot be read", annotated, index, message, advice)
+        elif scan.turned:
+            yield on_image(
+                "warning",
+                "pictures whose annotated size is that before their EXIF rotation",
+                annotated,
+                index,
+                f"is {_described(scan.size)} pixels as viewers show it, {_described(size)} as stored and annotated",
+                "training takes it as it is stored; look with --show whether the boxes were drawn so",
+            )
+        elif all(size) and size != scan.size:
+            yield on_image(
+                "error",
+                "pictures of another size than annotated",
+                annotated,
+                index,
+                f"is {_described(scan.size)} pixels, but annotated as {_described(size)}",
+                "the boxes would not fit; correct the entry, or put the picture back that was annotated",
+            )
+
+
+def repeated_pictures(annotated: AnnotatedSet, scans: Sequence[PictureScan | None]) -> Iterator[Finding]:
+    """Pictures that the set has twice."""
+    first: dict[bytes, int] = {}
+    for index, scan in enumerate(scans):
+        if scan and scan.digest and first.setdefault(scan.digest, index) != index:
+            earlier = first[scan.digest]
+            yield on_image(
+                "warning",
+                "pictures that are there twice",
+                annotated,
+                index,
+                f"has the pixels of image {annotated.images[earlier]['id']!r} ({annotated.picture(earlier).name})",
+                "it counts double, and boxes that one of the two lacks are taught to be background; keep one of them",
+            )
+
+
+def equal_pictures(
+    train_scans: Sequence[PictureScan | None], val_scans: Sequence[PictureScan | None]
+) -> list[tuple[int, int]]:
+    """Pairs of positions in the two sets whose pictures have the same pixels."""
+    index_of = {scan.digest: index for index, scan in enumerate(train_scans) if scan and scan.digest}
+    return [(index_of[scan.digest], index) for index, scan in enumerate(val_scans) if scan and scan.digest in index_of]
+
+
+def _described(size: tuple[int, int]) -> str:
+    return f"{size[1]} x {size[0]}"
