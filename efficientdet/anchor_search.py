@@ -13,7 +13,7 @@ from efficientdet.data_rules import Objects, best_ious
 from efficientdet.loss import POSITIVE_IOU
 from efficientdet.project import Project
 
-LEAST_SHARE_GAIN, LEAST_MEAN_GAIN = 0.01, 0.02  # less is not worth giving up the published weights' anchors for
+LEAST_GAIN = 0.01  # of `_fitness`; less is not worth giving up the anchors that published weights have learnt
 MOST_BOXES = 3000  # that the search looks at: a random draw of all
 _START_OCTAVES = (0.0, -0.5, -1.0, -1.5, -2.0, 0.5, 1.0)  # where the scales may begin; k-means finds near centres only
 _FIRST_STEP, _LAST_STEP = 0.2, 0.02  # of the refinement, in octaves
@@ -39,9 +39,7 @@ def propose_anchors(
     aspects = np.log2(_k_means(of_unit_area, num_ratios, rng)).dot((1, -1))
 
     def fitness(octaves: np.ndarray, aspects: np.ndarray) -> float:
-        """The mean IoU of the boxes that are reached, with those that are not as 0."""
-        best = best_ious(boxes_xyxy, canvas, config, *_written(octaves, aspects))
-        return float(np.mean(best * (best >= POSITIVE_IOU)))
+        return _fitness(best_ious(boxes_xyxy, canvas, config, *_written(octaves, aspects)))
 
     levels = config.anchor_scale * 2.0 ** np.array(config.pyramid_levels)
     starts = [
@@ -73,17 +71,14 @@ def anchor_report(named_objects: dict[str, Objects], project: Project, config: M
     gains = []
     for name, objects in named_objects.items():
         before, after = objects.best_ious, best_ious(objects.xyxy, objects.canvas, config, *proposed)
-        if not len(before):
-            continue
-        shares = [(ious >= POSITIVE_IOU).mean() for ious in (before, after)]
-        lines.append(
-            f"  {name}: {shares[0]:.1%} and {before.mean():.2f} with the project's, "
-            f"{shares[1]:.1%} and {after.mean():.2f} with those proposed"
-        )
-        gains.append((shares[1] - shares[0], after.mean() - before.mean()))
-    share, mean = gains[0]
-    if share < 0 or (share < LEAST_SHARE_GAIN and mean < LEAST_MEAN_GAIN):
-        return [*lines, f"  the anchors of {project.path} are about as good as any: keep them"]
+        if len(before):
+            lines.append(
+                f"  {name}: {(before >= POSITIVE_IOU).mean():.1%} and {before.mean():.2f} with the project's, "
+                f"{(after >= POSITIVE_IOU).mean():.1%} and {after.mean():.2f} with those proposed"
+            )
+            gains.append(_fitness(after) - _fitness(before))
+    if gains[0] < LEAST_GAIN:
+        return [*lines, f"  the gain is too small to give up the anchors of {project.path}: keep them"]
     return [
         *lines,
         f"to use those proposed, put these lines into {project.path}:",
@@ -91,6 +86,11 @@ def anchor_report(named_objects: dict[str, Objects], project: Project, config: M
         f"anchors_ratios: '{list(proposed[1])}'",
         "(published weights expect the default anchors: with others their heads have to adapt, so give training time)",
     ]
+
+
+def _fitness(ious: np.ndarray) -> float:
+    """How well anchors suit boxes, from each box's best IoU: the share that is reached, then the mean."""
+    return float((ious >= POSITIVE_IOU).mean() + 0.1 * ious.mean())
 
 
 def _written(octaves: np.ndarray, aspects: np.ndarray) -> tuple[tuple[float, ...], tuple[tuple[float, float], ...]]:

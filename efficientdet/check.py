@@ -148,7 +148,7 @@ def show_samples(
         labels = [project.class_names[class_id] for class_id in class_ids]
         drawn.append(draw_boxes(np.rint(pixels).clip(0, 255).astype(np.uint8), boxes, class_ids, labels))
         scale = sample.letterbox.resized[1] / sample.letterbox.picture[1]
-        captions.append(f"{train.images[index]['file_name']}  x {scale:.2f}")
+        captions.append(f"{train.images[index]['file_name']}, scaled by {scale:.2f}")
     path = args.output / f"check_{project.name}_{train.name}.jpg"
     write_image(path, contact_sheet(drawn, captions))
     return f"{len(drawn)} samples of {train.name} as training sees them -> {path}"

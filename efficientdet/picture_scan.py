@@ -1,5 +1,6 @@
 """Every picture of a set, decoded: those that cannot be, those of another size than annotated, those that are equal."""
 
+import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -37,11 +38,10 @@ def scan_picture(path: Path, annotated_size: tuple[int, int]) -> PictureScan:
     size = image.shape[:2]
     digest = hashlib.blake2b(image, digest_size=16, key=str(size).encode()).digest()
     turned = False
-    if size != annotated_size and size[::-1] == annotated_size:
-        try:
-            turned = read_image(path, annotated_size).shape[:2] == annotated_size
-        except InputError:
-            turned = False
+    if size[::-1] == annotated_size != size:
+        with contextlib.suppress(InputError):  # it is not: the size is that of neither way round
+            read_image(path, annotated_size)
+            turned = True
     return PictureScan(size, turned, digest)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from efficientdet.annotations import AnnotatedSet
 from efficientdet.config import ModelConfig
 from efficientdet.data_rules import (
+    SMALL_SIDE,
     Objects,
     class_counts,
     equal_files,
@@ -78,7 +79,8 @@ def size_table(objects: Objects) -> list[str]:
         ("width / height", objects.sides[:, 0] / objects.sides[:, 1]),
     ):
         lines.append(f"{title:<24}" + "".join(f"{value:8.3g}" for value in np.percentile(values, _SHARES)))
-    return lines
+    small = (objects.sides.prod(axis=1) < SMALL_SIDE**2).mean()
+    return [*lines, f"{small:.1%} of the boxes have less than {SMALL_SIDE} x {SMALL_SIDE} pixels"]
 
 
 def _warnings(findings: Iterable[Finding]) -> list[str]:

@@ -197,7 +197,8 @@ def test_missing_folder_of_pictures_is_named(shapes_project):
 def test_missing_picture_is_named_with_the_count(shapes_project):
     (shapes_project.data / "train" / "000021.jpg").unlink()
     (shapes_project.data / "train" / "000022.jpg").unlink()
-    refusal(shapes_project, "2 of the 6 images", "000021.jpg", str(shapes_project.data / "train"))
+    picture = shapes_project.data / "train" / "000021.jpg"
+    refusal(shapes_project, f"{picture}: image 21 is missing", "the first of 2 missing pictures", "efficientdet.check")
 
 
 def test_missing_picture_beyond_max_images_is_no_matter(shapes_project):
@@ -208,7 +209,7 @@ def test_missing_picture_beyond_max_images_is_no_matter(shapes_project):
 def test_invalid_json_is_told_with_its_line(shapes_project):
     path = shapes_project.data / "annotations" / "instances_train.json"
     path.write_text('{"images": [],\n "annotations": [,]}')
-    refusal(shapes_project, f"{path}, line 2")
+    refusal(shapes_project, f"{path}: line 2 ")
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"[]", b"3", b"{}", b'{"images": 1}'])
@@ -261,7 +262,8 @@ def test_bbox_of_a_number_beyond_floats_is_refused(shapes_project):
 @pytest.mark.parametrize("key", ["images", "categories"])
 def test_two_entries_of_one_id_are_refused(shapes_project, key):
     edit(shapes_project, lambda content: content[key][1].update(id=content[key][0]["id"]))
-    refusal(shapes_project, "instances_train.json", f"'{key}'", "id")
+    entry = {"images": "image 11", "categories": "category 3"}[key]
+    refusal(shapes_project, f"instances_train.json: {entry} has the id of an earlier entry")
 
 
 @pytest.mark.parametrize("key", ["images", "categories"])

@@ -261,52 +261,8 @@ def test_coco_class_index_is_category_id_minus_one():
         27: "backpack", 28: "umbrella", 31: "handbag", 44: "bottle", 46: "wine glass", 65: "bed", 67: "dining table",
         70: "toilet", 72: "tv", 82: "refrigerator", 84: "book", 88: "teddy bear", 90: "toothbrush",
     }  # fmt: skip
-    categories = [{"id": category_id, "name": name} for category_id, name in real.items()]
-    assert coco_project().match_categories(categories, SOURCE) == {i: i - 1 for i in real}
-    assert coco_project().match_categories(categories, SOURCE)[90] == 89
-
-
-def test_no_categories_match_nothing(make_project):
-    assert make_project().match_categories([], SOURCE) == {}
-
-
-@pytest.mark.parametrize("ids", [(3, 7), (0, 1), (1, 0), ("3", "7"), ("0", "x"), (90, 2**40)])
-def test_categories_match_by_name_whatever_their_ids(make_project, ids):
-    categories = [{"id": ids[0], "name": "disc"}, {"id": ids[1], "name": "square"}]
-    assert make_project().match_categories(categories, SOURCE) == {ids[0]: 1, ids[1]: 0}
-
-
-def test_category_that_is_absent_from_the_file_leaves_its_class_alone(make_project):
-    assert make_project().match_categories([{"id": 5, "name": "disc"}], SOURCE) == {5: 1}
-
-
-def test_category_named_by_a_number_matches(make_project):
-    assert make_project(obj_list=["7", "8"]).match_categories([{"id": 0, "name": 8}], SOURCE) == {0: 1}
-
-
-def test_unknown_category_name_is_told_with_both_sides(make_project):
-    project = make_project()
-    with pytest.raises(InputError) as caught:
-        project.match_categories([{"id": 1, "name": "dics"}, {"id": 2, "name": "square"}], SOURCE)
-    for text in ("'dics'", "annotations.json", str(project.path), "'disc'", "obj_list"):
-        assert text in str(caught.value)
-    assert "'square'" not in str(caught.value)
-
-
-def test_unknown_category_beside_all_known_ones_is_told(make_project):
-    names = ("square", "disc", "star")
-    with pytest.raises(InputError, match="'star'.*add it"):
-        make_project().match_categories([{"id": i, "name": name} for i, name in enumerate(names)], SOURCE)
-
-
-def test_empty_category_name_does_not_match_an_unused_slot(make_project):
-    with pytest.raises(InputError, match="obj_list"):
-        make_project(obj_list=["square", ""]).match_categories([{"id": 1, "name": ""}], SOURCE)
-
-
-def test_two_categories_of_one_name_are_refused(make_project):
-    with pytest.raises(InputError, match=r"annotations\.json.*'disc'"):
-        make_project().match_categories([{"id": 1, "name": "disc"}, {"id": 2, "name": "disc"}], SOURCE)
+    names = coco_project().class_names
+    assert {category_id: names[category_id - 1] for category_id in real} == real
 
 
 def test_key_given_twice_is_refused_with_its_line(tmp_path):

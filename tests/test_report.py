@@ -1,4 +1,4 @@
-"""What is told of a data set before training: numbers of boxes, and whether the anchors reach them."""
+"""What is told of a data set before training: numbers of boxes, whether the anchors reach them, what is wrong."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 
 from efficientdet.config import model_config
 from efficientdet.dataset import CocoDataset
-from efficientdet.report import data_report
+from efficientdet.report import data_report, report_before_training
 
 SQUARE, DISC = 7, 3  # category ids
 
@@ -62,7 +62,8 @@ def test_boxes_that_are_anchors(report_of):
 def test_class_that_never_occurs_is_told(report_of):
     lines = report_of({1: (128, 128)}, [box(1, SQUARE, 4, 4, 32)])
     assert lines[1] == "  square 1, disc 0"
-    assert lines[2].startswith("  warning: this set has no box of disc")
+    assert lines[3].startswith("  warning: ") and "instances_train.json has no box of 'disc'" in lines[3]
+    assert len(lines) == 4
 
 
 def test_slot_that_no_category_uses_is_not_missed(report_of):
@@ -95,7 +96,7 @@ def test_boxes_that_no_anchor_reaches_are_told_with_their_median_size(report_of)
 
 @pytest.mark.parametrize(("good", "warned"), [(8, True), (9, False)])
 def test_nine_tenths_are_enough(report_of, good, warned):
-    annotations = [box(1, (SQUARE, DISC)[i % 2], 4, 4, 32) for i in range(good)] + [box(1, DISC, 50, 50, 4)]
+    annotations = [box(1, (SQUARE, DISC)[i % 2], 4, 8 * i, 32) for i in range(good)] + [box(1, DISC, 50, 50, 4)]
     lines = report_of({1: (128, 128)}, annotations)
     assert lines[2].startswith(f"  {good / (good + 1):.1%} of")
     assert any("warning" in line for line in lines) == warned
@@ -151,3 +152,59 @@ def test_images_of_unknown_size_have_boxes_but_no_share(report_of):
 
     lines = report_of({1: (128, 128)}, [box(1, SQUARE, 4, 4, 32), box(1, DISC, 4, 4, 32)], edit=forget_sizes)
     assert lines == ["train: 1 images (0 without objects), 2 boxes", "  square 1, disc 1"]
+
+
+def test_faults_of_a_kind_are_one_warning_with_their_number(report_of):
+    lines = report_of(
+        {1: (128, 128), 2: (128, 128)},
+        [box(1, SQUARE, 4, 4, 32), box(1, DISC, 4, 4, 32)] + [box(2, DISC, 4 + 8 * i, 112, 32) for i in range(3)],
+    )
+    assert (
+        lines[3].startswith("  warning: ")
+        and "2.png: annotation 3 of image 2 has the bbox [4, 112, 32, 32]" in lines[3]
+    )
+    assert "the first of 3 boxes that reach out of their pictures" in lines[3]
+    assert len(lines) == 4
+
+
+@pytest.fixture
+def report_of_both(tmp_path, write_coco, make_project):
+    """A function that reports on two sets of one picture each, given by their annotations, at 128 x 128."""
+
+    def report(train, val, same_name: bool = False, same_picture: bool = False) -> list[str]:
+        first, second = np.zeros((128, 128, 3), np.uint8), np.full((128, 128, 3), 0 if same_picture else 9, np.uint8)
+        write_coco(tmp_path, "train", {1: first}, [{"image_id": 1, "category_id": c, "bbox": b} for c, b in train])
+        val_id = 1 if same_name else 2
+        write_coco(
+            tmp_path, "val", {val_id: second}, [{"image_id": val_id, "category_id": c, "bbox": b} for c, b in val]
+        )
+        project = make_project()
+        sets = (CocoDataset(tmp_path, set_name, project, (128, 128)) for set_name in ("train", "val"))
+        return report_before_training(*sets, model_config(0)).splitlines()
+
+    return report
+
+
+GOOD = [(SQUARE, [4, 4, 32, 32]), (DISC, [44, 44, 32, 32])]
+
+
+def test_good_sets_are_told_without_advice(report_of_both):
+    lines = report_of_both(GOOD, GOOD)
+    assert [line.split(":")[0] for line in lines if not line.startswith(" ")] == ["train", "val"]
+    assert not any("warning" in line or "efficientdet.check" in line for line in lines)
+
+
+def test_a_warning_is_followed_by_the_command_that_tells_more(report_of_both):
+    lines = report_of_both(GOOD, [*GOOD, (DISC, [200, 4, 32, 32])])
+    assert sum("warning" in line for line in lines) == 2  # it is also a box that no anchor reaches, one of three
+    assert lines[-1].startswith("python -m efficientdet.check -p ") and "made.yml" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("same_name", "same_picture", "warned"),
+    [(True, True, True), (True, False, False), (False, True, False)],  # the last one takes decoding to find
+)
+def test_files_that_both_sets_have_are_told(report_of_both, same_name, same_picture, warned):
+    lines = report_of_both(GOOD, GOOD, same_name, same_picture)
+    told = [line for line in lines if "val/1.png: image 1 is the same picture as " in line]
+    assert len(told) == warned == any("efficientdet.check" in line for line in lines)

@@ -1,0 +1,193 @@
+"""Annotation files read as a whole: all faults at once, and what is left without them."""
+
+import json
+
+import numpy as np
+import pytest
+
+from efficientdet.annotations import UNKNOWN_CLASS, read_set, refuse_if_faulty
+from utils.errors import InputError
+
+GREY = np.full((60, 80, 3), 100, np.uint8)
+
+
+def box(image_id, bbox=(0, 0, 9, 9), category_id=7, **fields) -> dict:
+    return {"image_id": image_id, "category_id": category_id, "bbox": list(bbox), **fields}
+
+
+@pytest.fixture
+def read(tmp_path, write_coco, make_project):
+    """A function that writes a set of grey pictures, lets `edit` change the file's content, and reads it."""
+
+    def read(image_ids=(1, 2), annotations=(), edit=None, max_images=None, **project):
+        path = write_coco(tmp_path, "some", dict.fromkeys(image_ids, GREY), annotations)
+        if edit:
+            content = json.loads(path.read_text())
+            edit(content)
+            path.write_text(json.dumps(content))
+        return read_set(tmp_path, "some", make_project(**project), max_images)
+
+    return read
+
+
+def test_set_without_images(read):
+    annotated = read(())
+    assert [finding.message for finding in annotated.findings] == ["lists no images"]
+    assert annotated.images == [] and annotated.sizes.shape == (0, 2) and annotated.present.shape == (0,)
+    assert annotated.boxes.xywh.shape == (0, 4) and annotated.boxes.learnable.shape == (0,)
+
+
+def test_images_without_boxes(read):
+    annotated = read()
+    assert annotated.findings == []
+    assert annotated.boxes.xywh.shape == (0, 4) and annotated.boxes.learnable.dtype == bool
+    assert annotated.sizes.tolist() == [[60, 80], [60, 80]] and annotated.present.tolist() == [True, True]
+
+
+def test_boxes_are_columns_in_the_order_of_the_images(read):
+    annotated = read(
+        (5, 4, 9),
+        [
+            box(9, [1, 2, 3, 4], area=5, id="a"),
+            box(4, [5, 6, 7, 8], 3, id="b"),
+            box(9, [1, 2, 0.5, 4], id="c"),
+            box(4, [9, 9, 9, 9], iscrowd=1, id="d"),
+        ],
+    )
+    boxes = annotated.boxes
+    assert annotated.findings == [] and [image["id"] for image in annotated.images] == [4, 5, 9]
+    assert boxes.annotation_ids == ["b", "d", "a", "c"] and boxes.images.tolist() == [0, 0, 2, 2]
+    assert boxes.class_ids.tolist() == [1, 0, 0, 0]  # category 3 is the disc, class 1
+    assert boxes.xywh.tolist() == [[5, 6, 7, 8], [9, 9, 9, 9], [1, 2, 3, 4], [1, 2, 0.5, 4]]
+    assert boxes.areas.tolist() == [56, 81, 5, 2]
+    assert boxes.crowd.tolist() == [False, True, False, False]
+    assert boxes.learnable.tolist() == [True, False, True, False]
+    assert [annotated.rows(index) for index in range(3)] == [slice(0, 2), slice(2, 2), slice(2, 4)]
+    assert annotated.picture(2).name == "9.png" and annotated.picture(2).is_file()
+
+
+def test_images_beyond_max_images_are_judged_and_left_out(read):
+    annotated = read((1, 2, 3), [box(3), box(3, [1, 2, 3]), box(1)], max_images=2)
+    assert [image["id"] for image in annotated.images] == [1, 2] and annotated.boxes.images.tolist() == [0]
+    assert annotated.listed == {"1.png", "2.png", "3.png"}
+    assert [finding.subject for finding in annotated.findings] == ["annotation 2"]
+
+
+def test_size_that_is_not_told_is_zero(read):
+    def edit(content):
+        del content["images"][0]["height"]
+
+    annotated = read(edit=edit)
+    assert annotated.findings == [] and annotated.sizes.tolist() == [[0, 0], [60, 80]]
+
+
+def test_all_faults_are_found_at_once_and_the_rest_is_kept(read):
+    def edit(content):
+        content["images"].append({"id": 3})
+        content["images"].append({"id": 1, "file_name": "1.png"})
+        content["images"].append({"id": [4], "file_name": "4.png"})
+        content["images"].append({"id": 5, "file_name": 5})
+        content["images"].append({"id": 6, "file_name": "2.png", "width": 80.0, "height": 60})
+        content["images"].append({"id": 7, "file_name": "absent.png"})
+        content["categories"].append({"id": 8, "name": "star"})
+        content["categories"].append({"id": 9, "name": "disc"})
+        content["annotations"].append(None)
+
+    annotated = read(
+        annotations=[
+            box(1),
+            box(55),
+            box(1, category_id=4),
+            box(1, [1, 2, 3]),
+            box(1, area="big"),
+            box(2, category_id=8),
+            box(5),
+        ],
+        edit=edit,
+    )
+    assert [(finding.subject, finding.kind) for finding in annotated.findings] == [
+        ("entry 2", "incomplete entries"),
+        ("entry 7", "incomplete entries"),
+        ("image 1", "ids given twice"),
+        ("image [4]", "ids that cannot be used"),
+        ("image 5", "file names that cannot be used"),
+        ("image 6", "image sizes that cannot be used"),
+        ("category 8", "categories that obj_list lacks"),
+        ("category 9", "categories of one name"),
+        ("annotation 2", "annotations of unknown images"),
+        ("annotation 3", "annotations of unknown categories"),
+        ("annotation 4", "malformed boxes"),
+        ("annotation 5", "malformed areas"),
+        ("image 7", "missing pictures"),
+    ]
+    assert all(finding.level == "error" and finding.advice for finding in annotated.findings)
+    assert [image["id"] for image in annotated.images] == [1, 2, 6, 7]
+    assert annotated.sizes.tolist() == [[60, 80], [60, 80], [0, 0], [0, 0]]
+    assert annotated.present.tolist() == [True, True, True, False]
+    assert annotated.boxes.annotation_ids == [1, 3, 6]
+    assert annotated.boxes.class_ids.tolist() == [0, UNKNOWN_CLASS, UNKNOWN_CLASS]
+
+
+@pytest.mark.parametrize("size", [0, -5, 80.0, "80", None])
+def test_width_that_is_no_number_of_pixels(read, size):
+    (finding,) = read(edit=lambda content: content["images"][0].update(width=size)).findings
+    assert finding.subject == "image 1" and finding.message == f"has the width {size!r}"
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("Disc ", "differs from 'disc'"),
+        ("dics", "'disc' is meant"),
+        ("star", "add it there, or take"),
+        ("square", None),
+        ("", "add it there, or take"),
+    ],
+)
+def test_category_that_obj_list_lacks_comes_with_the_name_that_is_like_it(read, name, advice):
+    def edit(content):
+        content["categories"] = [{"id": 5, "name": name}]
+
+    findings = read(edit=edit, obj_list=["square", "disc", ""]).findings
+    assert len(findings) == (advice is not None)
+    for finding in findings:
+        assert finding.subject == "category 5" and repr(name) in finding.message and "made.yml" in finding.message
+        assert advice in finding.advice
+
+
+@pytest.mark.parametrize("ids", [(3, 7), (0, 1), (1, 0), ("3", "7"), ("0", "x"), (90, 2**40)])
+def test_categories_match_by_name_whatever_their_ids(read, ids):
+    def edit(content):
+        content["categories"] = [{"id": ids[0], "name": "disc"}, {"id": ids[1], "name": "square"}]
+
+    annotated = read(edit=edit)
+    assert annotated.findings == [] and annotated.category_ids == {1: ids[0], 0: ids[1]}
+
+
+def test_category_named_by_a_number_matches(read):
+    annotated = read(edit=lambda content: content.update(categories=[{"id": 0, "name": 8}]), obj_list=["7", "8"])
+    assert annotated.findings == [] and annotated.category_ids == {1: 0}
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"images": [], "annotations": {}}', "[" * 100000])
+def test_file_of_something_else_is_one_finding(tmp_path, make_project, content):
+    path = tmp_path / "annotations" / "instances_some.json"
+    path.parent.mkdir()
+    path.write_text(content)
+    (finding,) = read_set(tmp_path, "some", make_project()).findings
+    assert finding.file == path and finding.kind == "annotation files that cannot be used" and finding.advice
+
+
+def test_set_without_files_is_one_finding(tmp_path, make_project):
+    (finding,) = read_set(tmp_path, "some", make_project()).findings
+    assert finding.message == "is not there" and finding.file.name == "instances_some.json"
+
+
+def test_faulty_set_is_refused_by_its_first_fault(read):
+    refuse_if_faulty(read())
+    with pytest.raises(InputError, match=r"annotation 1 has the bbox \[1\]: .* numbers, \[x, y, width, height\]$"):
+        refuse_if_faulty(read(annotations=[box(1, [1])]))
+    with pytest.raises(
+        InputError, match=r"annotation 1 has .*first of 2 malformed boxes.*efficientdet\.check -p .*made"
+    ):
+        refuse_if_faulty(read(annotations=[box(1, [1]), box(77), box(1, [2])]))
