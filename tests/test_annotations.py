@@ -139,7 +139,7 @@ def test_width_that_is_no_number_of_pixels(read, size):
     [
         ("Disc ", "differs from 'disc'"),
         ("dics", "'disc' is meant"),
-        ("star", "add it there, or take"),
+        ("zebra", "add it there, or take"),
         ("square", None),
         ("", "add it there, or take"),
     ],

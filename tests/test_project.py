@@ -12,7 +12,6 @@ from efficientdet.project import load_project
 from utils.errors import InputError
 
 KEYS = [line.split(":")[0] for line in SHAPES_YML.splitlines() if ":" in line]
-SOURCE = Path("annotations.json")
 
 
 def coco_project():

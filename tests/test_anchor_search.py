@@ -1,0 +1,101 @@
+"""Anchors that suit boxes: known shapes are found again, and better anchors are proposed only when they are better."""
+
+import numpy as np
+import pytest
+
+from efficientdet.anchor_search import anchor_report, propose_anchors
+from efficientdet.anchors import make_anchors
+from efficientdet.config import ANCHOR_RATIOS, ANCHOR_SCALES, model_config
+from efficientdet.data_rules import Objects, best_ious
+from efficientdet.loss import POSITIVE_IOU
+
+CONFIG, CANVAS = model_config(0), (256, 256)
+
+
+def boxes_of(scales, ratios, number: int = 600, noise: float = 0.0) -> np.ndarray:
+    """Random anchors of the canvas (K, 4) xyxy, with sides changed by a share of `noise`."""
+    rng = np.random.default_rng(3)
+    anchors = make_anchors(*CANVAS, CONFIG.pyramid_levels, CONFIG.anchor_scale, scales, ratios).numpy()
+    sides = anchors[:, [3, 2]] - anchors[:, [1, 0]]
+    anchors = anchors[np.log2(sides).max(axis=1) < 8]
+    y1, x1, y2, x2 = anchors[rng.choice(len(anchors), number)].T
+    width, height = (np.stack((x2 - x1, y2 - y1)) * rng.normal(1, noise, (2, number))) / 2
+    x, y = (x1 + x2) / 2, (y1 + y2) / 2
+    return np.stack((x - width, y - height, x + width, y + height), axis=1)
+
+
+def objects_of(boxes: np.ndarray, project) -> Objects:
+    ious = best_ious(boxes, CANVAS, CONFIG, project.anchor_scales, project.anchor_ratios)
+    return Objects(CANVAS, np.arange(len(boxes)), boxes, ious)
+
+
+def coverage(boxes, scales, ratios) -> tuple[float, float]:
+    ious = best_ious(boxes, CANVAS, CONFIG, scales, ratios)
+    return (ious >= POSITIVE_IOU).mean(), ious.mean()
+
+
+def test_without_boxes_nothing_is_proposed(make_project):
+    project = make_project()
+    (line,) = anchor_report({"train": objects_of(np.zeros((0, 4)), project)}, project, CONFIG)
+    assert "no boxes" in line
+
+
+@pytest.mark.parametrize(
+    ("scales", "ratios"),
+    [
+        ((1.0,), ((1.0, 1.0),)),
+        ((0.8,), ((0.5, 2.0), (2.0, 0.5))),
+        ((0.7, 1.0), ((1.0, 1.0), (2.0, 0.5))),
+    ],
+)
+def test_shapes_that_the_boxes_were_made_of_are_recovered(scales, ratios):
+    boxes = boxes_of(scales, ratios, noise=0.02)
+    found_scales, found_ratios = propose_anchors(boxes, CANVAS, CONFIG, len(scales), len(ratios))
+    np.testing.assert_allclose(found_scales, scales, rtol=0.08)
+    np.testing.assert_allclose(found_ratios, ratios, rtol=0.08)
+    assert coverage(boxes, found_scales, found_ratios) > (0.999, 0.9)
+
+
+def test_the_same_boxes_give_the_same_anchors():
+    boxes = boxes_of((0.5, 0.7), ((0.5, 2.0), (1.0, 1.0)), number=4000, noise=0.2)
+    assert propose_anchors(boxes, CANVAS, CONFIG, 2, 2) == propose_anchors(boxes, CANVAS, CONFIG, 2, 2)
+
+
+@pytest.mark.parametrize("boxes", [[[10, 10, 40, 30]], [[10, 10, 40, 30]] * 5])
+def test_fewer_shapes_than_anchors(boxes):
+    scales, ratios = propose_anchors(np.array(boxes, float), CANVAS, CONFIG, 3, 3)
+    assert len(scales) == len(ratios) == 3 and min(scales) > 0 and np.min(ratios) > 0
+
+
+def test_proposed_anchors_reach_more_and_can_be_pasted(make_project):
+    project = make_project()
+    boxes = boxes_of((0.3, 0.4), ((0.4, 2.5), (0.6, 1.7)), noise=0.1)
+    lines = anchor_report(
+        {"train": objects_of(boxes, project), "val": objects_of(boxes[:50], project)}, project, CONFIG
+    )
+    scales, ratios = (line for line in lines if line.startswith("anchors_"))
+    path = project.path.with_name("pasted.yml")
+    kept = [line for line in project.path.read_text().splitlines() if not line.startswith("anchors_")]
+    path.write_text("\n".join([*kept, scales, ratios]))
+
+    from efficientdet.project import load_project
+
+    pasted = load_project(path)
+    assert len(pasted.anchor_scales) == 3 and len(pasted.anchor_ratios) == 3
+    before, after = (
+        coverage(boxes, ANCHOR_SCALES, ANCHOR_RATIOS),
+        coverage(boxes, pasted.anchor_scales, pasted.anchor_ratios),
+    )
+    assert before[0] < 0.5 and after[0] > 0.9
+    assert lines[1] == (
+        f"  train: {before[0]:.1%} and {before[1]:.2f} with the project's, "
+        f"{after[0]:.1%} and {after[1]:.2f} with those proposed"
+    )
+    assert lines[2].startswith("  val: ")
+    assert "published weights" in lines[-1]
+
+
+def test_anchors_that_suit_are_kept(make_project):
+    project = make_project()
+    lines = anchor_report({"train": objects_of(boxes_of(ANCHOR_SCALES, ANCHOR_RATIOS), project)}, project, CONFIG)
+    assert "keep them" in lines[-1] and not any(line.startswith("anchors_") for line in lines)

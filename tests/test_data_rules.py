@@ -1,0 +1,134 @@
+"""Rules on boxes, with numbers at their borders. tests/test_check.py plants each fault in a whole project."""
+
+import numpy as np
+import pytest
+
+from efficientdet.annotations import read_set
+from efficientdet.config import model_config
+from efficientdet.data_rules import (
+    box_findings,
+    class_counts,
+    coverage_findings,
+    empty_images,
+    objects_on_canvas,
+    quick_findings,
+    repeated_boxes,
+    small_objects,
+    unlisted_pictures,
+)
+
+CONFIG = model_config(0)
+
+
+@pytest.fixture
+def boxes_in(tmp_path, write_coco, make_project):
+    """A function that reads a set of one picture of 100 x 200 pixels (height x width) with these boxes."""
+
+    def boxes_in(*bboxes, **fields):
+        annotations = [{"image_id": 1, "category_id": 7, "bbox": bbox, **fields} for bbox in bboxes]
+        write_coco(tmp_path, "some", {1: np.zeros((100, 200, 3), np.uint8)}, annotations)
+        return read_set(tmp_path, "some", make_project())
+
+    return boxes_in
+
+
+def test_set_without_boxes_has_an_empty_image_and_nothing_else(boxes_in):
+    annotated = boxes_in()
+    objects = objects_on_canvas(annotated, (128, 128), CONFIG)
+    assert objects.xyxy.shape == (0, 4) and objects.sides.shape == (0, 2) and objects.best_ious.shape == (0,)
+    assert list(quick_findings(annotated, objects)) == []
+    assert [finding.subject for finding in empty_images(annotated)] == ["image 1"]
+    assert class_counts(annotated).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("bbox", "level", "kind"),
+    [
+        ([0, 0, 200, 100], None, None),
+        ([-1, -1, 202, 102], None, None),
+        ([10, 10, 1, 1], None, None),
+        ([-1.5, 0, 20, 20], "warning", "reach out"),
+        ([0, -1.5, 20, 20], "warning", "reach out"),
+        ([190, 10, 11.5, 20], "warning", "reach out"),
+        ([10, 90, 20, 11.5], "warning", "reach out"),
+        ([200, 10, 5, 5], "error", "outside"),
+        ([10, 100, 5, 5], "error", "outside"),
+        ([-5, 10, 5, 5], "error", "outside"),
+        ([10, -5, 5, 5], "error", "outside"),
+        ([10, 10, 0.9, 20], "warning", "narrower"),
+        ([10, 10, 20, 0], "warning", "narrower"),
+        ([300, 10, 0.5, 20], "warning", "narrower"),
+        ([50, 50, -20, 20], "error", "negative"),
+        ([50, 50, 20, -20], "error", "negative"),
+    ],
+)
+def test_boxes_and_their_pictures(boxes_in, bbox, level, kind):
+    findings = list(box_findings(boxes_in([20, 20, 30, 30], bbox)))
+    assert len(findings) == (level is not None)
+    for finding in findings:
+        assert finding.level == level and kind in finding.kind
+        assert finding.subject == "annotation 2 of image 1" and finding.file.name == "1.png"
+        assert f"[{', '.join(f'{value:g}' for value in bbox)}]" in finding.message
+
+
+def test_boxes_in_a_picture_of_unknown_size_cannot_be_outside(boxes_in):
+    annotated = boxes_in([900, 900, 5, 5], [5, 5, -1, 5])
+    annotated.sizes[:] = 0
+    assert [finding.kind for finding in box_findings(annotated)] == ["boxes of negative width or height"]
+    assert len(objects_on_canvas(annotated, (128, 128), CONFIG).rows) == 0
+
+
+def test_every_repetition_names_the_one_before(boxes_in):
+    annotated = boxes_in([1, 2, 30, 40], [5, 2, 30, 40], [1, 2, 30, 40], [1, 2, 30, 40.5], [1, 2, 30, 40])
+    assert [(finding.subject, finding.message) for finding in repeated_boxes(annotated)] == [
+        ("annotation 3 of image 1", "repeats annotation 1"),
+        ("annotation 5 of image 1", "repeats annotation 3"),
+    ]
+
+
+def test_equal_boxes_of_two_classes_are_no_repetition(boxes_in):
+    annotated = boxes_in([1, 2, 30, 40], [1, 2, 30, 40])
+    annotated.boxes.class_ids[1] = 1
+    assert list(repeated_boxes(annotated)) == []
+
+
+def test_objects_lie_as_the_letterbox_lays_them(boxes_in):
+    objects = objects_on_canvas(boxes_in([20, 10, 40, 60], [0, 0, 0.5, 9], [10, 20, 30, 40]), (128, 128), CONFIG)
+    assert objects.rows.tolist() == [0, 2]
+    np.testing.assert_allclose(objects.xyxy, np.array([[20, 10, 60, 70], [10, 20, 40, 60]]) * 0.64)
+    np.testing.assert_allclose(objects.sides, np.array([[40, 60], [30, 40]]) * 0.64)
+
+
+@pytest.mark.parametrize(("side", "small"), [(7.9, True), (8, False)])
+def test_objects_of_a_few_pixels(boxes_in, side, small):
+    annotated = boxes_in([20, 20, 2 * side, side / 2], [50, 50, 40, 40])  # 100 x 200 pixels become a half
+    findings = list(small_objects(annotated, objects_on_canvas(annotated, (100, 100), CONFIG)))
+    assert [finding.subject for finding in findings] == ["annotation 1 of image 1"] * small
+
+
+@pytest.mark.parametrize(("good", "warned"), [(8, True), (9, False)])
+def test_nine_tenths_of_the_boxes_must_be_reached(boxes_in, good, warned):
+    annotated = boxes_in(*[[4 + 8 * i, 4, 32, 32] for i in range(good)], [50, 50, 4, 4])
+    findings = list(coverage_findings(annotated, objects_on_canvas(annotated, (256, 256), CONFIG)))
+    assert len(findings) == warned
+
+
+def test_unlisted_pictures_are_looked_for_in_folders_too(boxes_in):
+    annotated = boxes_in()
+    (annotated.pictures / "inner").mkdir()
+    for name in ("inner/a.JPG", "notes.txt", "b.png"):
+        (annotated.pictures / name).touch()
+    assert [finding.file for finding in unlisted_pictures([annotated])] == [
+        annotated.pictures / name for name in ("b.png", "inner/a.JPG")
+    ]
+
+
+def test_folder_that_two_sets_share_is_listed_by_both_together(tmp_path, write_coco, make_project):
+    for set_name, image_id in (("train", 1), ("val", 2)):
+        write_coco(tmp_path, set_name, {image_id: np.zeros((9, 9, 3), np.uint8)})
+    (tmp_path / "val" / "2.png").rename(tmp_path / "train" / "2.png")
+    (tmp_path / "val").rmdir()
+    (tmp_path / "val").symlink_to(tmp_path / "train")
+    (tmp_path / "train" / "3.png").touch()
+    sets = [read_set(tmp_path, set_name, make_project()) for set_name in ("train", "val")]
+    assert [finding.file.name for finding in unlisted_pictures(sets)] == ["3.png"]
