@@ -8,6 +8,7 @@ from efficientdet.anchors import make_anchors
 from efficientdet.config import ANCHOR_RATIOS, ANCHOR_SCALES, model_config
 from efficientdet.data_rules import Objects, best_ious
 from efficientdet.loss import POSITIVE_IOU
+from efficientdet.project import load_project
 
 CONFIG, CANVAS = model_config(0), (256, 256)
 
@@ -77,8 +78,6 @@ def test_proposed_anchors_reach_more_and_can_be_pasted(make_project):
     path = project.path.with_name("pasted.yml")
     kept = [line for line in project.path.read_text().splitlines() if not line.startswith("anchors_")]
     path.write_text("\n".join([*kept, scales, ratios]))
-
-    from efficientdet.project import load_project
 
     pasted = load_project(path)
     assert len(pasted.anchor_scales) == 3 and len(pasted.anchor_ratios) == 3

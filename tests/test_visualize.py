@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from utils.visualize import class_color, draw_boxes, side_by_side
+from utils.visualize import class_color, contact_sheet, draw_boxes, side_by_side
 
 NO_BOXES, NO_CLASSES = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
 
@@ -107,3 +107,26 @@ def test_pictures_side_by_side():
     np.testing.assert_array_equal(both[:, :60], left)
     np.testing.assert_array_equal(both[:, -30:], right)
     assert (both[:, 60:-30] == 255).all()
+
+
+@pytest.mark.parametrize(("number", "rows", "columns"), [(1, 1, 1), (2, 1, 2), (3, 2, 2), (5, 2, 3), (9, 3, 3)])
+def test_contact_sheet_shows_every_picture_whole(number, rows, columns):
+    pictures = [np.full((100, 200, 3), (20 * (i + 1), 0, 255), np.uint8) for i in range(number)]
+    sheet = contact_sheet(pictures, [f"picture {i}" for i in range(number)])
+    assert 100 * rows < sheet.shape[0] < 140 * rows and 200 * columns < sheet.shape[1] < 220 * columns
+    corners = []
+    for picture in pictures:
+        y, x = np.nonzero((sheet == picture[0, 0]).all(axis=2))
+        inside = sheet[y.max() - 99 : y.max() + 1, x.max() - 199 : x.max() + 1]
+        np.testing.assert_array_equal(inside, picture)
+        corners.append((y.max(), x.max()))
+    assert corners == sorted(corners)  # row by row
+
+
+def test_captions_stand_above_their_pictures_and_fit():
+    white = np.full((100, 200, 3), 255, np.uint8)
+    short, long = (contact_sheet([white], [caption]) for caption in ("a", 40 * "long "))
+    assert contact_sheet([white], [""]).min() == 255
+    for sheet in (short, long):
+        y, x = np.nonzero(sheet.min(axis=2) < 128)
+        assert y.max() < sheet.shape[0] - 100 and x.max() < sheet.shape[1] - 1
