@@ -20,18 +20,14 @@ _FIRST_STEP, _LAST_STEP = 0.2, 0.02  # of the refinement, in octaves
 
 
 def propose_anchors(
-    boxes_xyxy: np.ndarray,
-    canvas: tuple[int, int],
-    config: ModelConfig,
-    num_scales: int,
-    num_ratios: int,
-    seed: int = 0,
+    boxes_xyxy: np.ndarray, canvas: tuple[int, int], config: ModelConfig, num_scales: int, num_ratios: int
 ) -> tuple[tuple[float, ...], tuple[tuple[float, float], ...]]:
     """Scales and (width, height) ratios for boxes (K, 4) on a canvas of (height, width) pixels. K must not be 0.
 
-    The numbers are rounded, as one writes them. The same seed gives the same.
+    k-means on IoU comes first, from several starts; then scales and ratios are moved one by one as long as `_fitness`
+    grows. The same boxes give the same numbers, which are rounded as one writes them.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     if len(boxes_xyxy) > MOST_BOXES:
         boxes_xyxy = boxes_xyxy[rng.choice(len(boxes_xyxy), MOST_BOXES, replace=False)]
     sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
@@ -89,7 +85,7 @@ def anchor_report(named_objects: dict[str, Objects], project: Project, config: M
 
 
 def _fitness(ious: np.ndarray) -> float:
-    """How well anchors suit boxes, from each box's best IoU: the share that is reached, then the mean."""
+    """How well anchors suit boxes, from each box's best IoU: the share that is reached, and a little of the mean."""
     return float((ious >= POSITIVE_IOU).mean() + 0.1 * ious.mean())
 
 
@@ -114,16 +110,12 @@ def _k_means(sides: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
         chances = distance**2 + 1e-12  # all boxes may be alike
         centres = np.concatenate((centres, sides[rng.choice(len(sides), p=chances / chances.sum())][None]))
     for _ in range(100):
-        nearest = _centred_iou(sides, centres).argmax(axis=1)
-        means = [_mean_shape(sides[nearest == i]) if (nearest == i).any() else centres[i] for i in range(k)]
-        if np.allclose(means, centres):
+        before, nearest = centres, _centred_iou(sides, centres).argmax(axis=1)
+        groups = [sides[nearest == i] if (nearest == i).any() else centres[i : i + 1] for i in range(k)]
+        centres = np.array([np.exp(np.log(group).mean(axis=0)) for group in groups])
+        if np.allclose(centres, before):
             break
-        centres = np.array(means)
     return centres
-
-
-def _mean_shape(sides: np.ndarray) -> np.ndarray:
-    return np.exp(np.log(sides).mean(axis=0))
 
 
 def _shapes(levels: np.ndarray, octaves: np.ndarray, aspects: np.ndarray) -> np.ndarray:

@@ -96,7 +96,8 @@ def main(args: argparse.Namespace) -> int:
         objects[annotated.name] = found = objects_on_canvas(sized, canvas, config)
         print(headline(annotated))
         if len(found.rows):
-            print(*class_table(annotated, found), *size_table(found), sep="\n  ")
+            for line in (*class_table(annotated, found), *size_table(found)):
+                print(f"  {line}")
         findings += annotated.findings
         findings += picture_findings(annotated, scanned)
         findings += repeated_pictures(annotated, scanned)

@@ -46,9 +46,9 @@ def in_short(group: list[Finding]) -> str:
 def in_full(group: list[Finding], most: int | None) -> Iterator[str]:
     """Findings of one kind as lines: what and how many, the first `most` of them (None: all), what to do."""
     yield f"{group[0].level}: {group[0].kind}: {len(group):,}"
-    for finding in group[:most]:
+    shown = group[:most]
+    for finding in shown:
         yield f"  {finding.case}"
-    left = len(group[len(group[:most]) :])
-    if left:
-        yield f"  and {left:,} more (--all lists them)"
+    if len(shown) < len(group):
+        yield f"  and {len(group) - len(shown):,} more (--all lists them)"
     yield f"  -> {group[0].advice}"
