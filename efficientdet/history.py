@@ -4,9 +4,8 @@ import csv
 import io
 from pathlib import Path
 
-from utils.curves import draw_charts
+from utils.charts import LineChart, draw_lines, write_chart
 from utils.files import written_whole
-from utils.images import write_image
 
 COLUMNS = (
     "epoch", "step", "lr", "train_loss", "train_class", "train_box", "skipped",
@@ -27,12 +26,15 @@ def write_history(rows: list[dict[str, float]], folder: Path) -> None:
     writer.writerows(rows)
     with written_whole(folder / "history.csv") as temporary:
         temporary.write_text(table.getvalue())
-    charts = {
-        title: {
-            column: points
-            for column in columns
-            if (points := [(row["epoch"], row[column]) for row in rows if row.get(column) is not None])
-        }
+    charts = [
+        LineChart(
+            title,
+            {
+                column: [(row["epoch"], row[column]) for row in rows if row.get(column) is not None]
+                for column in columns
+            },
+            x_label="epoch",
+        )
         for title, columns in _CHARTS.items()
-    }
-    write_image(folder / "curves.png", draw_charts(charts))
+    ]
+    write_chart(folder / "curves.png", draw_lines(*charts))

@@ -1,0 +1,179 @@
+"""Charts as figures of matplotlib, without a window. It is imported when the first is drawn."""
+
+import contextlib
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from utils.files import written_whole
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DOTS_PER_INCH = 110
+_INK, _PALE = "#303030", "#b0b0b0"
+_FEW_POINTS = 30  # that are worth a marker each
+
+Points = Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class LineChart:
+    """Named lines of (x, y) points. Points that are not finite are left out; a line of one point is a dot."""
+
+    title: str
+    lines: Mapping[str, Points]
+    x_label: str = ""
+    y_label: str = ""
+    pale_lines: Sequence[Points] = ()  # thin and grey behind the others, without a name
+    y_limits: tuple[float, float] | None = None  # None suits the lines
+    mark_x: float | None = None  # a dashed vertical line
+
+
+@dataclass(frozen=True)
+class BarChart:
+    """Lying bars, from top to bottom: for each of `names` one of each series. NaN is a bar of no length."""
+
+    title: str
+    names: Sequence[str]
+    series: Mapping[str, Sequence[float]]
+    x_label: str = ""
+
+
+@contextlib.contextmanager
+def _style() -> Iterator[None]:
+    import matplotlib
+
+    settings = {
+        "text.parse_math": False,  # a class may be called $
+        "font.family": ["sans-serif"],
+        "axes.titlesize": 11,
+        "axes.edgecolor": _PALE,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "text.color": _INK,
+        "axes.labelcolor": _INK,
+        "xtick.color": _INK,
+        "ytick.color": _INK,
+        "legend.frameon": False,
+    }
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a name in letters that the font lacks is drawn as boxes
+        yield
+
+
+def write_chart(path: Path, figure: "Figure") -> None:
+    """Write a figure as a PNG file."""
+    with _style(), written_whole(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH)
+
+
+@_style()
+def draw_lines(*charts: LineChart) -> "Figure":
+    """Line charts side by side."""
+    figure, all_axes = _figure(len(charts), 6.4, 4.2)
+    for axes, chart in zip(all_axes, charts):
+        _draw_lines(axes, chart)
+    return figure
+
+
+@_style()
+def draw_bars(*charts: BarChart) -> "Figure":
+    """Bar charts side by side."""
+    bars = max((len(chart.names) * (1 + len(chart.series)) for chart in charts), default=0)
+    figure, all_axes = _figure(len(charts), 6.4, 1.2 + 0.12 * max(bars, 4))
+    for axes, chart in zip(all_axes, charts):
+        _draw_bars(axes, chart)
+    return figure
+
+
+@_style()
+def draw_matrix(title: str, names: Sequence[str], cells: np.ndarray, row_label: str, column_label: str) -> "Figure":
+    """A square matrix of counts (N, N); the darker a cell, the larger its share of its row. Zeros stay empty."""
+    side = 2.4 + 0.36 * max(len(names), 4)
+    figure, (axes,) = _figure(1, side, side)
+    sums = cells.sum(axis=1, keepdims=True)
+    shares = cells / np.maximum(sums, 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_title(title)
+    axes.set_xticks(range(len(names)), names, rotation=90)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel(column_label)
+    axes.set_ylabel(row_label)
+    for row, column in np.argwhere(cells):
+        color = "white" if shares[row, column] > 0.5 else _INK
+        axes.text(column, row, f"{cells[row, column]}", ha="center", va="center", color=color, fontsize=7)
+    return figure
+
+
+def _figure(columns: int, width: float, height: float) -> tuple["Figure", list["Axes"]]:
+    """A figure of axes side by side, each `width` x `height` inches."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * columns, height), layout="constrained")
+    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+
+
+def _draw_lines(axes: "Axes", chart: LineChart) -> None:
+    axes.set_title(chart.title)
+    axes.set_xlabel(chart.x_label)
+    axes.set_ylabel(chart.y_label)
+    axes.grid(alpha=0.3)
+    for points in map(_finite, chart.pale_lines):
+        axes.plot(*zip(*points), color=_PALE, linewidth=0.7, alpha=0.6)
+    lines = {name: points for name, line in chart.lines.items() if (points := _finite(line))}
+    handles = [
+        axes.plot(*zip(*points), marker="o" if len(points) <= _FEW_POINTS else None, markersize=3.5)[0]
+        for points in lines.values()
+    ]
+    if not handles:
+        axes.set_axis_off()
+        return
+    if all(x == round(x) for points in lines.values() for x, _ in points):
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    if chart.y_limits:
+        axes.set_ylim(*chart.y_limits)
+    if chart.mark_x is not None:
+        axes.axvline(chart.mark_x, color=_INK, linestyle="--", linewidth=0.8)
+    if len(lines) > 5:
+        axes.legend(handles, lines, loc="center left", bbox_to_anchor=(1, 0.5))
+    else:
+        axes.legend(handles, lines)
+
+
+def _finite(points: Points) -> list[tuple[float, float]]:
+    return [point for point in points if all(map(math.isfinite, point))]
+
+
+def _draw_bars(axes: "Axes", chart: BarChart) -> None:
+    axes.set_title(chart.title)
+    if not chart.names:
+        axes.set_axis_off()
+        return
+    axes.set_xlabel(chart.x_label)
+    axes.grid(axis="x", alpha=0.3)
+    thickness = 0.8 / max(1, len(chart.series))
+    handles = []
+    for number, values in enumerate(chart.series.values()):
+        places = np.arange(len(chart.names)) + (number - (len(chart.series) - 1) / 2) * thickness
+        bars = axes.barh(places, np.nan_to_num(values), thickness)
+        axes.bar_label(bars, [_number(value) for value in values], padding=3, fontsize=7)
+        handles.append(bars)
+    axes.set_yticks(range(len(chart.names)), chart.names)
+    axes.set_ylim(len(chart.names) - 0.5, -0.5)  # the first on top
+    axes.margins(x=0.1)  # room for the labels
+    if len(handles) > 1:
+        axes.legend(handles, chart.series, loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def _number(value: float) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return "" if math.isnan(value) else f"{value:.3f}"
