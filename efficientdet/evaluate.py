@@ -1,9 +1,9 @@
-"""`Detections` -> COCO results -> average precision."""
+"""`Detections` -> COCO results -> average precision, and what it was computed from."""
 
 import contextlib
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +19,11 @@ from utils.files import written_whole
 
 EVALUATION_SCORE_THRESHOLD = 0.05
 EVALUATION_IOU_THRESHOLD = 0.5
+MATCH_IOU = 0.5  # of the matches that `Details` holds
+NUMBER_NAMES = (
+    "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
+    "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large",
+)  # fmt: skip
 
 
 class Evaluation(NamedTuple):
@@ -27,6 +32,47 @@ class Evaluation(NamedTuple):
     # (12,): AP, AP50, AP75, AP by size (3), AR by number of detections (3), AR by size (3); -1 where undefined
     numbers: np.ndarray
     summary: str
+
+    def by_name(self) -> dict[str, float]:
+        """The numbers by their names; NaN where undefined."""
+        return dict(zip(NUMBER_NAMES, np.where(self.numbers >= 0, self.numbers, np.nan).tolist()))
+
+
+class Truth(NamedTuple):
+    """The G annotated objects of a set."""
+
+    images: np.ndarray  # (G,) positions in `dataset.image_ids`
+    classes: np.ndarray  # (G,) positions in `Details.class_ids`
+    boxes: np.ndarray  # (G, 4) float64 xyxy in the picture's pixels
+    areas: np.ndarray  # (G,) as annotated, which decides the size
+    crowd: np.ndarray  # (G,) bool: a region of many, in which detections count neither as right nor as wrong
+
+
+class Found(NamedTuple):
+    """The D detections that COCO scores (the best 100 of each class in each image), class by class, image by image."""
+
+    images: np.ndarray  # (D,) positions in `dataset.image_ids`
+    classes: np.ndarray  # (D,) positions in `Details.class_ids`
+    boxes: np.ndarray  # (D, 4) float64 xyxy in the picture's pixels
+    scores: np.ndarray  # (D,)
+    truth: np.ndarray  # (D,) position in Truth of the object that it finds by MATCH_IOU, or -1
+    ignored: np.ndarray  # (D,) bool: it lies in a crowd region
+
+    def take(self, chosen: np.ndarray) -> "Found":
+        """Those at the positions `chosen`, or where the mask is true."""
+        return Found(*(values[chosen] for values in self))
+
+
+class Details(NamedTuple):
+    """What COCO's scoring made the twelve numbers of, for the K classes of the data set's categories."""
+
+    class_ids: np.ndarray  # (K,) class indices, ascending
+    # (10, 101, K, 4): at IoU 0.50, 0.55 ... 0.95, at recall 0, 0.01 ... 1, by class, of all sizes, small, medium and
+    # large; -1 where there is no object to find
+    precision: np.ndarray
+    recall: np.ndarray  # (10, K, 4): the highest reached
+    truth: Truth
+    found: Found
 
 
 def coco_results(image_id: int | str, detections: Detections, category_ids: dict) -> list[dict]:
@@ -51,55 +97,88 @@ def write_results(path: Path, results: list[dict]) -> None:
         temporary.write_text(json.dumps(results))
 
 
-def read_results(path: Path) -> list[dict]:
-    """Read a COCO results file; InputError when it is none."""
+def read_results(path: Path, dataset: CocoDataset) -> list[dict]:
+    """The entries of a COCO results file, any detector's, for the images and categories of `dataset`.
+
+    Ids may be numbers or texts of digits, in both files; they come back as in `dataset`. Further fields are dropped.
+    InputError names the entry, counted from 0, that is of no use.
+    """
     try:
-        results = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read the results {path}: {error}; pass --override True to make them anew") from error
-    if not isinstance(results, list) or not all(_is_result(result) for result in results):
-        raise InputError(f"{path} is not a COCO results file; pass --override True to make it anew")
-    return results
+        results = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"cannot read the results {path}: {error}") from error
+    if not isinstance(results, list):
+        raise InputError(
+            f"{path} holds no results: they are a list of entries with image_id, category_id, bbox and score"
+        )
+    image_of = {str(image_id): image_id for image_id in dataset.image_ids}
+    category_of = {str(category_id): category_id for category_id in dataset.category_ids.values()}
+    for position, result in enumerate(results):
+        wrong = _flaw(result)
+        if wrong:
+            raise InputError(f"{path}: entry {position} {wrong}: {str(result)[:100]}")
+    for key, known, what in (("image_id", image_of, "images"), ("category_id", category_of, "categories")):
+        strange = [position for position, result in enumerate(results) if str(result[key]) not in known]
+        if strange:
+            raise InputError(
+                f"{path}: {len(strange)} of {len(results)} entries are for {what} that {dataset.annotation_file} or "
+                f"--max_images leaves out, the first is entry {strange[0]} with {key} {results[strange[0]][key]!r}: "
+                "score them on the set that they were made for"
+            )
+    return [
+        {
+            "image_id": image_of[str(result["image_id"])],
+            "category_id": category_of[str(result["category_id"])],
+            "score": result["score"],
+            "bbox": result["bbox"],
+        }
+        for result in results
+    ]
 
 
-def _is_result(value: object) -> bool:
-    """Whether `value` is an entry of a COCO results file."""
-    return (
-        isinstance(value, dict)
-        and all(isinstance(value.get(key), int | str) for key in ("image_id", "category_id"))
-        and isinstance(value.get("score"), int | float)
-        and isinstance(value.get("bbox"), list)
-        and len(value["bbox"]) == 4
-        and all(isinstance(number, int | float) for number in value["bbox"])
-    )
+def _flaw(result: object) -> str | None:
+    """What keeps `result` from being an entry of a COCO results file."""
+    if not isinstance(result, dict):
+        return "is no object with image_id, category_id, bbox and score"
+    for key in ("image_id", "category_id"):
+        if not isinstance(result.get(key), int | str):
+            return f"has no {key} that is a number or text"
+    if not _are_finite([result.get("score")]):
+        return "has no score that is a finite number"
+    box = result.get("bbox")
+    if not isinstance(box, list) or len(box) != 4 or not _are_finite(box):
+        return "has no bbox of four finite numbers, [x, y, width, height]"
+    return None
 
 
-def score(dataset: CocoDataset, results: Iterable[dict]) -> Evaluation:
-    """Average precision of a results file's entries on all images of `dataset`."""
-    class_of = {str(category_id): class_index for class_index, category_id in dataset.category_ids.items()}
-    known_images = set(dataset.image_ids)
+def _are_finite(values: list) -> bool:
+    return all(isinstance(value, int | float) and abs(value) < 1e300 for value in values)
+
+
+def score(dataset: CocoDataset, results: Sequence[dict]) -> Evaluation:
+    """COCO's average precision of `results`, entries of a results file, on all images of `dataset`."""
+    return score_in_detail(dataset, results)[0]
+
+
+def score_in_detail(dataset: CocoDataset, results: Sequence[dict]) -> tuple[Evaluation, Details]:
+    """As `score`, with what the numbers were computed from."""
+    class_of = {category_id: class_index for class_index, category_id in dataset.category_ids.items()}
+    # Built by hand because COCO.loadRes fails on an empty list, and nothing detected is a result: AP 0.
     annotations = []
     for number, result in enumerate(results, 1):
-        if result["image_id"] not in known_images or str(result["category_id"]) not in class_of:
-            raise InputError(
-                f"the results hold image {result['image_id']!r} with category {result['category_id']!r}, which "
-                f"{dataset.annotation_file} or --max_images leaves out; pass --override True to make them anew"
-            )
         x, y, width, height = result["bbox"]
         annotations.append(
             {
                 "id": number,
                 "image_id": result["image_id"],
-                "category_id": class_of[str(result["category_id"])],
+                "category_id": class_of[result["category_id"]],
                 "bbox": [x, y, width, height],
                 "score": result["score"],
                 "area": width * height,
                 "iscrowd": 0,
             }
         )
-
     with contextlib.redirect_stdout(io.StringIO()):
-        # Built by hand because COCO.loadRes fails on an empty list, and nothing detected is a result: AP 0.
         found = COCO()
         found.dataset = {**dataset.coco.dataset, "annotations": annotations}
         found.createIndex()
@@ -107,6 +186,60 @@ def score(dataset: CocoDataset, results: Iterable[dict]) -> Evaluation:
         evaluation.params.imgIds = dataset.image_ids
         evaluation.evaluate()
         evaluation.accumulate()
+    precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
+    details = Details(
+        np.asarray(evaluation.params.catIds),
+        precision[..., -1],
+        recall[..., -1],
+        *_matches(dataset, results, evaluation),
+    )
+    # The means over classes are taken in the order of the category ids, not of our class indices: it moves their last
+    # digit.
+    ids = [dataset.category_ids[class_id] for class_id in evaluation.params.catIds]
+    order = sorted(range(len(ids)), key=lambda k: (str(type(ids[k])), ids[k]))
+    evaluation.eval |= {"precision": precision[:, :, order], "recall": recall[:, order]}
     with contextlib.redirect_stdout(io.StringIO()) as summary:
         evaluation.summarize()
-    return Evaluation(np.asarray(evaluation.stats), summary.getvalue().rstrip())
+    return Evaluation(np.asarray(evaluation.stats), summary.getvalue().rstrip()), details
+
+
+def _matches(dataset: CocoDataset, results: Sequence[dict], evaluation: COCOeval) -> tuple[Truth, Found]:
+    """Truth and detections as arrays, with the matches that `evaluation` made at MATCH_IOU."""
+    parameters = evaluation.params
+    class_ids = np.asarray(parameters.catIds)
+    position_of = {image_id: position for position, image_id in enumerate(dataset.image_ids)}
+    objects = dataset.coco.dataset["annotations"]
+    truth = Truth(
+        np.array([position_of[entry["image_id"]] for entry in objects], np.int64),
+        np.searchsorted(class_ids, np.array([entry["category_id"] for entry in objects], np.int64)),
+        _xyxy([entry["bbox"] for entry in objects]),
+        np.array([entry["area"] for entry in objects], np.float64),
+        np.array([entry["iscrowd"] for entry in objects], bool),
+    )
+
+    threshold = np.flatnonzero(parameters.iouThrs == MATCH_IOU)[0]
+    parts = [part for part in evaluation.evalImgs if part is not None and part["aRng"] == parameters.areaRng[0]]
+    number = np.array([number for part in parts for number in part["dtIds"]], np.int64)
+    object_id = np.array([match for part in parts for match in part["dtMatches"][threshold]], np.int64)
+    ignored = np.array([flag for part in parts for flag in part["dtIgnore"][threshold]], bool)
+    object_ids = np.array([entry["id"] for entry in objects], np.int64)  # ascending, and 0 means no match
+    matched = np.where((object_id > 0) & ~ignored, np.searchsorted(object_ids, object_id), -1)
+    chosen = [results[i - 1] for i in number]
+    found = Found(
+        np.array([position_of[result["image_id"]] for result in chosen], np.int64),
+        np.repeat(
+            np.searchsorted(class_ids, np.array([part["category_id"] for part in parts], np.int64)),
+            np.array([len(part["dtIds"]) for part in parts], np.int64),
+        ),
+        _xyxy([result["bbox"] for result in chosen]),
+        np.array([result["score"] for result in chosen], np.float64),
+        matched,
+        ignored,
+    )
+    return truth, found
+
+
+def _xyxy(boxes_xywh: list[list[float]]) -> np.ndarray:
+    boxes = np.array(boxes_xywh, np.float64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    return boxes

@@ -1,13 +1,16 @@
 """Detections -> COCO results -> average precision, at the ends of the scale and between."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from efficientdet.dataset import CocoDataset
-from efficientdet.evaluate import coco_results, read_results, score, write_results
+from efficientdet.evaluate import NUMBER_NAMES, coco_results, read_results, score, score_in_detail, write_results
 from efficientdet.postprocess import Detections
 from efficientdet.project import load_project
 from utils.errors import InputError
@@ -84,46 +87,81 @@ def test_classes_without_a_category_are_dropped():
     assert [result["score"] for result in coco_results(1, detections, {0: 1})] == pytest.approx([0.8])
 
 
-def test_results_are_plain_json(tmp_path):
-    detections = Detections(torch.rand(2, 4), torch.rand(2), torch.tensor([0, 0]))
-    results = coco_results("name", detections, {0: 1})
+def test_results_are_read_as_written(open_set, tmp_path):
+    dataset = open_set([4], [])
+    detections = Detections(torch.rand(2, 4), torch.rand(2), torch.tensor([0, 1]))
+    results = coco_results(4, detections, dataset.category_ids)
     path = tmp_path / "made" / "results.json"
     write_results(path, results)
-    assert json.loads(path.read_text()) == results == read_results(path)
+    assert json.loads(path.read_text()) == results == read_results(path, dataset)
     write_results(path, [])
-    assert read_results(path) == []
+    assert read_results(path, dataset) == []
 
 
-def test_missing_results_are_told(tmp_path):
-    with pytest.raises(InputError, match=r"none\.json.*--override True"):
-        read_results(tmp_path / "none.json")
+def test_ids_may_be_numbers_or_texts_and_further_fields_are_dropped(open_set, tmp_path):
+    dataset = open_set([1, "b"], [truth()])
+    entry = {**found(image_id="1", category_id="7"), "segmentation": {"counts": "x"}, "id": 5}
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([entry, found(image_id="b")]))
+    assert read_results(path, dataset) == [found(), found(image_id="b")]
+
+
+def test_missing_results_are_told(dataset, tmp_path):
+    with pytest.raises(InputError, match=r"none\.json"):
+        read_results(tmp_path / "none.json", dataset)
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "told"),
     [
-        b"",
-        b"[{]",
-        b"\xff\xfe",
-        b"3",
-        b"{}",
-        b"[1]",
-        b"[[]]",
-        b"[{}]",
-        b'[{"image_id": 1, "category_id": 1, "score": 0.5}]',
-        b'[{"image_id": 1, "category_id": 1, "score": 0.5, "bbox": [1, 2, 3]}]',
-        b'[{"image_id": 1, "category_id": 1, "score": 0.5, "bbox": 5}]',
-        b'[{"image_id": 1, "category_id": 1, "score": 0.5, "bbox": null}]',
-        b'[{"image_id": 1, "category_id": 1, "score": 0.5, "bbox": [1, 2, "3", 4]}]',
-        b'[{"image_id": 1, "category_id": 1, "score": "high", "bbox": [1, 2, 3, 4]}]',
-        b'[{"image_id": [1], "category_id": 1, "score": 0.5, "bbox": [1, 2, 3, 4]}]',
+        (b"", "cannot read.*results.json"),
+        (b"[{]", "cannot read.*results.json"),
+        (b"\xff\xfe", "cannot read.*results.json"),
+        (b"[" * 100_000, "cannot read.*results.json"),
+        (b"3", "results.json.*a list of entries"),
+        (b'{"images": [], "annotations": []}', "results.json.*a list of entries"),
     ],
 )
-def test_file_that_holds_no_results_is_refused(tmp_path, content):
+def test_file_that_holds_no_results_is_refused(dataset, tmp_path, content, told):
     path = tmp_path / "results.json"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"results\.json.*--override True"):
-        read_results(path)
+    with pytest.raises(InputError, match=told):
+        read_results(path, dataset)
+
+
+@pytest.mark.parametrize(
+    ("entry", "told"),
+    [
+        ("1", "is no object"),
+        ("[]", "is no object"),
+        ("{}", "image_id"),
+        ('{"image_id": [1], "category_id": 7, "score": 0.5, "bbox": [1, 2, 3, 4]}', "image_id"),
+        ('{"image_id": 1, "category_id": null, "score": 0.5, "bbox": [1, 2, 3, 4]}', "category_id"),
+        ('{"image_id": 1, "category_id": 7, "bbox": [1, 2, 3, 4]}', "score"),
+        ('{"image_id": 1, "category_id": 7, "score": "high", "bbox": [1, 2, 3, 4]}', "score"),
+        ('{"image_id": 1, "category_id": 7, "score": NaN, "bbox": [1, 2, 3, 4]}', "score"),
+        ('{"image_id": 1, "category_id": 7, "score": 1e999, "bbox": [1, 2, 3, 4]}', "score"),
+        ('{"image_id": 1, "category_id": 7, "score": 0.5}', "bbox"),
+        ('{"image_id": 1, "category_id": 7, "score": 0.5, "bbox": null}', "bbox"),
+        ('{"image_id": 1, "category_id": 7, "score": 0.5, "bbox": [1, 2, 3]}', "bbox"),
+        ('{"image_id": 1, "category_id": 7, "score": 0.5, "bbox": [1, 2, "3", 4]}', "bbox"),
+        ('{"image_id": 1, "category_id": 7, "score": 0.5, "bbox": [1, 2, -Infinity, 4]}', "bbox"),
+    ],
+)
+def test_entry_of_no_use_is_named(open_set, tmp_path, entry, told):
+    path = tmp_path / "results.json"
+    path.write_text(f"[{json.dumps(found())}, {entry}]")
+    with pytest.raises(InputError, match=rf"results\.json: entry 1 .*{told}"):
+        read_results(path, open_set([1], []))
+
+
+@pytest.mark.parametrize(("key", "value"), [("image_id", 2), ("image_id", "1.0"), ("category_id", 5)])
+def test_entries_for_what_the_set_leaves_out_are_counted(open_set, tmp_path, key, value):
+    dataset = open_set([1, 2], [truth(image_id=1)], max_images=1)
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([found(), found() | {key: value}, found() | {key: value}]))
+    with pytest.raises(InputError, match=rf"2 of 3 entries .*--max_images.* entry 1 with {key} {value!r}"):
+        read_results(path, dataset)
 
 
 # Scores.
@@ -214,12 +252,93 @@ def test_scoring_twice_gives_the_same(dataset):
     np.testing.assert_array_equal(score(dataset, results).numbers, score(dataset, results).numbers)
 
 
-def test_results_of_an_image_out_of_the_subset_are_refused(open_set):
-    dataset = open_set([1, 2], [truth(image_id=1)], max_images=1)
-    with pytest.raises(InputError, match=r"image 2 .*--max_images.*--override True"):
-        score(dataset, [found(image_id=2)])
+# As pycocotools alone.
 
 
-def test_results_of_an_unknown_category_are_refused(open_set):
-    with pytest.raises(InputError, match=r"category 5"):
-        score(open_set([1], [truth()]), [found(category_id=5)])
+def many_results(content: dict, seed: int) -> list[dict]:
+    """Detections of every quality: near the truth, of another class, anywhere; in one image above 100 of a class."""
+    rng = np.random.default_rng(seed)
+    category_ids = [category["id"] for category in content["categories"]]
+    results = []
+    for annotation in content["annotations"]:
+        for _ in range(rng.integers(0, 4)):
+            box = np.array(annotation["bbox"]) + rng.normal(0, 4, 4)
+            category_id = annotation["category_id"] if rng.random() < 0.8 else int(rng.choice(category_ids))
+            results.append(found(box.clip(0.1).tolist(), annotation["image_id"], category_id, round(rng.random(), 2)))
+    first = content["images"][0]["id"]
+    boxes = rng.uniform(1, 60, (250, 4)).tolist()
+    results += [found(box, first, category_ids[0], round(rng.random(), 1)) for box in boxes]
+    rng.shuffle(results)
+    return results
+
+
+@pytest.fixture
+def crowded_set(tmp_path, write_coco, make_project) -> tuple[CocoDataset, Path]:
+    """Images with gaps in their ids, crowds, classes in another order than their ids, one without objects."""
+    rng = np.random.default_rng(0)
+    names = [f"class {letter}" for letter in "hcaegdbf"]
+    categories = [{"id": 3 + 5 * number, "name": name} for number, name in enumerate(names)]
+    image_ids = (139, 7, 90_000, 25, 26, 400)
+    annotations = [
+        truth(
+            rng.uniform(2, 120, 4).round(2).tolist(),
+            int(rng.choice(image_ids)),
+            categories[int(rng.integers(7))]["id"],
+            area=float(rng.uniform(100, 12_000)),
+            iscrowd=int(rng.random() < 0.2),
+        )
+        for _ in range(120)
+    ]
+    pictures = {image_id: np.zeros((250, 250, 3), np.uint8) for image_id in image_ids}
+    path = write_coco(tmp_path, "crowded", pictures, annotations, categories)
+    return CocoDataset(tmp_path, "crowded", make_project(obj_list=sorted(names)), (128, 128)), path
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_numbers_are_those_of_pycocotools_to_the_last_digit(crowded_set, tmp_path, seed):
+    dataset, path = crowded_set
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps(many_results(json.loads(path.read_text()), seed)))
+    coco = COCO(str(path))
+    theirs = COCOeval(coco, coco.loadRes(str(results)), "bbox")
+    theirs.evaluate()
+    theirs.accumulate()
+    theirs.summarize()
+    ours = score(dataset, read_results(results, dataset)).numbers
+    assert ours.tolist() == theirs.stats.tolist()
+    assert 0.05 < ours[0] < 0.9
+
+
+def test_details_of_nothing(open_set):
+    evaluation, details = score_in_detail(open_set([1], []), [])
+    assert details.class_ids.tolist() == [0, 1]
+    assert [len(values) for values in (*details.truth, *details.found)] == [0] * 11
+    assert np.isnan(list(evaluation.by_name().values())).all() and (details.precision == -1).all()
+
+
+def test_details_tell_which_object_each_detection_finds(open_set):
+    annotations = [truth([0, 0, 10, 10], 2, iscrowd=1), truth([50, 50, 10, 10], 2), truth([0, 0, 20, 20], 1, 3)]
+    results = [
+        found([52, 50, 10, 10], 2, confidence=0.5),  # the same object, IoU 2/3
+        found([50, 50, 10, 10], 2, confidence=0.75),
+        found([1, 1, 5, 5], 2, confidence=0.25),
+        found([0, 0, 20, 20], 1, 3),
+        found([0, 0, 20, 20], 1, 7),
+    ]
+    evaluation, details = score_in_detail(open_set([1, 2], annotations), results)
+    assert evaluation.by_name()["AP50"] == pytest.approx(1)
+    assert list(evaluation.by_name()) == list(NUMBER_NAMES)
+    truths, detections = details.truth, details.found
+    assert truths.images.tolist() == [1, 1, 0] and truths.classes.tolist() == [0, 0, 1]  # square (7), disc (3)
+    assert truths.boxes[1].tolist() == [50, 50, 60, 60] and truths.crowd.tolist() == [True, False, False]
+    assert detections.images.tolist() == [0, 1, 1, 1, 0] and detections.classes.tolist() == [0, 0, 0, 0, 1]
+    assert detections.scores.tolist() == [0.5, 0.75, 0.5, 0.25, 0.5]
+    assert detections.truth.tolist() == [-1, 1, -1, -1, 2]
+    assert detections.ignored.tolist() == [False, False, False, True, False]
+    assert detections.boxes[2].tolist() == [52, 50, 62, 60]
+
+
+def test_details_hold_the_best_hundred_of_a_class_and_image(open_set):
+    results = [found(confidence=number / 200) for number in range(150)]
+    _, details = score_in_detail(open_set([1], [truth()]), results)
+    assert details.found.scores.tolist() == [number / 200 for number in range(149, 49, -1)]
