@@ -4,6 +4,8 @@
   python coco_eval.py -p shapes                                        the weights and data that come with the project
   python coco_eval.py -p my_project -c 2 -w best                       the best that train.py has made so far
   python coco_eval.py -p my_project -c 2 -w logs/my_project/efficientdet-d2_30_4000.pth
+  python coco_eval.py -p my_project -c 2 -w best --report              and a page on what is wrong
+  python coco_eval.py -p my_project --results detections.json          any detector's results, without weights
 
 The detections go to logs/{project}/{set}_bbox_results.json, in COCO's results format. With num_gpus above 1 in the
 project's YAML file, so many GPUs share the pictures; torchrun works, too.
@@ -14,15 +16,17 @@ from pathlib import Path
 
 import torch
 
+from efficientdet.analysis import analyse, class_table
 from efficientdet.checkpoint import chosen_weights
 from efficientdet.config import model_config
 from efficientdet.dataset import CocoDataset
 from efficientdet.detector import DetectionOptions, load_detector
+from efficientdet.eval_report import report_folder, write_report
 from efficientdet.evaluate import (
     EVALUATION_IOU_THRESHOLD,
     EVALUATION_SCORE_THRESHOLD,
     read_results,
-    score,
+    score_in_detail,
     write_results,
 )
 from efficientdet.inference import Stopwatch, detect_dataset
@@ -58,6 +62,14 @@ def parse_args() -> argparse.Namespace:
     add("--amp", choices=("off", "bf16", "fp16"), default="off", help="less precision, more speed (default: off)")
     add("--float16", **BOOLEAN, default=False, help="the same as --amp fp16: half precision, on a GPU")
     add("--override", **BOOLEAN, default=True, help="False scores the results file of an earlier run (default: True)")
+    add("--results", type=Path, metavar="FILE", help="score this COCO results file; needs no weights")
+    add(
+        "--report",
+        **BOOLEAN,
+        default=False,
+        help="also write logs/{project}/eval-.../ with report.html (classes, thresholds, confusions, causes of errors, "
+        "worst images), its pictures, and report.json (default: False)",
+    )
     add("--batch_size", type=positive_int, default=4, help="images per pass (default: 4)")
     add("-n", "--num_workers", type=non_negative_int, default=WORKERS, help=f"loading threads (default: {WORKERS})")
     add(
@@ -103,11 +115,14 @@ def evaluate(args: argparse.Namespace, project: Project, device: torch.device) -
     make_writable_folder(results_path.parent)
 
     stopwatch = Stopwatch()
-    if not args.override and results_path.is_file():
-        distributed.say(f"scoring {results_path} as it is (--override False)")
-        results = read_results(results_path)
+    source = args.results or (results_path if not args.override and results_path.is_file() else None)
+    if source:
+        facts = {"results": str(source)}
+        distributed.say(f"scoring {source} as it is")
+        results = read_results(source, dataset)
     else:
         weights = chosen_weights(args.weights, project.name, args.compound_coef, args.saved_path)
+        facts = {"weights": str(weights), "input": f"{canvas[1]} x {canvas[0]}"}
         dtype = autocast_dtype(amp, device) or torch.float32
         detector = load_detector(args.compound_coef, weights, project, device, canvas, dtype)
         options = DetectionOptions(
@@ -117,11 +132,20 @@ def evaluate(args: argparse.Namespace, project: Project, device: torch.device) -
         if distributed.rank() == 0:
             write_results(results_path, results)
         distributed.say(f"{len(results)} detections in {len(dataset)} images -> {results_path}")
-    if distributed.rank() == 0:
-        with stopwatch.measuring("scoring"):
-            evaluation = score(dataset, results)
+    if distributed.rank() > 0:
+        return
+
+    with stopwatch.measuring("scoring"):
+        evaluation, details = score_in_detail(dataset, results)
+    if not source:
         print(stopwatch.summary(len(dataset)))
-        print(evaluation.summary)
+    if args.report:
+        analysis = analyse(details, project.class_names, dataset.image_ids)
+        folder = report_folder(LOGS / project.name, set_name, source or weights)
+        write_report(folder, dataset, evaluation, details, analysis, facts, None if source else stopwatch.seconds)
+        print(class_table(analysis.classes))
+        print(f"report -> {folder / 'report.html'}")
+    print(evaluation.summary)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent."""
+"""Files and folders that are either whole or absent."""
 
 import contextlib
 import os
@@ -51,7 +51,8 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
         yield unfinished
         os.rename(unfinished, folder)
     except OSError as error:
-        raise InputError(f"cannot write {folder}: {error.strerror or error}") from error
+        reason = error.strerror or error
+        raise InputError(f"cannot write {folder}: {reason}; free or choose another place and run again") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
