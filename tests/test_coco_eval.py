@@ -76,6 +76,31 @@ def test_override_false_scores_the_file_that_is_there(evaluated, shapes_project)
     assert json.loads(path.read_text()) == results
 
 
+def test_results_of_any_detector_are_scored_and_reported_without_weights(shapes_project):
+    truth = json.loads((shapes_project.data / "annotations/instances_val.json").read_text())["annotations"]
+    results = [
+        {"image_id": str(annotation["image_id"]), "category_id": annotation["category_id"], "score": 0.9}
+        | {"bbox": annotation["bbox"], "area": 5}
+        for annotation in truth[1:]
+    ]
+    (shapes_project.root / "theirs.json").write_text(json.dumps(results))
+    run = run_script(*EVALUATE, "--results", "theirs.json", "--report", cwd=shapes_project.root)
+    assert_succeeded(run)
+    assert 0 < coco_numbers(run.stdout)[0] < 1
+    assert re.search(r"^class +boxes +AP .*\n(square|disc) +\d", run.stdout, re.MULTILINE)
+    (folder,) = (shapes_project.root / "logs/drawn").glob("eval-val-theirs-*")
+    assert str(folder.relative_to(shapes_project.root)) in run.stdout
+    assert "1 missed" in (folder / "report.html").read_text()
+    numbers = json.loads((folder / "report.json").read_text())
+    assert numbers["numbers"]["AP"] == pytest.approx(coco_numbers(run.stdout)[0], abs=5e-4)
+    assert not (shapes_project.root / "logs/drawn/val_bbox_results.json").exists()
+
+
+def test_results_that_cannot_be_scored_are_one_error(shapes_project):
+    (shapes_project.root / "theirs.json").write_text('[{"image_id": 1}]')
+    assert_one_error(run_script(*EVALUATE, "--results", "theirs.json", cwd=shapes_project.root), "theirs.json", "entry")
+
+
 def test_last_is_the_newest_checkpoint_and_detections_carry_the_data_sets_ids(shapes_project):
     network = untrained()
     with torch.no_grad():

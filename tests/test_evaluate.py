@@ -1,6 +1,7 @@
 """Detections -> COCO results -> average precision, at the ends of the scale and between."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +9,13 @@ import pytest
 import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from results import found, truth, write_set
 
 from efficientdet.dataset import CocoDataset
 from efficientdet.evaluate import NUMBER_NAMES, coco_results, read_results, score, score_in_detail, write_results
 from efficientdet.postprocess import Detections
 from efficientdet.project import load_project
 from utils.errors import InputError
-
-BOX = [10.0, 20.0, 30.0, 40.0]
 
 
 @pytest.fixture
@@ -25,16 +25,9 @@ def dataset(shapes_project):
 
 
 @pytest.fixture
-def open_set(tmp_path, write_coco, make_project):
-    """A function that writes a set and opens it."""
-
-    def open_set(image_ids, annotations, *categories, **options) -> CocoDataset:
-        write_coco(
-            tmp_path, "some", {i: np.zeros((200, 200, 3), np.uint8) for i in image_ids}, annotations, *categories
-        )
-        return CocoDataset(tmp_path, "some", make_project(), (128, 128), **options)
-
-    return open_set
+def open_set(tmp_path, make_project):
+    """A function that writes a set of images and annotations, and opens it."""
+    return partial(write_set, tmp_path, make_project())
 
 
 def truth_as_results(dataset: CocoDataset) -> list[dict]:
@@ -46,14 +39,6 @@ def truth_as_results(dataset: CocoDataset) -> list[dict]:
         )
         results += coco_results(image_id, found, dataset.category_ids)
     return results
-
-
-def found(bbox=BOX, image_id=1, category_id=7, confidence=0.5) -> dict:
-    return {"image_id": image_id, "category_id": category_id, "score": confidence, "bbox": bbox}
-
-
-def truth(bbox=BOX, image_id=1, category_id=7, **fields) -> dict:
-    return {"image_id": image_id, "category_id": category_id, "bbox": bbox, **fields}
 
 
 # Results.

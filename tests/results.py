@@ -1,0 +1,63 @@
+"""What the tests of the evaluation share: small sets of boxes, and detections of them."""
+
+from pathlib import Path
+
+import numpy as np
+from conftest import CATEGORIES, _write_coco
+
+from efficientdet.analysis import Analysis, analyse
+from efficientdet.dataset import CocoDataset
+from efficientdet.evaluate import Details, Evaluation, score_in_detail
+from efficientdet.project import Project
+
+BOX = [10.0, 20.0, 30.0, 40.0]
+
+
+def found(bbox=BOX, image_id=1, category_id=7, confidence=0.5) -> dict:
+    """An entry of a results file."""
+    return {"image_id": image_id, "category_id": category_id, "score": confidence, "bbox": bbox}
+
+
+def truth(bbox=BOX, image_id=1, category_id=7, **fields) -> dict:
+    """An annotation."""
+    return {"image_id": image_id, "category_id": category_id, "bbox": bbox, **fields}
+
+
+def write_set(folder: Path, project: Project, image_ids, annotations, categories=CATEGORIES, **options) -> CocoDataset:
+    """Write a set of black pictures, 1000 x 200 pixels, and open it."""
+    pictures = {image_id: np.zeros((200, 1000, 3), np.uint8) for image_id in image_ids}
+    _write_coco(folder, "some", pictures, annotations, categories)
+    return CocoDataset(folder, "some", project, (128, 128), **options)
+
+
+def explain(dataset: CocoDataset, results: list[dict]) -> tuple[Evaluation, Details, Analysis]:
+    evaluation, details = score_in_detail(dataset, results)
+    return evaluation, details, analyse(details, dataset.project.class_names, dataset.image_ids)
+
+
+def each_cause(folder: Path, project: Project) -> tuple[CocoDataset, list[dict]]:
+    """One image (1) with a detection of each kind, one (2) with an object that is missed, one (3) with nothing.
+
+    Squares have the category 7, discs 3. In the order of their scores: background, right, duplicate, localisation,
+    classification, both, right, and one in a crowd, which does not count.
+    """
+    annotations = [
+        truth([0, 0, 10, 10]),
+        truth([100, 0, 10, 10]),
+        truth([200, 0, 10, 10], category_id=3),
+        truth([300, 0, 10, 10], category_id=3),
+        truth([400, 0, 50, 50], iscrowd=1),
+        truth([600, 0, 10, 10]),
+        truth([700, 0, 10, 10], image_id=2),
+    ]
+    results = [
+        found([500, 0, 10, 10], confidence=0.95),
+        found([0, 0, 10, 10], confidence=0.9),
+        found([0, 0, 10, 8], confidence=0.8),  # IoU 0.8
+        found([100, 0, 10, 4], confidence=0.7),  # IoU 0.4
+        found([200, 0, 10, 10], confidence=0.6),
+        found([300, 0, 10, 4], confidence=0.5),
+        found([600, 0, 10, 10], confidence=0.1),
+        found([410, 10, 5, 5], confidence=0.05),
+    ]
+    return write_set(folder, project, [1, 2, 3], annotations), results

@@ -1,0 +1,207 @@
+"""What lies behind the twelve numbers, against numbers worked out by hand."""
+
+import time
+from dataclasses import fields
+
+import numpy as np
+import pytest
+from results import each_cause, explain, found, truth, write_set
+
+from efficientdet.analysis import Analysis, ThresholdCurve, analyse, class_table
+from efficientdet.error_causes import CAUSES
+from efficientdet.evaluate import Details, Found, Truth
+
+
+def test_nothing_to_find_and_nothing_found(tmp_path, make_project):
+    _, _, analysis = explain(write_set(tmp_path, make_project(), [1, 2], []), [])
+    assert [(row.name, row.boxes) for row in analysis.classes] == [("square", 0), ("disc", 0)]
+    assert all(np.isnan(row[2:]).all() for row in (*analysis.classes, *analysis.sizes))
+    assert (analysis.confusion == 0).all() and analysis.confusion.shape == (3, 3)
+    assert all(row.errors == row.all_errors == 0 and np.isnan(row.gain) for row in analysis.causes)
+    assert [image.image_id for image in analysis.images] == [1, 2] and not analysis.images[0].errors
+    assert np.isnan(analysis.precision["AP50"]).all()
+
+
+def test_nothing_found(tmp_path, make_project):
+    _, _, analysis = explain(write_set(tmp_path, make_project(), [1, 2], [truth(image_id=2)]), [])
+    square = analysis.classes[0]
+    assert (square.boxes, square.AP, square.AP50, square.AR) == (1, 0, 0, 0) and np.isnan(square[5:]).all()
+    assert analysis.confusion.tolist() == [[0, 0, 1], [0, 0, 0], [0, 0, 0]]
+    assert [(image.image_id, image.errors) for image in analysis.images] == [(2, {"missed": 1}), (1, {})]
+
+
+def test_nothing_to_find(tmp_path, make_project):
+    _, _, analysis = explain(
+        write_set(tmp_path, make_project(), [1], []), [found(confidence=0.4), found(confidence=0.9)]
+    )
+    assert analysis.confusion.tolist()[2] == [1, 0, 0]  # above the threshold of 0.5, where F1 is 0 as everywhere
+    assert analysis.all_classes.precision[0] == 0 and np.isnan(analysis.all_classes.recall).all()
+
+
+def test_everything_found(tmp_path, make_project):
+    annotations = [truth(), truth([200, 50, 10, 10], category_id=3)]
+    results = [found(), found([200, 50, 10, 10], category_id=3, confidence=0.75)]
+    _, _, analysis = explain(write_set(tmp_path, make_project(), [1], annotations), results)
+    for row, threshold in zip(analysis.classes, (0.25, 0.37)):  # the middle of what reaches it
+        assert row[1:] == pytest.approx((1, 1, 1, 1, 1, threshold, 1, 1))
+    assert analysis.score_threshold == pytest.approx(0.25)
+    assert analysis.confusion.tolist() == np.diag([1, 1, 0]).tolist()
+    assert analysis.images[0] == (1, 2, {})
+
+
+def test_threshold_curve_counts_what_scores_at_least_so_much(tmp_path, make_project):
+    # In falling scores: right, wrong, right, of three objects.
+    annotations = [truth([100 * i, 0, 50, 50]) for i in range(3)]
+    results = [
+        found([0, 0, 50, 50], confidence=0.9),
+        found([500, 0, 50, 50], confidence=0.5),
+        found([100, 0, 50, 50], confidence=0.25),
+    ]
+    _, _, analysis = explain(write_set(tmp_path, make_project(), [1], annotations), results)
+    curve = analysis.class_curves[0]
+    at = {score: int(np.flatnonzero(np.isclose(curve.thresholds, score))[0]) for score in (0, 0.25, 0.26, 0.5, 0.9, 1)}
+    assert [(curve.right[i], curve.wrong[i]) for i in at.values()] == [(2, 1), (2, 1), (1, 1), (1, 1), (1, 0), (0, 0)]
+    assert curve.f1[list(at.values())] == pytest.approx([4 / 6, 4 / 6, 2 / 5, 2 / 5, 2 / 4, 0])
+    assert np.isnan(curve.precision[at[1]]) and curve.recall[at[1]] == 0
+    square = analysis.classes[0]
+    assert (square.F1, square.precision, square.recall) == pytest.approx((2 / 3, 2 / 3, 2 / 3))
+    assert square.threshold == pytest.approx(0.12)
+
+
+def test_best_threshold_is_the_middle_of_its_first_run():
+    def best(right, wrong):
+        return ThresholdCurve(np.linspace(0, 1, len(right)), np.array(right), np.array(wrong), 2).best
+
+    assert best([1, 2, 2, 2, 1], [0] * 5) == 2
+    assert best([1, 2, 1, 2, 2], [0] * 5) == 1
+    assert best([1, 1, 1, 2, 2], [0] * 5) == 3
+    assert best([0, 0, 0], [3, 2, 0]) == 1
+
+
+def test_scores_above_one_have_thresholds_too(tmp_path, make_project):
+    results = [found(confidence=80), found([500, 0, 9, 9], confidence=20)]
+    _, _, analysis = explain(write_set(tmp_path, make_project(), [1], [truth()]), results)
+    assert 20 < analysis.score_threshold < 80 and analysis.classes[0].F1 == 1
+
+
+def test_sizes_go_by_the_annotated_area(tmp_path, make_project):
+    annotations = [
+        truth([0, 0, 100, 100], area=1023),
+        truth([200, 0, 30, 30], area=5000),
+        truth([300, 0, 30, 30], area=9999),
+        truth([400, 0, 30, 30], area=9999),
+        truth([500, 0, 30, 30], area=9999, iscrowd=1),
+    ]
+    results = [found(annotation["bbox"]) for annotation in (annotations[0], annotations[2])]
+    _, _, analysis = explain(write_set(tmp_path, make_project(), [1], annotations), results)
+    small, medium, large = analysis.sizes
+    assert (small[:2], medium[:2], large[:2]) == (("small", 1), ("medium", 1), ("large", 2))
+    assert (*small[2:], *medium[2:]) == pytest.approx((1, 1, 1, 0, 0, 0))
+    assert large[2:] == pytest.approx((51 / 101, 51 / 101, 0.5))
+
+
+def test_curves_and_classes_are_parts_of_the_twelve_numbers(tmp_path, make_project):
+    evaluation, _, analysis = explain(*each_cause(tmp_path, make_project()))
+    numbers = evaluation.by_name()
+    for name in ("AP50", "AP75"):
+        assert analysis.precision[name].mean() == pytest.approx(numbers[name])
+    assert np.mean([row.AP for row in analysis.classes]) == pytest.approx(numbers["AP"])
+    assert np.mean([row.AR for row in analysis.classes]) == pytest.approx(numbers["AR_100"])
+    assert analysis.class_precision.mean(axis=1) == pytest.approx([row.AP50 for row in analysis.classes])
+    assert analysis.class_precision[0, [0, 25, 26, 50, 51]] == pytest.approx([1 / 2, 1 / 2, 2 / 7, 2 / 7, 0])
+    assert [row.AP for row in analysis.sizes][0] == pytest.approx(numbers["AP_small"])
+
+
+def test_confusions_and_causes_are_counted_at_the_best_threshold(tmp_path, make_project):
+    dataset, results = each_cause(tmp_path, make_project())
+    _, _, analysis = explain(dataset, results)
+    # F1 of all boxes is 2 * 2 / (7 + 6) with all detections, and 2 * 1 / (2 + 6) with the first two.
+    assert analysis.score_threshold == pytest.approx(0.05)
+    assert analysis.confusion.tolist() == [
+        [2, 0, 2],  # of four squares two are found
+        [1, 0, 1],  # one of two discs is taken for a square
+        [4, 0, 0],  # background, duplicate, localisation, both
+    ]
+    assert [(row.name, row.errors, row.all_errors) for row in analysis.causes] == [
+        ("classification", 1, 1),
+        ("localisation", 1, 1),
+        ("both", 1, 1),
+        ("duplicate", 1, 1),
+        ("background", 1, 1),
+        ("missed", 2, 2),
+    ]
+    assert analysis.images == [
+        (1, 2, dict.fromkeys(CAUSES, 1)),
+        (2, 0, {"missed": 1}),
+        (3, 0, {}),
+    ]
+
+
+def test_objects_of_another_class_go_to_the_detection_with_the_highest_overlap(tmp_path, make_project):
+    results = [
+        found([0, 0, 100, 60], category_id=3, confidence=0.9),
+        found([0, 0, 100, 90], category_id=3, confidence=0.8),
+    ]
+    dataset = write_set(tmp_path, make_project(), [1], [truth([0, 0, 100, 100]), truth([500, 0, 9, 9], category_id=3)])
+    _, _, analysis = explain(dataset, [*results, found([500, 0, 9, 9], category_id=3, confidence=0.7)])
+    assert analysis.confusion.tolist() == [[0, 1, 0], [0, 1, 0], [0, 1, 0]]
+
+
+def test_worst_image_has_the_most_errors_and_then_the_least_that_is_right(tmp_path, make_project):
+    annotations = [truth(image_id=1), truth([500, 0, 9, 9], 1), truth(image_id=2), truth(image_id=3)]
+    annotations += [truth([500, 0, 9, 9], 3)]
+    _, _, analysis = explain(write_set(tmp_path, make_project(), [1, 2, 3], annotations), [found()])
+    assert [image.image_id for image in analysis.images] == [3, 2, 1]
+
+
+def test_ninety_slots_of_which_ten_are_empty(tmp_path, make_project):
+    names = ["" if i % 9 == 0 else f"class {i}" for i in range(90)]
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(names) if name]
+    project = make_project(obj_list=names)
+    dataset = write_set(tmp_path, project, [1], [truth(category_id=90)], categories)
+    _, _, analysis = explain(dataset, [found(category_id=90), found(category_id=2, confidence=0.75)])
+    assert len(analysis.classes) == 80 and analysis.classes[-1][:3] == ("class 89", 1, pytest.approx(1))
+    assert analysis.confusion.shape == (81, 81)
+
+
+def test_class_table_has_a_line_for_each_class_with_boxes(tmp_path, make_project):
+    _, _, analysis = explain(*each_cause(tmp_path, make_project()))
+    head, *lines = class_table(analysis.classes).splitlines()
+    assert head.split() == ["class", "boxes", "AP", "AP50", "AR", "F1", "at", "score", "precision", "recall"]
+    assert lines[0].split()[:2] == ["square", "4"] and lines[1].split()[:5] == ["disc", "2", "0.000", "0.000", "0.000"]
+    _, _, analysis = explain(write_set(tmp_path, make_project(), [1], []), [])
+    assert class_table(analysis.classes).splitlines()[1:] == ["(2 classes have no boxes in this set)"]
+
+
+def test_half_a_million_detections_take_seconds():
+    rng = np.random.default_rng(0)
+    images, classes, objects, detections = 5000, 80, 36_000, 500_000
+
+    def boxes(count: int) -> np.ndarray:
+        corner = rng.uniform(0, 400, (count, 2))
+        return np.concatenate([corner, corner + rng.uniform(10, 200, (count, 2))], axis=1)
+
+    truths = Truth(
+        rng.integers(images, size=objects),
+        rng.integers(classes, size=objects),
+        boxes(objects),
+        rng.uniform(100, 20_000, objects),
+        rng.random(objects) < 0.01,
+    )
+    matched = np.full(detections, -1)
+    matched[:20_000] = rng.permutation(np.flatnonzero(~truths.crowd))[:20_000]
+    detected = Found(
+        np.where(matched >= 0, truths.images[matched], rng.integers(images, size=detections)),
+        np.where(matched >= 0, truths.classes[matched], rng.integers(classes, size=detections)),
+        boxes(detections),
+        rng.random(detections),
+        matched,
+        rng.random(detections) < 0.01,
+    )
+    tables = rng.random((10, 101, classes, 4)), rng.random((10, classes, 4))
+    details = Details(np.arange(classes), *tables, truths, detected)
+    start = time.process_time()
+    analysis = analyse(details, [f"class {k}" for k in range(classes)], range(images))
+    assert time.process_time() - start < 20
+    assert all(getattr(analysis, field.name) is not None for field in fields(Analysis))
+    assert analysis.confusion[:-1].sum() == (~truths.crowd).sum()
