@@ -54,7 +54,7 @@ class ClassResult(NamedTuple):
     AP50: float
     AR: float  # with up to 100 detections per image
     F1: float  # the best over all score thresholds
-    threshold: float  # where F1 is best
+    threshold: float  # where F1 is best; NaN, as the next two, if it is 0
     precision: float  # there
     recall: float  # there
 
@@ -178,17 +178,17 @@ def class_table(classes: Sequence[ClassResult]) -> str:
     shown = sorted((row for row in classes if row.boxes), key=lambda row: -row.AP)
     width = max([len("class"), *(len(row.name) for row in shown)])
     lines = [f"{'class':{width}}   boxes     AP   AP50     AR     F1  at score  precision  recall"]
-    lines += [
-        f"{row.name:{width}} {row.boxes:7,} {row.AP:6.3f} {row.AP50:6.3f} {row.AR:6.3f} {row.F1:6.3f} "
-        f"{row.threshold:9.2f} {row.precision:10.3f} {row.recall:7.3f}"
-        for row in shown
-    ]
+    for row in shown:
+        at_best = f"{row.threshold:9.2f} {row.precision:10.3f} {row.recall:7.3f}" if row.F1 else ""
+        lines.append(
+            f"{row.name:{width}} {row.boxes:7,} {row.AP:6.3f} {row.AP50:6.3f} {row.AR:6.3f} {row.F1:6.3f} {at_best}"
+        )
     without = len(classes) - len(shown)
     return "\n".join([*lines, *([f"({without} classes have no boxes in this set)"] if without else [])])
 
 
 def _class_result(details: Details, k: int, name: str, curve: ThresholdCurve) -> ClassResult:
-    at_best = [np.nan] * 4
+    at_best = [0.0 if curve.boxes else np.nan, np.nan, np.nan, np.nan]
     if curve.boxes and curve.right[0]:
         at_best = [float(values[curve.best]) for values in (curve.f1, curve.thresholds, curve.precision, curve.recall)]
     AP, AP50, AR = _averages(details.precision[:, :, k, 0], details.recall[:, k, 0])

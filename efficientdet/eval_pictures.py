@@ -13,7 +13,7 @@ from utils.charts import BarChart, LineChart, draw_bars, draw_lines, draw_matrix
 from utils.visualize import draw_boxes, side_by_side
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from utils.charts import Figure
 
 LONGEST_SIDE = 640  # of an image of a pair, pixels
 _NAMED_CLASSES = 10  # with more, their lines are grey and have no names

@@ -106,7 +106,7 @@ def read_results(path: Path, dataset: CocoDataset) -> list[dict]:
     try:
         results = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"cannot read the results {path}: {error}") from error
+        raise InputError(f"cannot read the results {path}: {error}; detect anew, or pass another file") from error
     if not isinstance(results, list):
         raise InputError(
             f"{path} holds no results: they are a list of entries with image_id, category_id, bbox and score"

@@ -165,7 +165,7 @@ def results_that_are_none(project):
     path = project.root / "logs/drawn/val_bbox_results.json"
     path.parent.mkdir(parents=True)
     path.write_text("[1, 2, 3]")
-    return (*EVALUATE, "--override", "False"), ("val_bbox_results.json", "--override True")
+    return (*EVALUATE, "--override", "False"), ("val_bbox_results.json", "entry 0")
 
 
 MISTAKES: list[Mistake] = [

@@ -114,7 +114,7 @@ def test_numbers_are_plain_and_complete(reported):
     assert "NaN" not in (folder / "report.json").read_text()
     assert numbers["facts"]["weights"] == "some.pth" and numbers["seconds"] == {"network": 1.5}
     assert [row["name"] for row in numbers["classes"]] == ["square", "disc"]
-    assert numbers["classes"][0]["boxes"] == 4 and numbers["classes"][1]["F1"] is None
+    assert numbers["classes"][0]["boxes"] == 4 and numbers["classes"][1]["recall"] is None
     assert numbers["confusion"]["counts"] == [[2, 0, 2], [1, 0, 1], [4, 0, 0]]
     assert numbers["precision_over_recall"]["classes_at_IoU_0.5"]["square"][0] == 0.5
     assert len(numbers["over_score_threshold"]["F1_of_classes"]["disc"]) == 101
