@@ -167,12 +167,14 @@ def _in_short(evaluation: Evaluation, analysis: Analysis) -> str:
     if not curve.right[0]:
         return _note(f"{sentences} No detection finds an object by IoU 0.5.")
     precision, recall = curve.precision[curve.best], curve.recall[curve.best]
-    worst = max(analysis.causes, key=lambda row: row.gain)
-    return _note(
-        f"{sentences} With scores from {analysis.score_threshold:.2f}, {recall:.0%} of the {curve.boxes:,} boxes are "
-        f"found, and {precision:.0%} of the detections are right. The cause that costs most is {worst.name}, with "
-        f"{worst.gain:.3f} of AP50. {_ADVICE[worst.name]}"
+    sentences += (
+        f" With scores from {analysis.score_threshold:.2f}, {recall:.0%} of the {curve.boxes:,} boxes are found, and "
+        f"{precision:.0%} of the detections are right."
     )
+    worst = max(analysis.causes, key=lambda row: row.gain)
+    if worst.gain:
+        sentences += f" The cause that costs most is {worst.name}, with {worst.gain:.3f} of AP50. {_ADVICE[worst.name]}"
+    return _note(sentences)
 
 
 def _confusions(analysis: Analysis) -> str:

@@ -54,13 +54,14 @@ def beside_truth(dataset: CocoDataset, details: Details, analysis: Analysis, ima
 
     truth, found = details.truth, details.found
     shown = np.flatnonzero((found.images == position) & (found.scores >= analysis.score_threshold) & ~found.ignored)
-    shown = shown[np.argsort(found.scores[shown], kind="stable")]
+    shown = shown[np.lexsort((found.scores[shown], analysis.errors.causes[shown] >= 0))]  # errors lie above the rest
     class_ids = details.class_ids[found.classes[shown]]
     causes = [CAUSES[cause] if cause >= 0 else "" for cause in analysis.errors.causes[shown]]
     labels = [f"{names[i]} {score:.2f} {cause}" for i, score, cause in zip(class_ids, found.scores[shown], causes)]
     left = draw_boxes(image, found.boxes[shown] * scale, class_ids, [label.strip() for label in labels])
 
     objects = np.flatnonzero((truth.images == position) & ~truth.crowd)
+    objects = objects[np.argsort(analysis.errors.missed[objects], kind="stable")]
     class_ids = details.class_ids[truth.classes[objects]]
     missed = analysis.errors.missed[objects]
     labels = [f"{names[i]}{' missed' if flag else ''}" for i, flag in zip(class_ids, missed)]

@@ -173,11 +173,11 @@ def test_labels_name_causes_and_missed_objects(tmp_path, make_project, monkeypat
     _, details, analysis = explain(dataset, results)
     beside_truth(dataset, details, analysis, 1)
     (_, _, detections), (_, class_ids, objects) = drawn
-    assert detections == [
-        "square 0.10", "square 0.50 both", "square 0.60 classification", "square 0.70 localisation",
-        "square 0.80 duplicate", "square 0.90", "square 0.95 background",
+    assert detections == [  # errors last, where they lie above
+        "square 0.10", "square 0.90", "square 0.50 both", "square 0.60 classification", "square 0.70 localisation",
+        "square 0.80 duplicate", "square 0.95 background",
     ]  # fmt: skip
-    assert objects == ["square", "square", "disc", "disc missed", "square"] and class_ids.tolist() == [0, 0, 1, 1, 0]
+    assert objects == ["square", "square", "disc", "square", "disc missed"] and class_ids.tolist() == [0, 0, 1, 0, 1]
 
 
 def test_folders_never_meet(tmp_path, monkeypatch):
