@@ -113,7 +113,7 @@ def analyse(details: Details, class_names: Sequence[str], image_ids: Sequence[in
     truth, found = details.truth, details.found
     names = [class_names[class_id] for class_id in details.class_ids]
     boxes = np.bincount(truth.classes[~truth.crowd], minlength=len(names))
-    thresholds = np.linspace(0, found.scores.max(initial=1), 101)
+    thresholds = np.linspace(found.scores.min(initial=0), found.scores.max(initial=1), 101)
     all_classes = threshold_curve(found, np.full(len(found.scores), True), int(boxes.sum()), thresholds)
     curves = [threshold_curve(found, found.classes == k, int(boxes[k]), thresholds) for k in range(len(names))]
     score_threshold = float(thresholds[all_classes.best])

@@ -58,10 +58,6 @@ class Found(NamedTuple):
     truth: np.ndarray  # (D,) position in Truth of the object that it finds by MATCH_IOU, or -1
     ignored: np.ndarray  # (D,) bool: it lies in a crowd region
 
-    def take(self, chosen: np.ndarray) -> "Found":
-        """Those at the positions `chosen`, or where the mask is true."""
-        return Found(*(values[chosen] for values in self))
-
 
 class Details(NamedTuple):
     """What COCO's scoring made the twelve numbers of, for the K classes of the data set's categories."""

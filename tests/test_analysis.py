@@ -78,10 +78,11 @@ def test_best_threshold_is_the_middle_of_its_first_run():
     assert best([0, 0, 0], [3, 2, 0]) == 1
 
 
-def test_scores_above_one_have_thresholds_too(tmp_path, make_project):
-    results = [found(confidence=80), found([500, 0, 9, 9], confidence=20)]
+@pytest.mark.parametrize(("low", "high"), [(20, 80), (-4, -2), (-1, 5)])
+def test_scores_of_any_range_have_thresholds(tmp_path, make_project, low, high):
+    results = [found(confidence=high), found([500, 0, 9, 9], confidence=low)]
     _, _, analysis = explain(write_set(tmp_path, make_project(), [1], [truth()]), results)
-    assert 20 < analysis.score_threshold < 80 and analysis.classes[0].F1 == 1
+    assert low < analysis.score_threshold <= high and analysis.classes[0].F1 == 1
 
 
 def test_sizes_go_by_the_annotated_area(tmp_path, make_project):
