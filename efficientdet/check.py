@@ -43,8 +43,8 @@ from efficientdet.report import class_table, headline, size_table
 from efficientdet.shapes import draw_if_absent
 from utils.cli import (
     BOOLEAN,
-    chosen_image_size,
     default_workers,
+    image_size,
     non_negative_float,
     non_negative_int,
     positive_int,
@@ -64,7 +64,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     add("-c", "--compound_coef", type=int, default=0, choices=range(9), help="D0 to D7, 8 is D7X (default: 0)")
     add("-n", "--num_workers", type=positive_int, default=WORKERS, help=f"decoding threads (default: {WORKERS})")
     add("--data_path", type=Path, default=Path("datasets"), help="folder of the projects' data (default: datasets/)")
-    add("--image_size", type=positive_int, help="side of the input, pixels (default: the project's or coefficient's)")
+    add("--image_size", type=image_size, help="side of the input, or WIDTHxHEIGHT (default: the project's)")
     add("--max_images", type=positive_int, help="decode only the first so many images of each set")
     add("--all", **BOOLEAN, default=False, help=f"list all cases of each finding, not the first {CASES}")
     add("--anchors", **BOOLEAN, default=False, help="propose scales and ratios of anchors, by k-means on IoU")
@@ -81,8 +81,7 @@ def main(args: argparse.Namespace) -> int:
     """The exit status."""
     project = load_project(args.project)
     config = model_config(args.compound_coef)
-    image_size = chosen_image_size(args.image_size or project.image_size, config.input_size, config.size_divisor)
-    canvas = (image_size, image_size)
+    canvas = config.input_shape(args.image_size or project.image_size)
     draw_if_absent(project, args.data_path)
     folder = args.data_path / project.name
     names = dict.fromkeys((project.train_set, project.val_set))

@@ -302,7 +302,7 @@ def test_details_of_nothing(open_set):
 
 
 def test_details_tell_which_object_each_detection_finds(open_set):
-    annotations = [truth([0, 0, 10, 10], 2, iscrowd=1), truth([50, 50, 10, 10], 2), truth([0, 0, 20, 20], 1, 3)]
+    annotations = [truth([0, 0, 20, 20], 1, 3), truth([0, 0, 10, 10], 2, iscrowd=1), truth([50, 50, 10, 10], 2)]
     results = [
         found([52, 50, 10, 10], 2, confidence=0.5),  # the same object, IoU 2/3
         found([50, 50, 10, 10], 2, confidence=0.75),
@@ -314,11 +314,11 @@ def test_details_tell_which_object_each_detection_finds(open_set):
     assert evaluation.by_name()["AP50"] == pytest.approx(1)
     assert list(evaluation.by_name()) == list(NUMBER_NAMES)
     truths, detections = details.truth, details.found
-    assert truths.images.tolist() == [1, 1, 0] and truths.classes.tolist() == [0, 0, 1]  # square (7), disc (3)
-    assert truths.boxes[1].tolist() == [50, 50, 60, 60] and truths.crowd.tolist() == [True, False, False]
+    assert truths.images.tolist() == [0, 1, 1] and truths.classes.tolist() == [1, 0, 0]  # disc (3), square (7)
+    assert truths.boxes[2].tolist() == [50, 50, 60, 60] and truths.crowd.tolist() == [False, True, False]
     assert detections.images.tolist() == [0, 1, 1, 1, 0] and detections.classes.tolist() == [0, 0, 0, 0, 1]
     assert detections.scores.tolist() == [0.5, 0.75, 0.5, 0.25, 0.5]
-    assert detections.truth.tolist() == [-1, 1, -1, -1, 2]
+    assert detections.truth.tolist() == [-1, 2, -1, -1, 0]
     assert detections.ignored.tolist() == [False, False, False, True, False]
     assert detections.boxes[2].tolist() == [52, 50, 62, 60]
 
