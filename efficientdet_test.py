@@ -1,40 +1,83 @@
-"""Detect objects in pictures: print them, draw them, and measure the speed.
+"""Detect objects in pictures, videos, streams and cameras: print them, draw them, write them down.
 
-python efficientdet_test.py                                 six drawn pictures, by weights that come with the project
-python efficientdet_test.py photo.jpg                       the published D0, downloaded on first use
-python efficientdet_test.py holiday/ -c 3 --threshold 0.4   every picture of a folder, D3
-python efficientdet_test.py photo.jpg -p my_project -c 2 -w best
+  python efficientdet_test.py                                  six drawn pictures, by weights that come with the project
+  python efficientdet_test.py photo.jpg                        the published D0, downloaded on first use
+  python efficientdet_test.py holiday/ 'films/**/*.mp4' -c 3   folders and patterns; of a video a video is made
+  python efficientdet_test.py 0 --show                         the first camera, in a window
+  python efficientdet_test.py rtsp://10.0.0.7/live --save csv  a stream, until Ctrl+C
+  find . -name '*.jpg' | python efficientdet_test.py - --json - --save none | jq .objects
+  python efficientdet_test.py photo.jpg -p my_project -c 2 -w best
+
+What cannot be used is told in one sentence and counted, and the rest goes on; the exit status is then 1. Ctrl+C
+finishes all files with what was found so far.
 """
 
 import argparse
+import os
+import signal
 import sys
 import time
+from collections import Counter
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
 
 from efficientdet import Detections, Detector, load_detector
 from efficientdet.checkpoint import chosen_weights
-from efficientdet.config import model_config
-from efficientdet.detector import DEMO_IOU_THRESHOLD, DEMO_SCORE_THRESHOLD
+from efficientdet.detector import DEMO_IOU_THRESHOLD, DEMO_SCORE_THRESHOLD, DetectionOptions
+from efficientdet.engine import StopRequest
+from efficientdet.outputs import FORMATS, JsonLines, Outputs, annotate, check_folder, text_table
+from efficientdet.pipeline import detect_frames
 from efficientdet.project import load_project
-from utils.cli import boolean, chosen_image_size, fraction, non_negative_int, positive_int
+from efficientdet.sources import Failure, Frame, list_sources, open_sources
+from utils.cli import boolean, fraction, image_size, non_negative_int, positive_int
 from utils.device import chosen_device
 from utils.errors import InputError, exit_on_input_error
 from utils.files import make_writable_folder
-from utils.images import PICTURE_SUFFIXES, list_pictures, read_image, write_image
-from utils.visualize import draw_boxes
+from utils.video import Window
 
 EXAMPLES = Path(__file__).resolve().parent / "projects" / "shapes"  # pictures that come with the project
+TILE = 640  # pixels, for --tile without a number
+
+
+def formats(text: str) -> tuple[str, ...]:
+    """`csv,crops` -> the names of formats, `none` -> nothing."""
+    names = () if text == "none" else tuple(dict.fromkeys(text.split(",")))
+    if not set(names) <= set(FORMATS):
+        raise ValueError(text)
+    return names
+
+
+def names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("images", nargs="*", metavar="IMAGE_OR_FOLDER", help="pictures, or folders of them (default: projects/shapes/)")
-    add("-p", "--project", help="a name under projects/, or a YAML file (default: coco; shapes without pictures)")
+    add = parser.add_argument_group("what to search").add_argument
+    add(
+        "sources",
+        nargs="*",
+        metavar="SOURCE",
+        help="picture, video, folder, pattern, URL (http, https, rtsp and others), number of a camera, or - for a list "
+        "of these on stdin, one a line (default: projects/shapes/)",
+    )
+    add = parser.add_argument_group("with which detector").add_argument
+    add("-p", "--project", help="a name under projects/, or a YAML file (default: coco; shapes without sources)")
     add("-c", "--compound_coef", type=int, default=0, choices=range(9), help="D0 to D7, 8 is D7X (default: 0)")
     add("-w", "--weights", metavar="FILE|best|last", help="weights file (default: the one in weights/)")
+    add("--saved_path", type=Path, default=Path("logs"), help="where -w best and last look (default: logs/)")
+    add(
+        "--image_size",
+        type=image_size,
+        metavar="SIDE|WIDTHxHEIGHT",
+        help="of the network's input in pixels, rounded up to what it can take (default: the project's)",
+    )
+    add("--cuda", type=boolean, metavar="True|False", help="run on a GPU (default: if there is one)")
+    add("--device", type=non_negative_int, default=0, help="which GPU (default: 0)")
+    add("--batch_size", type=positive_int, default=1, help="frames per pass, of any sizes (default: 1)")
+    add = parser.add_argument_group("what counts as found").add_argument
     add("--threshold", type=fraction, default=DEMO_SCORE_THRESHOLD, help="least score of an object (%(default)s)")
     add(
         "--iou_threshold",
@@ -42,103 +85,164 @@ def parse_args() -> argparse.Namespace:
         default=DEMO_IOU_THRESHOLD,
         help="IoU above which the weaker of two boxes of a class goes (default: %(default)s)",
     )
-    add("--output", type=Path, default=Path("test"), help="folder of the annotated pictures (default: test/)")
+    add("--classes", type=names, metavar="NAME,NAME", help="look for these only (default: all)")
+    add("--max_detections", type=positive_int, help="keep the best so many of a frame (default: all)")
+    add("--rect", action="store_true", help="less padding: faster for pictures that are not square")
+    add("--flip", action="store_true", help="search the mirror image, too: better, and half as fast")
     add(
-        "--saved_path",
-        type=Path,
-        default=Path("logs"),
-        help="where -w best and last look (default: logs/)",
+        "--tile",
+        type=positive_int,
+        nargs="?",
+        const=TILE,
+        metavar="PIXELS",
+        help=f"search overlapping windows of this side, too, for small objects in large pictures (alone: {TILE})",
     )
-    add("--image_size", type=positive_int, help="side of the input in pixels (default: the project's)")
-    add("--cuda", type=boolean, metavar="True|False", help="run on a GPU (default: if there is one)")
-    add("--device", type=non_negative_int, default=0, help="which GPU (default: 0)")
+    add = parser.add_argument_group("what to make of it").add_argument
+    add("--output", type=Path, default=Path("test"), help="folder of all that is written (default: test/)")
+    add(
+        "--save",
+        type=formats,
+        default=("image",),
+        metavar="FORMAT,FORMAT",
+        help=f"{', '.join(FORMATS)} or none: annotated pictures and videos, COCO results, a table, YOLO's labels, a "
+        "picture of each object (default: image)",
+    )
+    add("--json", metavar="FILE|-", help="one JSON object per line and frame; to stdout (-), all else goes to stderr")
+    add("--quiet", action="store_true", help="print the summary and errors only")
+    add("--show", action="store_true", help="show all in a window; q or Esc ends, other keys go on to the next picture")
     add("--speed_runs", type=non_negative_int, default=10, help="runs of the speed test, 0 for none (default: 10)")
     return parser.parse_args()
 
 
-def main(args: argparse.Namespace) -> None:
-    project = load_project(args.project or ("coco" if args.images else "shapes"))
-    config = model_config(args.compound_coef)
-    image_size = chosen_image_size(args.image_size or project.image_size, config.input_size, config.size_divisor)
-    pictures = list_pictures(args.images or [str(EXAMPLES)])
-    outputs = output_paths(pictures, args.output)
-    make_writable_folder(args.output)
+def main(args: argparse.Namespace) -> int:
+    """Returns the exit status."""
+    sys.stdin.reconfigure(errors="surrogateescape")  # names of files may hold bytes that are no UTF-8
+    sys.stdout.reconfigure(errors="backslashreplace")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl+C
+    entries = list(list_sources(args.sources or [str(EXAMPLES)], sys.stdin))
+    if all(isinstance(entry, Failure) for entry in entries):
+        raise InputError("; ".join(entry.reason for entry in entries) or "the list of sources on stdin is empty")
+    if args.save:
+        check_folder(args.output, entries)
+        make_writable_folder(args.output)
+    project = load_project(args.project or ("coco" if args.sources else "shapes"))
     device = chosen_device(args.cuda, args.device)
     weights = chosen_weights(args.weights, project.name, args.compound_coef, args.saved_path)
-    detector = load_detector(args.compound_coef, weights, project, device, image_size)
+    detector = load_detector(args.compound_coef, weights, project, device, args.image_size)
+    options = DetectionOptions(
+        args.threshold, args.iou_threshold, args.max_detections, args.classes, args.flip, args.rect, args.tile
+    )
+    detector.class_ids(args.classes or ())  # an unknown name is told before the work begins
 
-    unusable = 0
-    image = None
-    for picture, output in zip(pictures, outputs):
+    interrupted = False
+    with ExitStack() as stack:
+        report = stack.enter_context(closing(Report(args, project.class_names)))
+        results = stack.enter_context(closing(detect_frames(detector, open_sources(entries), options, args.batch_size)))
         try:
-            image = read_image(picture)
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            unusable += 1
-            continue
-        (found,) = detector([image], args.threshold, args.iou_threshold)
-        write_image(output, annotate(image, found, project.class_names))
-        print(f"{picture} ({image.shape[1]} x {image.shape[0]}): {objects(len(found))} -> {output}")
-        print_table(found, project.class_names)
+            for result in results:
+                with StopRequest() as stop:  # Ctrl+C waits until the frame is written
+                    report.add(result)
+                if stop.received:
+                    raise KeyboardInterrupt
+                if not report.show():
+                    break
+        except KeyboardInterrupt:
+            interrupted = True
+        with StopRequest():  # and until the files are whole
+            stack.close()
 
-    if image is not None and args.speed_runs:
-        seconds = time_runs(detector, image, args)
+    print(report.summary(), file=report.messages)
+    if interrupted:
+        return 130  # the shell's convention for Ctrl+C
+    if report.frame is not None and args.speed_runs and not args.quiet:
+        seconds = time_runs(detector, report.frame.image, options, args.speed_runs)
+        height, width = detector.canvas
         print(
-            f"speed of D{args.compound_coef} at {image_size} x {image_size} on {device}: {seconds:.4f} s a picture, "
-            f"{1 / seconds:.2f} FPS (batch 1, network and post-processing, mean of {args.speed_runs} runs)"
+            f"speed of D{args.compound_coef} at {width} x {height} on {device}: {seconds:.4f} s a picture, "
+            f"{1 / seconds:.2f} FPS (batch 1, network and post-processing, mean of {args.speed_runs} runs)",
+            file=report.messages,
         )
-    if unusable:
-        raise InputError(f"{unusable} of {len(pictures)} pictures could not be read, as said above")
+    return 1 if report.counts["failures"] else 0
 
 
-def output_paths(pictures: list[Path], folder: Path) -> list[Path]:
-    """A file in `folder` for each picture, by its name; a number is added where two have the same.
+class Report:
+    """What is written, printed and shown of the results, and their numbers."""
 
-    InputError when one would replace a picture that is to be read.
-    """
-    sources = {picture.resolve() for picture in pictures}
-    paths: dict[Path, None] = {}
-    for picture in pictures:
-        suffix = picture.suffix if picture.suffix.lower() in PICTURE_SUFFIXES else ".jpg"
-        path, number = folder / f"{picture.stem}{suffix}", 2
-        while path in paths:
-            path, number = folder / f"{picture.stem}_{number}{suffix}", number + 1
-        if path.resolve() in sources:
-            raise InputError(f"the annotated {picture} would replace the picture {path}: choose another --output")
-        paths[path] = None
-    return list(paths)
+    def __init__(self, args: argparse.Namespace, class_names: tuple[str, ...]):
+        self.messages = sys.stderr if args.json == "-" else sys.stdout
+        self.counts = Counter()
+        self.frame = self._drawn = None  # the last ones
+        self._args = args
+        self._class_names = class_names
+        self._start = time.perf_counter()
+        with ExitStack() as stack:
+            self._window = stack.enter_context(closing(Window("EfficientDet"))) if args.show else None
+            self._outputs = stack.enter_context(closing(Outputs(args.output, args.save, class_names)))
+            self._lines = stack.enter_context(closing(JsonLines(args.json, class_names))) if args.json else None
+            self._stack = stack.pop_all()
+
+    def add(self, result: tuple[Frame, Detections] | Failure) -> None:
+        if isinstance(result, Failure):
+            self.counts["failures"] += 1
+            print(f"error: {result.reason}", file=sys.stderr)
+            if self._lines is not None:
+                self._lines.write_failure(result)
+            return
+        self._count(*result)
+        self.frame, found = result
+        if self._window is not None or "image" in self._args.save:
+            self._drawn = annotate(self.frame.image, found, self._class_names)
+        path = self._outputs.write(self.frame, found, self._drawn)
+        if self._lines is not None:
+            self._lines.write(self.frame, found)
+        if not self._args.quiet:
+            print(text_table(self.frame, found, self._class_names, path), file=self.messages, flush=True)
+
+    def _count(self, frame: Frame, found: Detections) -> None:
+        self.counts["objects"] += len(found)
+        if frame.number is None:
+            self.counts["pictures"] += 1
+        else:
+            self.counts["frames"] += 1
+            self.counts["videos"] += frame.number == 0
+
+    def show(self) -> bool:
+        """Show the last frame, if `--show` asks for it; False when the user has seen enough."""
+        if self._window is None or self._drawn is None:
+            return True
+        return self._window.show(self._drawn, wait=self.frame.number is None)
+
+    def summary(self) -> str:
+        seconds = time.perf_counter() - self._start
+        count, frames = self.counts, self.counts["pictures"] + self.counts["frames"]
+        video = f"{plural(count['frames'], 'frame')} of {plural(count['videos'], 'video')}, " if count["videos"] else ""
+        written = f"; results in {self._args.output}" if self._args.save else ""
+        return (
+            f"{plural(count['pictures'], 'picture')}, {film}{plural(count['objects'], 'object')}, "
+            f"{plural(count['failures'], 'failure')} in {seconds:.1f} s ({frames / seconds:.1f} a second){written}"
+        )
+
+    def close(self) -> None:
+        self._stack.close()
 
 
-def annotate(image: np.ndarray, found: Detections, class_names: tuple[str, ...]) -> np.ndarray:
-    """The picture with its detections drawn, the best on top."""
-    weakest_first = found.scores.argsort()
-    class_ids = found.class_ids[weakest_first].tolist()
-    scores = found.scores[weakest_first].tolist()
-    labels = [f"{class_names[class_id]} {score:.2f}" for class_id, score in zip(class_ids, scores)]
-    return draw_boxes(image, found.boxes[weakest_first].numpy(), class_ids, labels)
+def plural(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def print_table(found: Detections, class_names: tuple[str, ...]) -> None:
-    """One line for each object: class, score, box in pixels of the picture."""
-    for box, score, class_id in zip(found.boxes.tolist(), found.scores.tolist(), found.class_ids.tolist()):
-        corners = " ".join(f"{value:7.1f}" for value in box)
-        print(f"  {class_names[class_id]:<16} {score:.2f}  x1 y1 x2 y2: {corners}")
-
-
-def objects(number: int) -> str:
-    return "1 object" if number == 1 else f"{number} objects"
-
-
-def time_runs(detector: Detector, image: np.ndarray, args: argparse.Namespace) -> float:
+def time_runs(detector: Detector, image: np.ndarray, options: DetectionOptions, runs: int) -> float:
     """Mean seconds from a prepared picture to its detections, as the reference's speed test measures them."""
-    batch, letterboxes = detector.prepare([image])
-    batch = batch.to(detector.device)
+    prepared = detector.prepare([image], options)
     start = time.perf_counter()
-    for _ in range(args.speed_runs):
-        detector.detect_batch(batch, letterboxes, args.threshold, args.iou_threshold)
-    return (time.perf_counter() - start) / args.speed_runs
+    for _ in range(runs):
+        detector.detect(prepared, options)
+    return (time.perf_counter() - start) / runs
 
 
 if __name__ == "__main__":
     with exit_on_input_error():
-        main(parse_args())
+        try:
+            sys.exit(main(parse_args()))
+        except BrokenPipeError:  # the reader of the pipe has seen enough, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(128 + signal.SIGPIPE)

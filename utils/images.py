@@ -27,17 +27,22 @@ def read_image(path: Path | str, size: tuple[int, int] | None = None) -> np.ndar
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read the picture {path}: {error.strerror}") from error
+    return decode_image(data, str(path), size)
+
+
+def decode_image(data: bytes, name: str, size: tuple[int, int] | None = None) -> np.ndarray:
+    """As `read_image`, for a file's content; `name` is what messages call it."""
     # OpenCV 4 fills the missing rest of a cut JPEG with grey and only warns.
     image = None if _is_cut_jpeg(data) else _decode(data, cv2.IMREAD_COLOR)
     if image is None:
         state = "is empty" if not data else "is damaged, cut short, or no picture"
-        raise InputError(f"{path} {state}: replace or remove it (and its entry in the annotation file)")
+        raise InputError(f"{name} {state}: replace or remove it (and its entry in the annotation file)")
     if size is not None and image.shape[:2] != tuple(size):
         shown = image.shape[:2]
         image = _decode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         if image.shape[:2] != tuple(size):
             raise InputError(
-                f"{path} is {shown[1]} x {shown[0]} pixels (width x height), but its annotation file says "
+                f"{name} is {shown[1]} x {shown[0]} pixels (width x height), but its annotation file says "
                 f"{size[1]} x {size[0]}: the boxes would not fit; correct one of them"
             )
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
@@ -56,27 +61,6 @@ def write_image(path: Path, image: np.ndarray) -> None:
         )
     with written_whole(path) as temporary:
         temporary.write_bytes(data.tobytes())
-
-
-def list_pictures(paths: list[str]) -> list[Path]:
-    """The picture files named, and those in the folders named, sorted within each folder.
-
-    InputError for a path that does not exist and for a folder without pictures.
-    """
-    pictures = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            found = sorted(
-                file for file in path.iterdir() if file.suffix.lower() in PICTURE_SUFFIXES and file.is_file()
-            )
-            if not found:
-                raise InputError(f"the folder {path} holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))})")
-            pictures += found
-        elif path.is_file():
-            pictures.append(path)
-        else:
-            raise InputError(f"no such picture or folder: {path}")
-    return pictures
 
 
 def _decode(data: bytes, flags: int) -> np.ndarray | None:

@@ -2,6 +2,7 @@
 
 import colorsys
 import math
+import unicodedata
 from collections.abc import Sequence
 
 import cv2
@@ -15,6 +16,9 @@ _NAMED_COLORS = (
 )  # fmt: skip
 _GOLDEN_RATIO = 0.618033988749895
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
+_UNICODE_FONT = hasattr(cv2, "FontFace")  # OpenCV 5 draws most scripts; 4 has ASCII only
+_LEAST_SCALE = 0.35  # of letters that can be read
+_USUAL_SIDE = 554  # pixels; of a square with as many as 640 x 480
 
 
 def class_color(class_id: int) -> tuple[int, int, int]:
@@ -30,32 +34,83 @@ def class_color(class_id: int) -> tuple[int, int, int]:
 def draw_boxes(image: np.ndarray, boxes: np.ndarray, class_ids: np.ndarray, labels: Sequence[str]) -> np.ndarray:
     """A copy of `image` (H, W, 3) uint8 RGB with boxes (K, 4) xyxy in its pixels, each with its label.
 
-    Line and letter sizes suit the picture. Boxes drawn later lie above, so pass the best last.
+    Lines and letters suit the picture's size. Boxes drawn later lie above, so pass the best last: its label also has
+    the first choice of a place where it hides no other.
     """
     canvas = image.copy()
-    unit = max(image.shape[:2]) / 640
-    thickness = max(1, round(1.5 * unit))
-    for box, class_id, label in zip(boxes, class_ids, labels):
-        # Far outside the picture OpenCV's fixed-point coordinates would overflow.
-        height, width = image.shape[:2]
-        limit = np.array([width, height, width, height])
-        left, top, right, bottom = (int(v) for v in np.rint(np.clip(box, -limit, 2 * limit)))
-        color = class_color(int(class_id))
-        cv2.rectangle(canvas, (left, top), (right, bottom), color, thickness, cv2.LINE_AA)
-        _draw_label(canvas, label, left, top, color, max(0.35, 0.5 * unit))
+    height, width = image.shape[:2]
+    unit = math.sqrt(height * width) / _USUAL_SIDE
+    # Far outside the picture OpenCV's fixed-point coordinates would overflow.
+    limit = np.array([width, height, width, height])
+    corners = [[int(v) for v in np.rint(np.clip(box, -limit, 2 * limit))] for box in boxes]
+    colors = [class_color(int(class_id)) for class_id in class_ids]
+    for (left, top, right, bottom), color in zip(corners, colors):
+        cv2.rectangle(canvas, (left, top), (right, bottom), color, max(1, round(2 * unit)), cv2.LINE_AA)
+
+    texts = [_Text(label, unit, width) for label in labels]
+    places, taken = [], np.zeros((0, 4))
+    for text, box in zip(reversed(texts), reversed(corners)):
+        places.append(_free_place(text.size, box, (width, height), taken))
+        taken = np.vstack([taken, [*places[-1], places[-1][0] + text.size[0], places[-1][1] + text.size[1]]])
+    for text, place, color in zip(texts, reversed(places), colors):
+        text.draw(canvas, *place, color)
     return canvas
 
 
-def _draw_label(canvas: np.ndarray, label: str, left: int, top: int, color: tuple[int, int, int], scale: float) -> None:
-    """Black or white letters, whichever reads better, on a plate of `color` above (left, top), kept inside."""
-    thickness = max(1, round(1.5 * scale))
-    (width, height), baseline = cv2.getTextSize(label, _FONT, scale, thickness)
-    left = min(max(left, 0), max(0, canvas.shape[1] - width))
-    bottom = max(top, height + baseline)
-    cv2.rectangle(canvas, (left, bottom - height - baseline), (left + width, bottom), color, cv2.FILLED)
-    luminance = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
-    ink = (0, 0, 0) if luminance > 128 else (255, 255, 255)
-    cv2.putText(canvas, label, (left, bottom - baseline // 2 - 1), _FONT, scale, ink, thickness, cv2.LINE_AA)
+class _Text:
+    """A label and the plate that it stands on, in letters that suit the picture; `size` is (width, height)."""
+
+    def __init__(self, label: str, unit: float, picture_width: int):
+        self._label = label if _UNICODE_FONT else _ascii(label)
+        self._set_scale(max(_LEAST_SCALE, 0.5 * unit))
+        if self.size[0] > picture_width:
+            self._set_scale(max(_LEAST_SCALE, self._scale * picture_width / self.size[0]))
+
+    def _set_scale(self, scale: float) -> None:
+        self._scale = scale
+        self._thickness = max(1, round(1.5 * scale))
+        (width, _), _ = cv2.getTextSize(self._label, _FONT, scale, self._thickness)
+        # All plates are as high as these letters are, one of which goes up and one down.
+        (_, above), below = cv2.getTextSize("Ag", _FONT, scale, self._thickness)
+        self._margin = max(1, round(4 * scale))
+        self._baseline = above + self._margin
+        self.size = (width + 2 * self._margin, above + below + 2 * self._margin) if self._label else (0, 0)
+
+    def draw(self, canvas: np.ndarray, left: int, top: int, color: tuple[int, int, int]) -> None:
+        """Black or white letters, whichever reads better, on a plate of `color`."""
+        if not self._label:
+            return
+        corner = left + self.size[0] - 1, top + self.size[1] - 1
+        cv2.rectangle(canvas, (left, top), corner, color, cv2.FILLED)
+        luminance = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
+        ink = (0, 0, 0) if luminance > 128 else (255, 255, 255)
+        start = left + self._margin, top + self._baseline
+        cv2.putText(canvas, self._label, start, _FONT, self._scale, ink, self._thickness, cv2.LINE_AA)
+
+
+def _free_place(
+    size: tuple[int, int], box: Sequence[int], picture: tuple[int, int], taken: np.ndarray
+) -> tuple[int, int]:
+    """(left, top) for a plate at a box: inside the picture, and if possible off the areas (N, 4) xyxy in `taken`."""
+    left, top, right, bottom = box
+    width, height = size
+    columns, rows = (left, right - width), (top - height, top, bottom, bottom - height)
+    places = [
+        (min(max(x, 0), max(0, picture[0] - width)), min(max(y, 0), max(0, picture[1] - height)))
+        for y in rows
+        for x in columns
+    ]
+    for x, y in places:
+        apart = (x >= taken[:, 2]) | (x + width <= taken[:, 0]) | (y >= taken[:, 3]) | (y + height <= taken[:, 1])
+        if apart.all():
+            return x, y
+    return places[0]
+
+
+def _ascii(text: str) -> str:
+    """Letters without their accents, and ? for what OpenCV 4 cannot draw."""
+    letters = (letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
+    return "".join(letters).encode("ascii", "replace").decode()
 
 
 def side_by_side(left: np.ndarray, right: np.ndarray) -> np.ndarray:
