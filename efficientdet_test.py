@@ -162,7 +162,7 @@ def main(args: argparse.Namespace) -> int:
             f"{1 / seconds:.2f} FPS (batch 1, network and post-processing, mean of {args.speed_runs} runs)",
             file=report.messages,
         )
-    return 1 if report.counts["failures"] else 0
+    return 1 if report.counts["failure"] else 0
 
 
 class Report:
@@ -183,13 +183,14 @@ class Report:
 
     def add(self, result: tuple[Frame, Detections] | Failure) -> None:
         if isinstance(result, Failure):
-            self.counts["failures"] += 1
+            self.counts["failure"] += 1
             print(f"error: {result.reason}", file=sys.stderr)
             if self._lines is not None:
                 self._lines.write_failure(result)
             return
-        self._count(*result)
         self.frame, found = result
+        self.counts["picture" if self.frame.number is None else "video frame"] += 1
+        self.counts["object"] += len(found)
         if self._window is not None or "image" in self._args.save:
             self._drawn = annotate(self.frame.image, found, self._class_names)
         path = self._outputs.write(self.frame, found, self._drawn)
@@ -197,14 +198,6 @@ class Report:
             self._lines.write(self.frame, found)
         if not self._args.quiet:
             print(text_table(self.frame, found, self._class_names, path), file=self.messages, flush=True)
-
-    def _count(self, frame: Frame, found: Detections) -> None:
-        self.counts["objects"] += len(found)
-        if frame.number is None:
-            self.counts["pictures"] += 1
-        else:
-            self.counts["frames"] += 1
-            self.counts["videos"] += frame.number == 0
 
     def show(self) -> bool:
         """Show the last frame, if `--show` asks for it; False when the user has seen enough."""
@@ -214,13 +207,10 @@ class Report:
 
     def summary(self) -> str:
         seconds = time.perf_counter() - self._start
-        count, frames = self.counts, self.counts["pictures"] + self.counts["frames"]
-        video = f"{plural(count['frames'], 'frame')} of {plural(count['videos'], 'video')}, " if count["videos"] else ""
-        written = f"; results in {self._args.output}" if self._args.save else ""
-        return (
-            f"{plural(count['pictures'], 'picture')}, {film}{plural(count['objects'], 'object')}, "
-            f"{plural(count['failures'], 'failure')} in {seconds:.1f} s ({frames / seconds:.1f} a second){written}"
-        )
+        parts = [plural(self.counts[noun], noun) for noun in ("picture", "video frame", "object", "failure")]
+        rate = (self.counts["picture"] + self.counts["video frame"]) / seconds
+        written = f"; results in {self._args.output}/" if self._args.save else ""
+        return f"{', '.join(parts)} in {seconds:.1f} s ({rate:.1f} pictures and frames a second){written}"
 
     def close(self) -> None:
         self._stack.close()

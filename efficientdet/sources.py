@@ -10,6 +10,7 @@ import http.client
 import os
 import re
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -193,7 +194,8 @@ def _read_url(url: SplitResult) -> Iterator[Frame | Failure]:
             yield Failure(name, str(error))
             return
         except (OSError, ValueError, http.client.HTTPException) as error:
-            yield Failure(name, f"cannot open {name}: {error}")
+            reason = error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", error)
+            yield Failure(name, f"cannot open {name}: {reason}")
             return
     yield from _read_live(urlunsplit(url), name, stem)
 
