@@ -1,7 +1,7 @@
 """From sources to detections, with decoding, preparing and network side by side."""
 
-import contextlib
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from efficientdet.detector import DetectionOptions, Detector, Prepared
@@ -35,9 +35,13 @@ def detect_frames(
     # zip takes the permission before the item that needs it.
     allowed = zip(iter(allowance.reserve, None), items)
     decoders = min(_MOST_DECODERS, default_workers())
-    loaded = ordered_map(load_allowed, allowed, decoders, depth=max(decoders, batch_size), patience=_SOURCE_PATIENCE)
-    prepared = in_background(_prepared(detector, _batches(loaded, batch_size), options), depth=1)
-    with contextlib.closing(in_background(_found(detector, prepared, options), depth=1)) as batches:
+    with ExitStack() as stack:  # each stage ends before those that it draws from
+        loaded = ordered_map(load_allowed, allowed, decoders, max(decoders, batch_size), _SOURCE_PATIENCE)
+        stack.enter_context(closing(loaded))
+        prepared = in_background(_prepared(detector, _batches(loaded, batch_size), options), depth=1)
+        stack.enter_context(closing(prepared))
+        batches = in_background(_found(detector, prepared, options), depth=1)
+        stack.enter_context(closing(batches))
         for batch in batches:
             while batch:
                 pixels = _pixels(batch[0])

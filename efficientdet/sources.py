@@ -103,7 +103,7 @@ def open_sources(entries: Iterable[Entry | Failure]) -> Iterator[Path | Frame | 
         elif isinstance(entry, Path) and entry.suffix.lower() in VIDEO_SUFFIXES:
             yield from _read_video(entry)
         elif isinstance(entry, str):
-            yield from _read_url(urlsplit(entry))
+            yield from _read_url(entry)
         else:
             yield entry
 
@@ -175,29 +175,41 @@ def _read_live(address: str | int, name: str, stem: str) -> Iterator[Frame | Fai
         time.sleep(_RECONNECTION_PAUSE)
 
 
-def _read_url(url: SplitResult) -> Iterator[Frame | Failure]:
+def _read_url(address: str) -> Iterator[Frame | Failure]:
     """What a URL gives: one picture or a stream."""
-    public = url._replace(netloc=url.netloc.rpartition("@")[2])
-    name = urlunsplit(public)
-    stem = re.sub(r"\W+", "_", PurePosixPath(url.path).stem or public.netloc)
+    try:
+        url = urlsplit(address)
+    except ValueError as error:
+        yield Failure(address, f"cannot open {address}: {error}")
+        return
+    host = url.netloc.rpartition("@")[2]
+    name = urlunsplit(url._replace(netloc=host))
+    stem = re.sub(r"\W+", "_", PurePosixPath(url.path).stem or host)
     if url.scheme in ("http", "https"):
-        request = urllib.request.Request(name, headers=_authorization(url))
         try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
-                if response.headers.get_content_maintype() == "image":
-                    data = response.read(_MOST_DOWNLOAD + 1)
-                    if len(data) > _MOST_DOWNLOAD:
-                        raise InputError(f"{name} has more than {_MOST_DOWNLOAD} bytes: download it by other means")
-                    yield Frame(Source(name, stem), decode_image(data, name))
-                    return
+            picture = _download_picture(name, _authorization(url))
         except InputError as error:
             yield Failure(name, str(error))
             return
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            reason = error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", error)
-            yield Failure(name, f"cannot open {name}: {reason}")
+        if picture is not None:
+            yield Frame(Source(name, stem), picture)
             return
-    yield from _read_live(urlunsplit(url), name, stem)
+    yield from _read_live(address, name, stem)
+
+
+def _download_picture(address: str, headers: dict[str, str]) -> np.ndarray | None:
+    """The picture (H, W, 3) uint8 RGB at `address`; None when something else is there."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=_TIMEOUT) as response:
+            if response.headers.get_content_maintype() != "image":
+                return None
+            data = response.read(_MOST_DOWNLOAD + 1)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", error)
+        raise InputError(f"cannot open {address}: {reason}") from error
+    if len(data) > _MOST_DOWNLOAD:
+        raise InputError(f"the picture {address} has more than {_MOST_DOWNLOAD} bytes: download it by other means")
+    return decode_image(data, address)
 
 
 def _authorization(url: SplitResult) -> dict[str, str]:

@@ -74,6 +74,7 @@ class VideoWriter:
     """
 
     def __init__(self, path: Path, rate: float, height: int, width: int):
+        self.path = path
         self._size = (max(2, width), max(2, height))
         with ExitStack() as stack:
             self._whole = stack.enter_context(written_whole(path))

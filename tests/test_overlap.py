@@ -1,0 +1,243 @@
+"""Iterators that run ahead, maps over threads, and the bound on what is in work."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from utils.overlap import Allowance, in_background, ordered_map
+
+
+def wait_until(condition, seconds: float = 5.0) -> bool:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left():
+    before = threading.active_count()
+    yield
+    assert wait_until(lambda: threading.active_count() == before)
+
+
+class Counting:
+    """Counts from 0 and knows how far it is."""
+
+    def __init__(self, end: int = 10**9):
+        self.made, self.end, self.closed_in = 0, end, None
+
+    def __iter__(self):
+        try:
+            while self.made < self.end:
+                self.made += 1
+                yield self.made - 1
+        finally:
+            self.closed_in = threading.current_thread()
+
+
+RUNNERS = [
+    pytest.param(lambda items: in_background(items, 2), id="in_background"),
+    pytest.param(lambda items: ordered_map(lambda item: item, items, threads=3, depth=2), id="ordered_map"),
+]
+
+
+@pytest.mark.parametrize("run", RUNNERS)
+def test_nothing_gives_nothing(run):
+    assert list(run([])) == []
+
+
+@pytest.mark.parametrize("run", RUNNERS)
+def test_items_come_in_order(run):
+    assert list(run(range(500))) == list(range(500))
+
+
+@pytest.mark.parametrize("run", RUNNERS)
+def test_none_is_an_item_like_others(run):
+    assert list(run([None, 0, None])) == [None, 0, None]
+
+
+@pytest.mark.parametrize("run", RUNNERS)
+def test_nothing_is_made_before_the_first_is_asked_for(run):
+    counting = Counting()
+    items = run(counting)
+    time.sleep(0.05)
+    assert counting.made == 0
+    assert next(items) == 0
+    items.close()
+
+
+@pytest.mark.parametrize("run", RUNNERS)
+def test_few_items_are_made_ahead(run):
+    counting = Counting()
+    items = run(counting)
+    for taken in (1, 2, 3):
+        next(items)
+        # Two wait, and one is in the hand that waits to put it down.
+        assert wait_until(lambda taken=taken: counting.made == taken + 3)
+        time.sleep(0.05)
+        assert counting.made == taken + 3
+    items.close()
+
+
+def test_the_iterable_runs_in_another_thread():
+    def where():
+        yield threading.current_thread()
+
+    assert next(in_background(where(), 1)) is not threading.current_thread()
+
+
+@pytest.mark.parametrize("run", RUNNERS)
+def test_an_exception_comes_after_the_items_before_it(run):
+    def broken():
+        yield 1
+        yield 2
+        raise ZeroDivisionError("third")
+
+    items = run(broken())
+    assert [next(items), next(items)] == [1, 2]
+    with pytest.raises(ZeroDivisionError, match="third"):
+        next(items)
+
+
+def test_what_is_no_iterable_is_told_as_usual():
+    with pytest.raises(TypeError, match="not iterable"):
+        list(in_background(5, 1))
+
+
+def test_an_exception_of_the_function_comes_in_its_place():
+    items = ordered_map(lambda number: 6 // number, [3, 2, 0, 1], threads=2, depth=4)
+    assert [next(items), next(items)] == [2, 3]
+    with pytest.raises(ZeroDivisionError):
+        next(items)
+
+
+def test_several_threads_work_at_once_and_the_order_stays():
+    together = threading.Barrier(3, timeout=5)
+
+    def meet(number):
+        together.wait()  # passes when three are here
+        time.sleep(0.01 * (number % 3 == 0))
+        return number
+
+    assert list(ordered_map(meet, range(9), threads=3, depth=3)) == list(range(9))
+
+
+@pytest.mark.parametrize("run", RUNNERS)
+def test_a_consumer_that_stops_closes_the_iterable_in_its_thread(run):
+    counting = Counting()
+    items = run(counting)
+    next(items)
+    items.close()
+    made = counting.made
+    time.sleep(0.05)
+    assert counting.made == made <= 4
+    assert wait_until(lambda: counting.closed_in is not None)
+
+
+def test_an_exception_in_the_loop_ends_the_thread():
+    def consume():
+        for _ in in_background(Counting(), 1):
+            raise KeyError
+
+    before = threading.active_count()
+    with pytest.raises(KeyError):
+        consume()
+    assert wait_until(lambda: threading.active_count() == before)
+
+
+def test_all_stages_stop_though_the_first_one_waits():
+    gate = threading.Event()
+
+    def waiting():
+        yield 1
+        gate.wait(10)  # as a camera that sends nothing more
+
+    before = threading.active_count()
+    first = in_background(waiting(), 1, patience=0.1)
+    middle = ordered_map(lambda item: item, (item for item in first), threads=2, depth=1)
+    last = in_background((item for item in middle), 1)
+    assert next(last) == 1
+    start = time.monotonic()
+    last.close()
+    assert time.monotonic() - start < 2
+    assert threading.active_count() == before + 1  # the one that waits is left behind
+    gate.set()
+
+
+def test_items_are_let_go_when_they_are_handed_on():
+    class Big:
+        alive = 0
+
+        def __init__(self):
+            Big.alive += 1
+
+        def __del__(self):
+            Big.alive -= 1
+
+    most = 0
+    stages = in_background(ordered_map(lambda big: big, (Big() for _ in range(50)), threads=2, depth=1), 1)
+    for item in stages:
+        del item
+        most = max(most, Big.alive)
+    assert most <= 6 and wait_until(lambda: Big.alive == 0)
+
+
+def test_interrupt_ends_everything():
+    script = (
+        "import itertools, time\nfrom utils.overlap import in_background, ordered_map\n"
+        "items = in_background(ordered_map(lambda n: n, itertools.count(), 2, 2), 1)\n"
+        "print(next(items), flush=True)\n"
+        "for item in items: time.sleep(0.01)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "0\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=10)
+    assert errors.rstrip().endswith("KeyboardInterrupt") and errors.count("Traceback") == 1
+
+
+def in_work(allowance: Allowance, size: int) -> None:
+    allowance.settle(allowance.reserve(), size)
+
+
+def test_one_item_is_allowed_however_large():
+    in_work(Allowance(most=10), 1000)
+
+
+def test_no_more_is_let_through_than_allowed():
+    allowance, passed = Allowance(most=10), []
+
+    def produce():
+        for size in (4, 4, 4, 4):
+            in_work(allowance, size)
+            passed.append(size)
+
+    producer = threading.Thread(target=produce)
+    producer.start()
+    assert wait_until(lambda: len(passed) == 3)  # 12: the third came when there were 8
+    time.sleep(0.1)
+    assert len(passed) == 3
+    allowance.release(4)
+    producer.join(5)
+    assert len(passed) == 4
+
+
+def test_large_items_pass_one_by_one_though_their_size_is_known_late():
+    allowance = Allowance(most=10)
+    reserved = allowance.reserve()
+    second = threading.Thread(target=allowance.reserve)
+    second.start()
+    time.sleep(0.1)
+    assert second.is_alive()  # what the first will be is not known yet
+    allowance.settle(reserved, 3)
+    second.join(5)
+    assert not second.is_alive()
