@@ -1,6 +1,10 @@
-"""efficientdet_test.py as its users run it: pictures in, annotated pictures and a table out."""
+"""efficientdet_test.py as its users run it: anything in, annotated pictures, tables and files out."""
 
+import json
+import os
 import re
+import signal
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,13 +17,16 @@ from scripts import (
     SMALL,
     assert_one_error,
     assert_succeeded,
+    command,
     run_script,
     write_shapes_project,
     write_weights,
 )
+from servers import jpeg, serve
 from torchvision.ops import box_iou
 
 from efficientdet.shapes import draw_picture
+from utils.video import VideoReader, VideoWriter
 
 # Untrained weights give every class a score of about 0.01: nothing above the default threshold, all above 0.
 DETECT = ("efficientdet_test.py", "-p", "drawn", *SMALL, "-w", "untrained.pth")
@@ -35,6 +42,14 @@ def write_picture(path: Path, height: int, width: int, channels: int = 3) -> Pat
     rng = np.random.default_rng(list(f"{path.parent.name}/{path.name}".encode()))
     assert cv2.imwrite(str(path), rng.integers(0, 256, (height, width, channels), np.uint8))
     return path
+
+
+def write_video(path: Path, frames: int, height: int = 48, width: int = 64) -> None:
+    writer = VideoWriter(path, 12.5, height, width)
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    for number in range(frames):
+        writer.write(np.roll(noise, number, axis=1))
+    writer.close()
 
 
 @pytest.fixture(scope="module")
@@ -114,34 +129,107 @@ def test_threshold_zero_lists_and_draws_every_box(demo):
     assert np.abs(before.astype(int) - after).mean() > 5
 
 
-def test_a_broken_picture_among_good_ones_does_not_stop_the_others(demo):
-    pictures = demo.root / "three"
-    write_picture(pictures / "a.png", 40, 40)
-    (pictures / "b.jpg").write_text("no picture")
-    write_picture(pictures / "c.png", 40, 40)
-    run = run_script(*DETECT, "three", "--output", "out", "--speed_runs", "0", cwd=demo.root)
-    assert run.returncode == 1 and "Traceback" not in run.stderr
-    assert sorted(path.name for path in (demo.root / "out").iterdir()) == ["a.png", "c.png"]
-    assert [line for line in run.stderr.splitlines() if "three/b.jpg" in line][0].startswith("error:")
-    assert "1 of 3 pictures" in run.stderr
+def test_everything_mixed_with_what_is_broken(demo):
+    mixed = demo.root / "mixed"
+    write_picture(mixed / "000000000007.png", 40, 50)
+    (mixed / "b.jpg").write_text("no picture")
+    write_video(mixed / "c.mp4", 5)
+    listed = write_picture(demo.root / "listed.png", 1, 1)
+    formats = ("--save", "image,json,csv,txt,crops", "--json", "-", "--threshold", "0.009", "--batch_size", "3")
+    with serve({"/web.jpg": ("image/jpeg", jpeg(20, 30))}, stream_lengths=[0, 4]) as server:
+        sources = ("mixed/*", "absent.png", f"{server.url}/stream", f"{server.url}/web.jpg", "-", "99")
+        run = subprocess.run(
+            command(*DETECT, *sources, *formats, "--output", "out"),
+            cwd=demo.root, capture_output=True, text=True, input=f"{listed}\nnot there.png\n",
+        )  # fmt: skip
+    assert run.returncode == 1 and "Traceback" not in run.stderr, run.stderr
+
+    lines = [json.loads(line) for line in run.stdout.splitlines()]
+    stream = f"{server.url}/stream"
+    failed = ["mixed/b.jpg", "absent.png", stream, "not there.png", "camera 99"]
+    assert [line["file"] for line in lines if "error" in line] == failed
+    assert [(line["file"], line["frame"]) for line in lines if "error" not in line] == [
+        ("mixed/000000000007.png", None),
+        *(("mixed/c.mp4", number) for number in range(5)),
+        *((stream, number) for number in range(4)),
+        (f"{server.url}/web.jpg", None),
+        (str(listed), None),
+    ]
+    errors = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 5 and all(name in error for name, error in zip(failed, errors))
+    objects = sum(len(line.get("objects", ())) for line in lines)
+    assert objects > 0
+    assert f"3 pictures, 9 video frames, {objects} objects, 5 failures in " in run.stderr
+
+    out = demo.root / "out"
+    assert {path.name for path in out.iterdir()} - {"crops"} == {
+        "000000000007.png", "000000000007.txt", "c.mp4", "c", "stream.mp4", "stream", "web.jpg", "web.txt",
+        "listed.png", "listed.txt", "detections.json", "detections.csv",
+    }  # fmt: skip
+    assert len(list(VideoReader(str(out / "c.mp4"), "c"))) == 5 == len(list((out / "c").iterdir()))
+    assert len(list(VideoReader(str(out / "stream.mp4"), "stream"))) == 4
+    results = json.loads((out / "detections.json").read_text())
+    assert len(results) == objects == len(list((out / "crops").rglob("*_*.*")))
+    assert {result["image_id"] for result in results} <= {7, "web", "listed"} | {
+        f"{video}/{number:06d}" for video in ("c", "stream") for number in range(5)
+    }
 
 
-def test_output_into_the_source_folder_is_refused(demo):
-    before = (demo.root / "one/same.png").read_bytes()
-    run = run_script(*DETECT, "one", "--output", "./two/../one", cwd=demo.root)
-    assert_one_error(run, "one/same.png", "--output")
-    assert (demo.root / "one/same.png").read_bytes() == before
+def test_interrupt_finishes_the_files(demo):
+    with serve(stream_lengths=[0, 10**6]) as server:
+        flags = ("--save", "image,json,csv", "--threshold", "0.009", "--output", "interrupted", "--json", "lines")
+        process = subprocess.Popen(
+            command(*DETECT, f"{server.url}/stream", *flags), cwd=demo.root, stdout=subprocess.PIPE, text=True
+        )
+        shown = []
+        while len(shown) < 6:
+            line = process.stdout.readline()
+            assert line, "it ended by itself"
+            shown += [line] if line.startswith("http") else []
+        process.send_signal(signal.SIGINT)
+        rest, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    frames = len(shown) + rest.count("http")
+    assert f"0 pictures, {frames} video frames, " in rest and rest.rstrip().endswith("results in interrupted/")
+    out = demo.root / "interrupted"
+    assert {path.name for path in out.iterdir()} == {"stream.mp4", "detections.json", "detections.csv"}
+    assert len(list(VideoReader(str(out / "stream.mp4"), "stream"))) == frames
+    assert len(json.loads((out / "detections.json").read_text())) > 0
+    assert len((demo.root / "lines").read_text().splitlines()) == frames
 
 
-def test_output_over_another_of_the_pictures_is_refused(demo):
+def test_a_reader_that_has_seen_enough_is_no_trouble(demo):
+    process = subprocess.Popen(
+        command(*DETECT, "datasets/drawn/train", "--json", "-", "--quiet", "--save", "none", "--threshold", "0"),
+        cwd=demo.root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert json.loads(process.stdout.readline())["file"] == "datasets/drawn/train/000011.jpg"
+    process.stdout.close()  # as `head -1` does
+    assert process.stderr.read() == "" and process.wait(30) == 141
+
+
+def test_sources_in_the_folder_of_the_results_are_left_alone(demo):
     before = (demo.root / "two/same.png").read_bytes()
     run = run_script(*DETECT, "one", "two", "--output", "two", cwd=demo.root)
-    assert (demo.root / "two/same.png").read_bytes() == before
     assert_one_error(run, "two/same.png", "--output")
+    assert (demo.root / "two/same.png").read_bytes() == before
 
 
-def test_a_picture_without_a_suffix_that_names_a_format_becomes_a_jpeg(demo):
-    nameless = demo.root / "nameless"
-    nameless.write_bytes((demo.root / "one/same.png").read_bytes())
-    assert_succeeded(run_script(*DETECT, nameless, "--output", "nameless_out", "--speed_runs", "0", cwd=demo.root))
-    assert (demo.root / "nameless_out/nameless.jpg").read_bytes().startswith(b"\xff\xd8")
+def test_nothing_that_can_be_used_is_one_error(demo):
+    run = run_script(*DETECT, "absent.png", "absent/*.jpg", cwd=demo.root)
+    assert_one_error(run, "absent.png", "absent/*.jpg")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the memory in use from /proc")
+def test_memory_does_not_grow_with_the_frames(demo):
+    write_video(demo.root / "long.mp4", 260, 720, 960)  # 2 MB a frame
+    flags = ("--save", "image,json,csv", "--threshold", "0.009", "--output", "long", "--speed_runs", "0")
+    process = subprocess.Popen(command(*DETECT, "long.mp4", *flags), cwd=demo.root, stdout=subprocess.PIPE, text=True)
+    pages = {}
+    for line in process.stdout:
+        if line.startswith("long.mp4 frame"):
+            pages[int(line.split()[2])] = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+    assert process.wait(30) == 0 and len(pages) == 260
+    # All frames would be 520 MB.
+    assert (pages[250] - pages[60]) * os.sysconf("SC_PAGE_SIZE") < 60e6

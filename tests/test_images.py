@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from utils.errors import InputError
-from utils.images import list_pictures, read_image, write_image
+from utils.images import read_image, write_image
 
 # What a person sees: four colours in the corners, 40 x 60.
 CORNERS = {"red": (230, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 230), "white": (250, 250, 250)}
@@ -213,26 +213,3 @@ def test_unknown_suffix_is_refused(tmp_path, name):
 def test_picture_that_the_format_cannot_hold_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"a\.jpg: .*70000 x 1 pixels"):
         write_image(tmp_path / "a.jpg", np.zeros((1, 70000, 3), np.uint8))
-
-
-def test_no_paths_are_no_pictures():
-    assert list_pictures([]) == []
-
-
-def test_files_and_folders_are_listed_in_their_order(tmp_path):
-    for name in ("album/b.JPG", "album/a.png", "album/notes.txt", "album/deeper/c.jpg", "z.dat"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"")
-    (tmp_path / "album" / "folder.jpg").mkdir()
-    listed = list_pictures([str(tmp_path / "z.dat"), str(tmp_path / "album")])
-    assert listed == [tmp_path / "z.dat", tmp_path / "album" / "a.png", tmp_path / "album" / "b.JPG"]
-
-
-def test_folder_without_pictures_is_refused(tmp_path):
-    with pytest.raises(InputError, match="holds no pictures"):
-        list_pictures([str(tmp_path)])
-
-
-def test_path_that_does_not_exist_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"none\.png"):
-        list_pictures([str(tmp_path / "none.png")])
