@@ -116,10 +116,11 @@ def parse_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> int:
     """Returns the exit status."""
-    sys.stdin.reconfigure(errors="surrogateescape")  # names of files may hold bytes that are no UTF-8
-    sys.stdout.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdin, sys.stdout):  # names of files may hold bytes that are no text
+        if stream is not None:
+            stream.reconfigure(errors="surrogateescape")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl+C
-    entries = list(list_sources(args.sources or [str(EXAMPLES)], sys.stdin))
+    entries = list(list_sources(args.sources or [str(EXAMPLES)], sys.stdin or ()))
     if all(isinstance(entry, Failure) for entry in entries):
         raise InputError("; ".join(entry.reason for entry in entries) or "the list of sources on stdin is empty")
     if args.save:
@@ -171,7 +172,8 @@ class Report:
     def __init__(self, args: argparse.Namespace, class_names: tuple[str, ...]):
         self.messages = sys.stderr if args.json == "-" else sys.stdout
         self.counts = Counter()
-        self.frame = self._drawn = None  # the last ones
+        self.frame = None  # the last one
+        self._drawn = None  # the same, annotated, for the window
         self._args = args
         self._class_names = class_names
         self._start = time.perf_counter()
@@ -191,9 +193,12 @@ class Report:
         self.frame, found = result
         self.counts["picture" if self.frame.number is None else "video frame"] += 1
         self.counts["object"] += len(found)
+        drawn = None
         if self._window is not None or "image" in self._args.save:
-            self._drawn = annotate(self.frame.image, found, self._class_names)
-        path = self._outputs.write(self.frame, found, self._drawn)
+            drawn = annotate(self.frame.image, found, self._class_names)
+        if self._window is not None:
+            self._drawn = drawn
+        path = self._outputs.write(self.frame, found, drawn)
         if self._lines is not None:
             self._lines.write(self.frame, found)
         if not self._args.quiet:

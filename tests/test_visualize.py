@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from utils import visualize
 from utils.visualize import class_color, contact_sheet, draw_boxes, side_by_side
 
 NO_BOXES, NO_CLASSES = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
@@ -130,3 +131,54 @@ def test_captions_stand_above_their_pictures_and_fit():
     for sheet in (short, long):
         y, x = np.nonzero(sheet.min(axis=2) < 128)
         assert y.max() < sheet.shape[0] - 100 and x.max() < sheet.shape[1] - 1
+
+
+def label_area(label: str, box, image: np.ndarray, class_id: int = 0) -> tuple[int, int, int, int]:
+    """Where a label lies, xyxy."""
+    drawn, without = (draw_boxes(image, [box], [class_id], [text]) for text in (label, ""))
+    rows, columns = np.nonzero((drawn != without).any(axis=2))
+    return columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+
+
+def test_labels_of_one_place_do_not_hide_each_other():
+    image, box = grey(480, 640), [200, 200, 320, 300]
+    labels = ["person 0.50", "person 0.60", "person 0.70"]
+    drawn = draw_boxes(image, [box] * 3, [0, 1, 2], labels)
+    left, top, right, bottom = label_area(labels[0], box, image)
+    plate = (right - left) * (bottom - top)
+    for class_id in range(3):  # each plate shows its colour, on all of it but where the letters are
+        assert (drawn == class_color(class_id)).all(axis=2).sum() > 0.5 * plate
+
+
+def test_best_label_has_the_usual_place_above_the_box():
+    image, box = grey(480, 640), [200, 200, 320, 300]
+    drawn = draw_boxes(image, [box] * 2, [0, 1], ["person 0.50", "person 0.60"])
+    assert (drawn[190:198, 202:300] == class_color(1)).all(axis=2).mean() > 0.3
+
+
+@pytest.mark.parametrize("shape", [(300, 300), (2000, 300), (300, 4000), (3000, 4000)])
+def test_letters_suit_the_picture(shape):
+    _, top, _, bottom = label_area("Ag", [100, 150, 250, 280], grey(*shape))
+    assert 0.02 < (bottom - top) / np.sqrt(shape[0] * shape[1]) < 0.07
+
+
+def test_label_that_is_longer_than_the_picture_is_wide_gets_smaller_letters():
+    box, image = [100, 200, 300, 300], grey(480, 640)
+    usual, long = (label_area(text, box, image) for text in ("person 0.50", 8 * "a long name " + "0.50"))
+    assert long[2] - long[0] <= 640
+    assert long[3] - long[1] < usual[3] - usual[1]
+
+
+@pytest.mark.parametrize("unicode_font", [False, True])
+def test_names_that_are_not_ascii_are_drawn(monkeypatch, unicode_font):
+    if unicode_font and not visualize._UNICODE_FONT:
+        pytest.skip("OpenCV 4 draws ASCII alone")
+    monkeypatch.setattr(visualize, "_UNICODE_FONT", unicode_font)
+    image, box = grey(480, 640), [100, 200, 300, 300]
+
+    def drawn(label: str) -> np.ndarray:
+        return draw_boxes(image, [box], [0], [label])
+
+    assert (drawn("café") != drawn("caf?")).any() and (drawn("caf") != drawn("café")).any()
+    np.testing.assert_array_equal((drawn("café") == drawn("cafe")).all(), not unicode_font)
+    assert (drawn("猫") != drawn("")).any()
