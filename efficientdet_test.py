@@ -22,6 +22,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from efficientdet import Detections, Detector, load_detector
 from efficientdet.checkpoint import chosen_weights
@@ -43,13 +44,14 @@ TILE = 640  # pixels, for --tile without a number
 
 def formats(text: str) -> tuple[str, ...]:
     """`csv,crops` -> the names of formats, `none` -> nothing."""
-    names = () if text == "none" else tuple(dict.fromkeys(text.split(",")))
-    if not set(names) <= set(FORMATS):
+    chosen = () if text == "none" else tuple(dict.fromkeys(text.split(",")))
+    if not set(chosen) <= set(FORMATS):
         raise ValueError(text)
-    return names
+    return chosen
 
 
 def names(text: str) -> tuple[str, ...]:
+    """`person, traffic light` -> the two."""
     return tuple(name.strip() for name in text.split(","))
 
 
@@ -149,6 +151,8 @@ def main(args: argparse.Namespace) -> int:
                     break
         except KeyboardInterrupt:
             interrupted = True
+        except torch.OutOfMemoryError as error:
+            raise InputError(f"the GPU's memory cannot hold --batch_size {args.batch_size}: take less") from error
         with StopRequest():  # and until the files are whole
             stack.close()
 
@@ -193,22 +197,20 @@ class Report:
         self.frame, found = result
         self.counts["picture" if self.frame.number is None else "video frame"] += 1
         self.counts["object"] += len(found)
-        drawn = None
-        if self._window is not None or "image" in self._args.save:
-            drawn = annotate(self.frame.image, found, self._class_names)
-        if self._window is not None:
-            self._drawn = drawn
+        wanted = self._args.show or "image" in self._args.save
+        drawn = annotate(self.frame.image, found, self._class_names) if wanted else None
         path = self._outputs.write(self.frame, found, drawn)
+        if self._args.show:
+            self._drawn = drawn
         if self._lines is not None:
             self._lines.write(self.frame, found)
         if not self._args.quiet:
             print(text_table(self.frame, found, self._class_names, path), file=self.messages, flush=True)
 
     def show(self) -> bool:
-        """Show the last frame, if `--show` asks for it; False when the user has seen enough."""
-        if self._window is None or self._drawn is None:
-            return True
-        return self._window.show(self._drawn, wait=self.frame.number is None)
+        """Show the last frame, once, if `--show` asks for it; False when the user has seen enough."""
+        drawn, self._drawn = self._drawn, None
+        return drawn is None or self._window.show(drawn, wait=self.frame.number is None)
 
     def summary(self) -> str:
         seconds = time.perf_counter() - self._start

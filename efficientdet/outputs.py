@@ -113,7 +113,7 @@ class Outputs:
             self._stack = stack.pop_all()
 
     def write(self, frame: Frame, found: Detections, drawn: np.ndarray | None = None) -> Path | None:
-        """Args: drawn: the annotated picture, needed for the format `image`. Returns the file where that goes."""
+        """Write one frame; `drawn` is the annotated picture, for the format `image`. Returns the file it goes to."""
         name = self._name_of(frame)
         try:
             paths = [writer.write(frame, name, found, drawn) for writer in self._writers]
