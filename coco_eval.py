@@ -34,8 +34,8 @@ from efficientdet.project import Project, load_project
 from efficientdet.shapes import draw_if_absent
 from utils import distributed
 from utils.cli import BOOLEAN, default_workers, fraction, image_size, non_negative_int, positive_int
-from utils.device import autocast_dtype, chosen_device
-from utils.errors import InputError, exit_on_input_error
+from utils.device import chosen_device, inference_dtype
+from utils.errors import exit_on_input_error
 from utils.files import make_writable_folder
 from utils.memory import keep_freed_memory
 
@@ -102,9 +102,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace, project: Project, device: torch.device) -> None:
-    amp = "fp16" if args.float16 else args.amp
-    if amp == "fp16" and device.type == "cpu":
-        raise InputError("--float16 needs a GPU: leave it out to evaluate on the CPU")
+    dtype = inference_dtype("fp16" if args.float16 else args.amp, device)
     if distributed.rank() == 0:
         draw_if_absent(project, args.data_path)
     distributed.any_over_processes()  # the others wait for it
@@ -123,7 +121,6 @@ def evaluate(args: argparse.Namespace, project: Project, device: torch.device) -
     else:
         weights = chosen_weights(args.weights, project.name, args.compound_coef, args.saved_path)
         facts = {"weights": str(weights), "input": f"{canvas[1]} x {canvas[0]}"}
-        dtype = autocast_dtype(amp, device) or torch.float32
         detector = load_detector(args.compound_coef, weights, project, device, canvas, dtype)
         options = DetectionOptions(
             EVALUATION_SCORE_THRESHOLD, args.nms_threshold, max_detections=args.max_detections, flip=args.flip

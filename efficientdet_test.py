@@ -19,6 +19,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,15 +28,16 @@ import torch
 from efficientdet import Detections, Detector, load_detector
 from efficientdet.checkpoint import chosen_weights
 from efficientdet.detector import DEMO_IOU_THRESHOLD, DEMO_SCORE_THRESHOLD, DetectionOptions
-from efficientdet.engine import StopRequest
 from efficientdet.outputs import FORMATS, JsonLines, Outputs, annotate, check_folder, text_table
 from efficientdet.pipeline import detect_frames
 from efficientdet.project import load_project
 from efficientdet.sources import Failure, Frame, list_sources, open_sources
 from utils.cli import boolean, fraction, image_size, non_negative_int, positive_int
-from utils.device import chosen_device
+from utils.device import chosen_device, inference_dtype
 from utils.errors import InputError, exit_on_input_error
 from utils.files import make_writable_folder
+from utils.memory import keep_freed_memory
+from utils.stop import StopRequest
 from utils.video import Window
 
 EXAMPLES = Path(__file__).resolve().parent / "projects" / "shapes"  # pictures that come with the project
@@ -78,6 +80,7 @@ def parse_args() -> argparse.Namespace:
     )
     add("--cuda", type=boolean, metavar="True|False", help="run on a GPU (default: if there is one)")
     add("--device", type=non_negative_int, default=0, help="which GPU (default: 0)")
+    add("--amp", choices=("off", "bf16", "fp16"), default="off", help="less precision, more speed (default: off)")
     add("--batch_size", type=positive_int, default=1, help="frames per pass, of any sizes (default: 1)")
     add = parser.add_argument_group("what counts as found").add_argument
     add("--threshold", type=fraction, default=DEMO_SCORE_THRESHOLD, help="least score of an object (%(default)s)")
@@ -130,8 +133,11 @@ def main(args: argparse.Namespace) -> int:
         make_writable_folder(args.output)
     project = load_project(args.project or ("coco" if args.sources else "shapes"))
     device = chosen_device(args.cuda, args.device)
+    dtype = inference_dtype(args.amp, device)
+    if device.type == "cpu":
+        keep_freed_memory()
     weights = chosen_weights(args.weights, project.name, args.compound_coef, args.saved_path)
-    detector = load_detector(args.compound_coef, weights, project, device, args.image_size)
+    detector = load_detector(args.compound_coef, weights, project, device, args.image_size, dtype)
     options = DetectionOptions(
         args.threshold, args.iou_threshold, args.max_detections, args.classes, args.flip, args.rect, args.tile
     )
@@ -229,6 +235,7 @@ def plural(number: int, noun: str) -> str:
 
 def time_runs(detector: Detector, image: np.ndarray, options: DetectionOptions, runs: int) -> float:
     """Mean seconds from a prepared picture to its detections, as the reference's speed test measures them."""
+    options = replace(options, flip=False, rect=False, tile=None)
     prepared = detector.prepare([image], options)
     start = time.perf_counter()
     for _ in range(runs):

@@ -37,7 +37,6 @@ from efficientdet.dataset import Batch, BatchLoader, CocoDataset, EpochSampler, 
 from efficientdet.engine import (
     LossMean,
     StepResult,
-    StopRequest,
     TrainingStep,
     evaluate_networks,
     fitting_batch_size,
@@ -65,6 +64,7 @@ from utils.device import autocast_dtype, cuda_device
 from utils.errors import InputError, exit_on_input_error
 from utils.files import make_writable_folder
 from utils.memory import keep_freed_memory
+from utils.stop import StopRequest
 
 WORKERS = default_workers()
 DEBUG_FOLDER = Path("test")

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +24,7 @@ from efficientdet.loss import DetectionLoss, Losses
 from efficientdet.model import EfficientDet, Outputs
 from efficientdet.postprocess import Detections, in_picture, postprocess
 from utils.distributed import any_over_processes, from_rank_0, gathered, sum_over_processes, world_size
+from utils.stop import StopRequest
 
 SHOWN_PICTURES = 4
 _FP16_LEAST_SCALE = 1.0  # gradients that overflow even below this are no matter of scale
@@ -212,29 +212,6 @@ class LossMean:
     @property
     def total(self) -> float:
         return self.classification + self.regression
-
-
-class StopRequest:
-    """Ctrl+C or SIGTERM, remembered until the step in progress is done. A second Ctrl+C interrupts at once.
-
-    A context manager; outside its block the signals do what they did before.
-    """
-
-    def __init__(self):
-        self.received = False
-
-    def __enter__(self) -> "StopRequest":
-        self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame) -> None:
-        if self.received:
-            raise KeyboardInterrupt
-        self.received = True
 
 
 class Outcome(NamedTuple):

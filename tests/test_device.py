@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from utils.device import autocast_dtype, available_device, chosen_device, cuda_device
+from utils.device import autocast_dtype, available_device, chosen_device, cuda_device, inference_dtype
 from utils.errors import InputError
 
 
@@ -67,3 +67,14 @@ def test_precision_of_this_machines_cpu_is_one_that_autocast_takes():
     dtype = autocast_dtype(None, torch.device("cpu"))
     with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is (dtype or torch.float32)
+
+
+@pytest.mark.parametrize(("amp", "dtype"), [("off", torch.float32), ("bf16", torch.bfloat16)])
+def test_precision_of_inference(amp, dtype):
+    assert inference_dtype(amp, torch.device("cpu")) is inference_dtype(amp, torch.device("cuda")) is dtype
+
+
+def test_half_precision_of_inference_needs_a_gpu():
+    assert inference_dtype("fp16", torch.device("cuda")) is torch.float16
+    with pytest.raises(InputError, match="fp16.*GPU"):
+        inference_dtype("fp16", torch.device("cpu"))

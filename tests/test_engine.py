@@ -2,8 +2,6 @@
 
 import copy
 import math
-import os
-import signal
 from collections.abc import Callable
 
 import pytest
@@ -15,7 +13,6 @@ from efficientdet.anchors import make_anchors
 from efficientdet.dataset import Batch, CocoDataset, collate
 from efficientdet.engine import (
     LossMean,
-    StopRequest,
     TrainingStep,
     fitting_batch_size,
     is_out_of_memory,
@@ -576,31 +573,3 @@ def test_mean_goes_on_from_its_attributes_as_if_it_had_not_been_saved():
     for mean in (whole, second):
         mean.add(5, losses(0.3, 0.7))
     assert vars(second) == vars(whole)
-
-
-# The wish to stop.
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_is_remembered_and_handlers_are_put_back(number):
-    handlers = [signal.getsignal(other) for other in (signal.SIGINT, signal.SIGTERM)]
-    with StopRequest() as stop:
-        assert not stop.received
-        os.kill(os.getpid(), number)
-        assert stop.received
-    assert [signal.getsignal(other) for other in (signal.SIGINT, signal.SIGTERM)] == handlers
-
-
-def test_second_interrupt_stops_at_once():
-    handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), StopRequest():
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is handler
-
-
-def test_handlers_are_put_back_after_an_error():
-    handler = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(ZeroDivisionError), StopRequest():
-        _ = 1 / 0
-    assert signal.getsignal(signal.SIGTERM) is handler

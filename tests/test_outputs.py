@@ -10,7 +10,6 @@ import pytest
 import torch
 from pycocotools.coco import COCO
 
-from efficientdet.evaluate import read_results
 from efficientdet.outputs import FORMATS, JsonLines, Outputs, annotate, check_folder, text_table
 from efficientdet.postprocess import Detections
 from efficientdet.sources import Failure, Frame, Source
@@ -80,7 +79,7 @@ def test_coco_results(tmp_path):
         (picture("c.jpg"), found((1, 0.5, [0.0, 0, 4, 8]))),  # of a slot that has no name, and no category
     ]
     write(tmp_path, ["json"], *pairs)
-    assert read_results(tmp_path / "detections.json") == [
+    assert json.loads((tmp_path / "detections.json").read_text()) == [
         {"image_id": 139, "category_id": 1, "score": 0.75, "bbox": [10, 20, 20, 40]},
         {"image_id": 139, "category_id": 3, "score": 0.5, "bbox": [0, 0, 4, 8]},
         {"image_id": "b", "category_id": 1, "score": 0.75, "bbox": [10, 20, 20, 40]},

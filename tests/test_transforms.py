@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from efficientdet import transforms
 from efficientdet.transforms import (
     Letterbox,
     Target,
@@ -106,6 +107,14 @@ def test_enlarging_interpolates_linearly_between_pixel_centres():
 def test_extreme_pictures_have_a_letterbox(shape):
     pixels = Letterbox.fit(shape, (64, 64)).image(np.full((*shape, 3), 128, np.uint8), MEAN, STD)
     assert pixels.shape == (64, 64, 3) and np.isfinite(pixels).all() and (pixels != 0).any()
+
+
+@pytest.mark.parametrize("shape", [(1000, 800), (300, 1000), (129, 100), (3000, 2)])
+def test_huge_pictures_are_prepared_alike_in_less_memory(monkeypatch, shape):
+    letterbox, image = Letterbox.fit(shape, (128, 256)), noise(*shape)
+    expected = letterbox.image(image, MEAN, STD)
+    monkeypatch.setattr(transforms, "_HUGE", 0)
+    np.testing.assert_allclose(letterbox.image(image, MEAN, STD), expected, atol=1e-5)
 
 
 def test_letterbox_leaves_its_picture_alone():

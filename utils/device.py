@@ -4,6 +4,8 @@ import torch
 
 from utils.errors import InputError
 
+_AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def cuda_device(index: int = 0) -> torch.device:
     """The CUDA device `index`; InputError when this machine has none such."""
@@ -40,4 +42,11 @@ def autocast_dtype(amp: str | None, device: torch.device) -> torch.dtype | None:
         else:
             fast = torch.cpu._is_avx512_bf16_supported()
         amp = "bf16" if fast else "off"
-    return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+    return _AMP[amp]
+
+
+def inference_dtype(amp: str, device: torch.device) -> torch.dtype:
+    """The dtype of a whole network for inference, by the scripts' `--amp`. InputError for float16 on a CPU."""
+    if amp == "fp16" and device.type == "cpu":
+        raise InputError("half precision (--amp fp16, --float16) needs a GPU: leave it out, or pass --amp bf16")
+    return _AMP[amp] or torch.float32

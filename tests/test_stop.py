@@ -1,0 +1,33 @@
+"""Signals that are remembered until they suit."""
+
+import os
+import signal
+
+import pytest
+
+from utils.stop import StopRequest
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_is_remembered_and_handlers_are_put_back(number):
+    handlers = [signal.getsignal(other) for other in (signal.SIGINT, signal.SIGTERM)]
+    with StopRequest() as stop:
+        assert not stop.received
+        os.kill(os.getpid(), number)
+        assert stop.received
+    assert [signal.getsignal(other) for other in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_second_interrupt_stops_at_once():
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), StopRequest():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_handlers_are_put_back_after_an_error():
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ZeroDivisionError), StopRequest():
+        _ = 1 / 0
+    assert signal.getsignal(signal.SIGTERM) is handler
