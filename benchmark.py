@@ -160,7 +160,8 @@ def compare_detection(setting: Setting, args: argparse.Namespace) -> None:
 
 def ours(network: EfficientDet, images: Tensor) -> Callable[[], object]:
     """The network as `load_detector` runs it."""
-    return with_postprocessing(fuse_for_inference(network), images.contiguous(memory_format=torch.channels_last))
+    fused = fuse_for_inference(network, images.device)
+    return with_postprocessing(fused, images.contiguous(memory_format=torch.channels_last))
 
 
 def plain(network: EfficientDet, images: Tensor) -> Callable[[], object]:

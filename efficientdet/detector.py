@@ -73,7 +73,7 @@ class Detector:
         self.dtype = dtype
         self.size_divisor = network.config.size_divisor
         self.canvas = network.config.input_shape(project.image_size if image_size is None else image_size)
-        self.network = fuse_for_inference(network).to(device=device, dtype=dtype)
+        self.network = fuse_for_inference(network, device).to(dtype)
 
     def __call__(
         self,

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from efficientdet.fuse import fuse_for_inference
 from efficientdet.model import EfficientDet
 
+CPU = torch.device("cpu")
+
 
 def network(compound_coef: int) -> EfficientDet:
     """A float64 network whose batch norms have statistics and scales that a fold can get wrong."""
@@ -51,17 +53,17 @@ def assert_same_outputs(plain: EfficientDet, fused: nn.Module, batch: Tensor) ->
 )
 def test_fused_equals_plain(compound_coef, size):
     plain = network(compound_coef)
-    assert_same_outputs(plain, fuse_for_inference(plain), images(1, 3, size, size))
+    assert_same_outputs(plain, fuse_for_inference(plain, CPU), images(1, 3, size, size))
 
 
 def test_fused_equals_plain_on_a_rectangular_batch(d0):
-    assert_same_outputs(d0, fuse_for_inference(d0), images(2, 3, 128, 384))
+    assert_same_outputs(d0, fuse_for_inference(d0, CPU), images(2, 3, 128, 384))
 
 
 def test_the_original_stays_as_it_was():
     plain = network(0).train()
     before = {key: value.clone() for key, value in plain.state_dict().items()}
-    fused = fuse_for_inference(plain)
+    fused = fuse_for_inference(plain, CPU)
     with torch.no_grad():
         fused(images(1, 3, 128, 128))
     after = plain.state_dict()
@@ -72,7 +74,7 @@ def test_the_original_stays_as_it_was():
 
 
 def test_no_batch_norm_and_no_gradient_remain(d0):
-    fused = fuse_for_inference(d0)
+    fused = fuse_for_inference(d0, CPU)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
     assert not any(parameter.requires_grad for parameter in fused.parameters())
     assert not fused.training
@@ -82,10 +84,10 @@ def test_the_input_is_not_overwritten(d0):
     batch = images(1, 3, 128, 128)
     before = batch.clone()
     with torch.no_grad():
-        fuse_for_inference(d0)(batch)
+        fuse_for_inference(d0, CPU)(batch)
     assert torch.equal(batch, before)
 
 
 def test_sizes_that_do_not_fit_are_still_refused(d0):
     with pytest.raises(ValueError, match="multiples of 128"):
-        fuse_for_inference(d0)(images(1, 3, 128, 100))
+        fuse_for_inference(d0, CPU)(images(1, 3, 128, 100))
