@@ -62,23 +62,23 @@ def join(
     """The detections of a `height` x `width` picture from those of its windows, in the windows' own pixels.
 
     What two windows have seen is thinned by non-maximum suppression within each class. A box at an inner edge of its
-    window may be a part of an object only: it goes when a box of its class that is whole covers most of it.
+    window may be a part of an object only. It goes when a neighbour must show more of the object, as the box is
+    shorter than the windows' overlap, and when a box of its class that is whole covers most of it.
     """
     if len(parts) == 1:
         return parts[0][1]
-    shifted, cut = [], []
+    moved, cut = [], []
     for window, found in parts:
-        left, top, right, bottom = found.boxes.unbind(-1)
-        near_x, near_y = _EDGE * window.width, _EDGE * window.height
-        cut.append(
-            ((left < near_x) & (window.left > 0))
-            | ((top < near_y) & (window.top > 0))
-            | ((right > window.width - near_x) & (window.left + window.width < width))
-            | ((bottom > window.height - near_y) & (window.top + window.height < height))
-        )
+        side = found.boxes.new_tensor([window.width, window.height])
+        before, after = found.boxes[:, :2], found.boxes[:, 2:]  # (K, 2): on the axes x and y
+        goes_on_before = torch.tensor([window.left > 0, window.top > 0])
+        goes_on_after = torch.tensor([window.left + window.width < width, window.top + window.height < height])
+        cut_on_axis = (before < _EDGE * side) & goes_on_before | (after > (1 - _EDGE) * side) & goes_on_after
+        shown = ~(cut_on_axis & (after - before < OVERLAP * side)).any(dim=1)
         offset = found.boxes.new_tensor([window.left, window.top, window.left, window.top])
-        shifted.append(Detections(found.boxes + offset, found.scores, found.class_ids))
-    together, is_cut = concatenate(shifted), torch.cat(cut)
+        moved.append(Detections(found.boxes + offset, found.scores, found.class_ids)[shown])
+        cut.append(cut_on_axis.any(dim=1)[shown])
+    together, is_cut = concatenate(moved), torch.cat(cut)
     kept = ~is_cut
     kept[is_cut] = ~_covered(together[is_cut], together[~is_cut])
     return suppress(together[kept], iou_threshold, max_detections)

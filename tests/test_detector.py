@@ -4,13 +4,16 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from numpy.random import RandomState
 from scripts import untrained, write_weights
+from torchvision.ops import box_iou
 
 from efficientdet import Detections, EfficientDet, load_detector
-from efficientdet.checkpoint import Checkpoints, last_path
+from efficientdet.checkpoint import SHAPES_WEIGHTS, Checkpoints, last_path
 from efficientdet.detector import Detector
 from efficientdet.model import Outputs
 from efficientdet.project import load_project
+from efficientdet.shapes import draw_picture
 from utils.errors import InputError
 
 CPU = torch.device("cpu")
@@ -244,6 +247,52 @@ def test_tiles_find_what_lies_in_a_part_of_the_picture(detector):
 def test_tiles_change_nothing_for_small_pictures(detector):
     (plain,), (tiled,) = (detector([noise(60, 80)], score_threshold=0.01, tile=tile) for tile in (None, 100))
     assert_same(plain, tiled)
+
+
+# With weights that know something.
+
+
+@pytest.fixture(scope="module")
+def trained() -> Detector:
+    return load_detector(0, SHAPES_WEIGHTS, "shapes", "cpu")
+
+
+def drawn(number: int) -> tuple[np.ndarray, list[dict]]:
+    """A picture that `trained` has not seen, and its objects."""
+    return draw_picture(RandomState((0, 2, number)))
+
+
+def hits(detector: Detector, found: Detections, objects: list[dict], left: int = 0, top: int = 0) -> int:
+    """How many `objects` are found by their class and IoU 0.75, in a picture shifted by (left, top)."""
+    count = 0
+    for thing in objects:
+        x, y, width, height = thing["bbox"]
+        box = torch.tensor([[x + left, y + top, x + left + width, y + top + height]], dtype=torch.float32)
+        of_class = found.class_ids == detector.project.class_names.index(thing["class"])
+        count += bool((box_iou(box, found.boxes[of_class]) > 0.75).any())
+    return count
+
+
+def test_rect_finds_what_the_square_does(trained):
+    for number in (6, 9, 10):
+        picture, objects = drawn(number)
+        (square,), (rect,) = (trained([picture], rect=rect) for rect in (False, True))
+        assert hits(trained, square, objects) == hits(trained, rect, objects) == len(objects)
+        assert len(rect) == len(square)
+        torch.testing.assert_close(rect.scores, square.scores, rtol=0, atol=0.1)
+
+
+def test_tiles_find_small_objects_in_a_large_picture(trained):
+    mosaic, whole_truth = np.full((4 * 416, 4 * 448, 3), 128, np.uint8), []
+    for place in range(16):
+        picture, objects = drawn((6, 9, 10, 13, 20, 22)[place % 6])
+        top, left = place // 4 * 416, place % 4 * 448
+        mosaic[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+        whole_truth.append((objects, left, top))
+    number = sum(len(objects) for objects, _, _ in whole_truth)
+    (plain,), (tiled,) = (trained([mosaic], tile=tile, batch_size=2) for tile in (None, 384))
+    assert sum(hits(trained, plain, *truth) for truth in whole_truth) < 0.2 * number
+    assert sum(hits(trained, tiled, *truth) for truth in whole_truth) > 0.9 * number
 
 
 @pytest.mark.parametrize(("image_size", "canvas"), [(100, (128, 128)), (200, (256, 256)), ((100, 300), (128, 384))])

@@ -76,22 +76,31 @@ def test_boxes_are_moved_to_the_picture_and_the_weaker_of_two_goes():
 
 
 def test_part_of_an_object_goes_when_the_whole_is_seen():
-    cut = detections([480, 100, 511, 200], scores=[0.95])  # at the right edge of its window
-    whole = detections([480 - 244, 100, 580 - 244, 200], scores=[0.5])
+    cut = detections([400, 100, 511, 200], scores=[0.95])  # at the right edge of its window
+    whole = detections([400 - 244, 100, 700 - 244, 200], scores=[0.5])
     parts = [
         (Window(0, 0, 400, 1000), NONE),
         (Window(0, 0, 400, 512), cut),
         (Window(0, 244, 400, 512), whole),
     ]
-    found = join(parts, 400, 1000, 0.5)  # their IoU is 0.31: suppression alone would keep both
-    assert found.boxes.tolist() == [[480, 100, 580, 200]]
+    found = join(parts, 400, 1000, 0.5)  # their IoU is 0.37: suppression alone would keep both
+    assert found.boxes.tolist() == [[400, 100, 700, 200]]
 
 
 def test_part_of_an_object_stays_when_nothing_else_shows_it():
-    cut = detections([480, 100, 511, 200])
-    other_class = detections([480 - 244, 100, 580 - 244, 200], class_ids=[1])
+    cut = detections([400, 100, 511, 200])
+    other_class = detections([400 - 244, 100, 700 - 244, 200], class_ids=[1])
     parts = [(Window(0, 0, 400, 1000), NONE), (Window(0, 0, 400, 512), cut), (Window(0, 244, 400, 512), other_class)]
     assert len(join(parts, 400, 1000, 0.5)) == 2
+
+
+def test_part_of_which_a_neighbour_must_show_more_goes():
+    short, long = detections([420, 100, 511, 200]), detections([400, 100, 511, 200])  # a fifth of the side is 102
+    for cut, left in ((short, 0), (long, 1)):
+        parts = [(Window(0, 0, 400, 1000), NONE), (Window(0, 0, 400, 512), cut), (Window(0, 244, 400, 512), NONE)]
+        assert len(join(parts, 400, 1000, 0.5)) == left
+    low = detections([100, 300, 400, 399])  # at the lower edge of the picture, where nothing is cut
+    assert len(join([(Window(0, 0, 400, 1000), NONE), (Window(0, 0, 400, 512), low)], 400, 1000, 0.5)) == 1
 
 
 def test_box_at_the_edge_of_the_picture_is_whole():
