@@ -12,6 +12,7 @@ project's YAML file, so many GPUs share the pictures; torchrun works, too.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -132,6 +133,7 @@ def evaluate(args: argparse.Namespace, project: Project, device: torch.device) -
     if distributed.rank() > 0:
         return
 
+    print(f"scoring {len(results):,} detections ...", file=sys.stderr)  # COCO's way takes a minute for a large set
     with stopwatch.measuring("scoring"):
         evaluation, details = score_in_detail(dataset, results)
     if not source:

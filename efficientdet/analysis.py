@@ -53,7 +53,7 @@ class ClassResult(NamedTuple):
     AP: float
     AP50: float
     AR: float  # with up to 100 detections per image
-    F1: float  # the best over all score thresholds
+    F1: float  # the best over the score thresholds of the curves
     threshold: float  # where F1 is best; NaN, as the next two, if it is 0
     precision: float  # there
     recall: float  # there

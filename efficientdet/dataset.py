@@ -102,7 +102,7 @@ class CocoDataset(Dataset):
         self.scale_range = scale_range
         self.coco = _coco_index(self.annotated)
         self.image_ids = [image["id"] for image in self.annotated.images]
-        self._index_of = {image_id: index for index, image_id in enumerate(self.image_ids)}
+        self.index_of = {image_id: index for index, image_id in enumerate(self.image_ids)}
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -124,14 +124,14 @@ class CocoDataset(Dataset):
 
     def picture(self, image_id: int) -> np.ndarray:
         """(H, W, 3) uint8 RGB, the way round that the annotations' width and height say."""
-        index = self._index_of[image_id]
+        index = self.index_of[image_id]
         size = tuple(self.annotated.sizes[index].tolist())
         return read_image(self.annotated.picture(index), size if all(size) else None)
 
     def target(self, image_id: int) -> Target:
         """The objects to learn, in pixels of the picture: no crowd regions, none below one pixel."""
         boxes = self.annotated.boxes
-        rows = self.annotated.rows(self._index_of[image_id])
+        rows = self.annotated.rows(self.index_of[image_id])
         learnable = boxes.learnable[rows]
         xyxy = boxes.xywh[rows][learnable].astype(np.float32)
         xyxy[:, 2:] += xyxy[:, :2]
@@ -267,16 +267,17 @@ def _leave_stopping_to_the_main_process(worker_id: int) -> None:
 
 
 def _coco_index(annotated: AnnotatedSet) -> COCO:
-    """A pycocotools index of the set, with class indices for category ids and the fields that scoring needs."""
+    """A pycocotools index of the set, with class indices for category ids, positions for image ids (it turns numbers
+    into texts where a set has both), and the fields that scoring needs."""
     boxes, names = annotated.boxes, annotated.project.class_names
     rows = zip(boxes.images.tolist(), boxes.class_ids.tolist(), boxes.xywh.tolist(), boxes.areas.tolist(), boxes.crowd)
     coco = COCO()
     coco.dataset = {
-        "images": annotated.images,
+        "images": [{"id": position} for position in range(len(annotated.images))],
         "annotations": [
             {
                 "id": number,  # COCO's scoring takes id 0 for "unmatched", so ids are our own, from 1
-                "image_id": annotated.images[image]["id"],
+                "image_id": image,
                 "category_id": class_id,
                 "bbox": bbox,
                 "area": area,

@@ -46,7 +46,7 @@ def beside_truth(dataset: CocoDataset, details: Details, analysis: Analysis, ima
     Labels tell the cause where a detection is wrong, and which objects are missed.
     """
     names = dataset.project.class_names
-    position = dataset.image_ids.index(image_id)
+    position = dataset.index_of[image_id]
     image = dataset.picture(image_id)
     scale = min(1, LONGEST_SIDE / max(image.shape[:2]))
     size = [max(1, round(side * scale)) for side in image.shape[1::-1]]

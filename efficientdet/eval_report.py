@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from efficientdet.analysis import Analysis
+from efficientdet.analysis import Analysis, ImageResult
 from efficientdet.dataset import CocoDataset
 from efficientdet.error_causes import RECALLS
 from efficientdet.eval_page import report_page
@@ -62,7 +62,7 @@ def write_report(
         worst = []
         bad = [image for image in analysis.images if image.errors][:WORST_IMAGES]
         for rank, image in enumerate(tqdm(bad, desc="worst images", unit="image", dynamic_ncols=True), 1):
-            file_name = dataset.coco.imgs[image.image_id]["file_name"]
+            file_name = _file_name(dataset, image)
             path = temporary / "worst" / f"{rank:02d}_{Path(file_name).stem}.jpg"
             write_image(path, beside_truth(dataset, details, analysis, image.image_id))
             errors = ", ".join(f"{count} {name}" for name, count in image.errors.items())
@@ -71,7 +71,7 @@ def write_report(
         (temporary / "report.json").write_text(json.dumps(numbers, indent=1, allow_nan=False), encoding="utf-8")
         title = f"Evaluation of {dataset.project.name}, {dataset.set_name}"
         page = report_page(title, facts, evaluation, analysis, pictures, worst, seconds, len(dataset))
-        (temporary / "report.html").write_text(page, encoding="utf-8")
+        (temporary / "report.html").write_text(page, encoding="utf-8", errors="replace")  # names may be of any bytes
 
 
 def _numbers(
@@ -109,12 +109,13 @@ def _numbers(
             "rows_are_truth_columns_are_detections": [*names, "background"],
             "counts": analysis.confusion,
         },
-        "images": [
-            {**image._asdict(), "file_name": dataset.coco.imgs[image.image_id]["file_name"]}
-            for image in analysis.images
-        ],
+        "images": [{**image._asdict(), "file_name": _file_name(dataset, image)} for image in analysis.images],
     }
     return _plain(numbers)
+
+
+def _file_name(dataset: CocoDataset, image: ImageResult) -> str:
+    return dataset.annotated.images[dataset.index_of[image.image_id]]["file_name"]
 
 
 def _plain(value: object) -> object:

@@ -138,7 +138,7 @@ def _flaw(result: object) -> str | None:
         return "is no object with image_id, category_id, bbox and score"
     for key in ("image_id", "category_id"):
         if not isinstance(result.get(key), int | str):
-            return f"has no {key} that is a number or text"
+            return f"has no {key} that is a whole number or text"
     if not _are_finite([result.get("score")]):
         return "has no score that is a finite number"
     box = result.get("bbox")
@@ -166,7 +166,7 @@ def score_in_detail(dataset: CocoDataset, results: Sequence[dict]) -> tuple[Eval
         annotations.append(
             {
                 "id": number,
-                "image_id": result["image_id"],
+                "image_id": dataset.index_of[result["image_id"]],
                 "category_id": class_of[result["category_id"]],
                 "bbox": [x, y, width, height],
                 "score": result["score"],
@@ -179,7 +179,6 @@ def score_in_detail(dataset: CocoDataset, results: Sequence[dict]) -> tuple[Eval
         found.dataset = {**dataset.coco.dataset, "annotations": annotations}
         found.createIndex()
         evaluation = COCOeval(dataset.coco, found, "bbox")
-        evaluation.params.imgIds = dataset.image_ids
         evaluation.evaluate()
         evaluation.accumulate()
     precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
@@ -203,10 +202,9 @@ def _matches(dataset: CocoDataset, results: Sequence[dict], evaluation: COCOeval
     """Truth and detections as arrays, with the matches that `evaluation` made at MATCH_IOU."""
     parameters = evaluation.params
     class_ids = np.asarray(parameters.catIds)
-    position_of = {image_id: position for position, image_id in enumerate(dataset.image_ids)}
     objects = dataset.coco.dataset["annotations"]
     truth = Truth(
-        np.array([position_of[entry["image_id"]] for entry in objects], np.int64),
+        np.array([entry["image_id"] for entry in objects], np.int64),
         np.searchsorted(class_ids, np.array([entry["category_id"] for entry in objects], np.int64)),
         _xyxy([entry["bbox"] for entry in objects]),
         np.array([entry["area"] for entry in objects], np.float64),
@@ -222,7 +220,7 @@ def _matches(dataset: CocoDataset, results: Sequence[dict], evaluation: COCOeval
     matched = np.where((object_id > 0) & ~ignored, np.searchsorted(object_ids, object_id), -1)
     chosen = [results[i - 1] for i in number]
     found = Found(
-        np.array([position_of[result["image_id"]] for result in chosen], np.int64),
+        np.array([dataset.index_of[result["image_id"]] for result in chosen], np.int64),
         np.repeat(
             np.searchsorted(class_ids, np.array([part["category_id"] for part in parts], np.int64)),
             np.array([len(part["dtIds"]) for part in parts], np.int64),

@@ -161,7 +161,8 @@ def test_there_and_back(shapes_project, folder, monkeypatch, capsys, write):
         dataset = CocoDataset(Path("datasets/made"), set_name, project, (128, 128))
         assert len(dataset) == len(before)
         assert [len(dataset[index].target.class_ids) for index in range(len(dataset))] == [
-            len(after[dataset.coco.imgs[image_id]["file_name"]]) for image_id in dataset.image_ids
+            len(after[dataset.annotated.images[dataset.index_of[image_id]]["file_name"]])
+            for image_id in dataset.image_ids
         ]
     assert boxes == 12
     assert files(folder / "projects") == ["made.yml"] and len(files(folder / "datasets")) == 9 + 2

@@ -226,6 +226,14 @@ def test_images_with_text_ids_are_scored(open_set):
     assert score(dataset, [found(image_id="a")]).numbers[0] == 0
 
 
+def test_images_with_ids_of_both_kinds_are_scored(open_set):
+    image_ids = (7, "8", "a")
+    dataset = open_set(image_ids, [truth(image_id=image_id) for image_id in image_ids])
+    evaluation, details = score_in_detail(dataset, [found(image_id=image_id) for image_id in image_ids])
+    assert evaluation.numbers[0] == pytest.approx(1)
+    assert details.truth.images.tolist() == details.found.images.tolist() == [0, 1, 2]
+
+
 def test_subset_is_scored_on_its_own_images(open_set):
     annotations = [truth(image_id=1), truth(image_id=2)]
     assert score(open_set([1, 2], annotations, max_images=1), [found()]).numbers[0] == pytest.approx(1)
