@@ -2,7 +2,7 @@
 
 import difflib
 import json
-import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from efficientdet.transforms import MIN_BOX_SIDE
 from utils.errors import InputError
 
 UNKNOWN_CLASS = -1
+MOST_PIXELS = 1e9  # that a side, a coordinate may have; more is no picture, and overflows in what follows
 _NEEDED = {
     "images": ("id", "file_name"),
     "annotations": ("id", "image_id", "category_id", "bbox"),
@@ -124,7 +125,7 @@ def _read_content(path: Path, note: _Note) -> dict[str, list[dict]]:
         return unusable("", "is not there", "it must hold the set's boxes in COCO format")
     except json.JSONDecodeError as error:
         return unusable(f"line {error.lineno}", "is not valid JSON", error.msg)
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a number of thousands of digits
         return unusable("", "cannot be read", str(error))
     if not isinstance(content, dict):
         return unusable("", "is not in COCO format", "it must hold an object with images, annotations, categories")
@@ -179,7 +180,7 @@ def _with_file_names(images: list[dict], note: _Note) -> list[dict]:
 
 
 def _is_pixels(value: object) -> bool:
-    return isinstance(value, int) and value > 0
+    return isinstance(value, int) and 0 < value <= MOST_PIXELS
 
 
 def _size(image: dict) -> tuple[int, int]:
@@ -245,18 +246,25 @@ def _read_boxes(
                 f"has category_id {annotation['category_id']!r}, which is not among the categories",
                 "add the category's entry or correct the annotation",
             )
-        if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_finite, bbox)):
-            note("malformed boxes", subject, f"has the bbox {bbox!r}", "it must be four numbers, [x, y, width, height]")
+        if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_coordinate, bbox)):
+            message, advice = f"has the bbox {bbox!r}"[:100], "it must be four numbers of pixels, [x, y, width, height]"
+            note("malformed boxes", subject, message, advice)
             continue
         area = annotation.get("area")
         area = bbox[2] * bbox[3] if area is None else area
-        if not _is_finite(area):
-            note("malformed areas", subject, f"has the area {area!r}", "it must be a number of pixels, or left out")
+        if not _is_area(area):
+            message = f"has the area {area!r}"[:100]
+            note("malformed areas", subject, message, "it must be a number of pixels, or left out")
+            continue
+        is_crowd = annotation.get("iscrowd") or 0
+        if is_crowd not in (0, 1):
+            message = f"has the iscrowd {is_crowd!r}"[:100]
+            note("crowd flags that cannot be used", subject, message, "it must be 0 or 1, or left out")
             continue
         position = positions.get(image_id)
         if position is not None:
             class_id = classes.get(category_id, UNKNOWN_CLASS)
-            rows.append((position, annotation["id"], class_id, bbox, area, bool(annotation.get("iscrowd"))))
+            rows.append((position, annotation["id"], class_id, bbox, area, bool(is_crowd)))
     rows.sort(key=lambda row: row[0])
     images, annotation_ids, class_ids, bboxes, areas, crowd = zip(*rows) if rows else ((),) * 6
     xywh, crowd = np.array(bboxes, np.float64).reshape(-1, 4), np.array(crowd, bool)
@@ -271,11 +279,12 @@ def _read_boxes(
     )
 
 
-def _is_finite(value: object) -> bool:
-    try:
-        return isinstance(value, int | float) and math.isfinite(value)
-    except OverflowError:  # an int too large for a float
-        return False
+def _is_coordinate(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) <= MOST_PIXELS  # NaN is not
+
+
+def _is_area(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) <= MOST_PIXELS**2
 
 
 def _look_for_pictures(images: list[dict], pictures: Path, path: Path, note: _Note) -> np.ndarray:
@@ -286,7 +295,7 @@ def _look_for_pictures(images: list[dict], pictures: Path, path: Path, note: _No
         note("missing folders", "", "is not there", f"the pictures of {path} belong there", pictures)
         return np.zeros(len(images), bool)
     names = {file.name for file in pictures.iterdir()}
-    present = [image["file_name"] in names or (pictures / image["file_name"]).is_file() for image in images]
+    present = [image["file_name"] in names or os.path.isfile(pictures / image["file_name"]) for image in images]
     for image, is_there in zip(images, present):
         if not is_there:
             advice = f"copy it there, or take its entry and boxes out of {path.name}"

@@ -128,10 +128,27 @@ def test_all_faults_are_found_at_once_and_the_rest_is_kept(read):
     assert annotated.boxes.class_ids.tolist() == [0, UNKNOWN_CLASS, UNKNOWN_CLASS]
 
 
-@pytest.mark.parametrize("size", [0, -5, 80.0, "80", None])
+@pytest.mark.parametrize("size", [0, -5, 80.0, "80", None, 10**30])
 def test_width_that_is_no_number_of_pixels(read, size):
     (finding,) = read(edit=lambda content: content["images"][0].update(width=size)).findings
     assert finding.subject == "image 1" and finding.message == f"has the width {size!r}"
+
+
+@pytest.mark.parametrize("value", [10**400, 1e300, float("nan"), "9"])
+def test_number_that_is_no_coordinate(read, value):
+    (finding,) = read(annotations=[box(1, [0, 0, 9, value])]).findings
+    assert finding.kind == "malformed boxes" and len(finding.message) <= 100
+
+
+@pytest.mark.parametrize("flag", ["0", 2, [1]])
+def test_crowd_flag_that_is_none(read, flag):
+    (finding,) = read(annotations=[box(1, iscrowd=flag)]).findings
+    assert finding.subject == "annotation 1" and finding.message == f"has the iscrowd {flag!r}"
+
+
+def test_file_name_that_no_disk_takes(read):
+    (finding,) = read(edit=lambda content: content["images"][0].update(file_name="x" * 300)).findings
+    assert finding.kind == "missing pictures"
 
 
 @pytest.mark.parametrize(
@@ -169,7 +186,7 @@ def test_category_named_by_a_number_matches(read):
     assert annotated.findings == [] and annotated.category_ids == {1: 0}
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"images": [], "annotations": {}}', "[" * 100000])
+@pytest.mark.parametrize("content", ["", "[]", "{", "1" * 5000, '{"images": [], "annotations": {}}', "[" * 100000])
 def test_file_of_something_else_is_one_finding(tmp_path, make_project, content):
     path = tmp_path / "annotations" / "instances_some.json"
     path.parent.mkdir()
@@ -185,7 +202,7 @@ def test_set_without_files_is_one_finding(tmp_path, make_project):
 
 def test_faulty_set_is_refused_by_its_first_fault(read):
     refuse_if_faulty(read())
-    with pytest.raises(InputError, match=r"annotation 1 has the bbox \[1\]: .* numbers, \[x, y, width, height\]$"):
+    with pytest.raises(InputError, match=r"annotation 1 has the bbox \[1\]: .* pixels, \[x, y, width, height\]$"):
         refuse_if_faulty(read(annotations=[box(1, [1])]))
     with pytest.raises(
         InputError, match=r"annotation 1 has .*first of 2 malformed boxes.*efficientdet\.check -p .*made"
