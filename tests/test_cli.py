@@ -1,6 +1,8 @@
 """Command-line types, and mistakes told in one sentence."""
 
 import argparse
+import io
+import os
 
 import pytest
 
@@ -91,6 +93,14 @@ def test_success_exits_with_nothing(capsys):
     with exit_on_input_error():
         pass
     assert capsys.readouterr() == ("", "")
+
+
+def test_names_that_the_terminal_cannot_show_are_escaped(monkeypatch):
+    shown = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(shown, encoding="ascii", write_through=True))
+    with exit_on_input_error():
+        print("b\udcffd \u65e5.jpg")
+    assert shown.getvalue() == rb"b\udcffd \u65e5.jpg" + os.linesep.encode()
 
 
 def test_input_error_is_one_line_and_status_one():
