@@ -4,20 +4,17 @@ import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from efficientdet.annotations import AnnotatedSet
 from efficientdet.data_rules import on_image
 from efficientdet.findings import Finding
 from utils.errors import InputError
 from utils.images import read_image
-
-_CHUNK = 16  # pictures that a thread takes at a time
 
 
 class PictureScan(NamedTuple):
@@ -50,20 +47,20 @@ def scan_pictures(annotated: AnnotatedSet, num_threads: int) -> list[PictureScan
 
     Threads suffice: decoding and hashing do not hold the interpreter.
     """
-    indices = np.flatnonzero(annotated.present).tolist()
-    scans: list[PictureScan | None] = [None] * len(annotated.images)
 
-    def scan(index: int) -> PictureScan:
-        return scan_picture(annotated.picture(index), tuple(annotated.sizes[index].tolist()))
+    def scan(index: int) -> PictureScan | None:
+        if annotated.present[index]:
+            return scan_picture(annotated.picture(index), tuple(annotated.sizes[index].tolist()))
+        return None
 
-    with (
-        ThreadPool(num_threads) as pool,
-        tqdm(total=len(indices), desc=f"decoding {annotated.name}", unit="img", dynamic_ncols=True) as bar,
-    ):
-        for index, found in zip(indices, pool.imap(scan, indices, _CHUNK)):
-            scans[index] = found
-            bar.update()
-    return scans
+    return thread_map(
+        scan,
+        range(len(annotated.images)),
+        max_workers=num_threads,
+        desc=f"decoding {annotated.name}",
+        unit="img",
+        dynamic_ncols=True,
+    )
 
 
 def with_scanned_sizes(annotated: AnnotatedSet, scans: Sequence[PictureScan | None]) -> AnnotatedSet:
