@@ -168,7 +168,7 @@ def _check_picture(
 
     if first is not picture:
         return with_fault("a picture that is labelled twice", f"{picture.path} is also in {first.file}")
-    if not picture.path.is_file():
+    if not os.path.isfile(picture.path):  # Path's own raises for names that are too long
         return with_fault(MISSING_PICTURE, str(picture.path))
     try:
         size = read_image(picture.path, picture.size).shape[:2]

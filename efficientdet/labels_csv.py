@@ -63,7 +63,11 @@ def read_csv(source: Path, images: Path | None = None) -> Labels:
             set_name = set_name or set_named_in(file, source)
         for line, columns, cells in _rows(file):
             _add_row(pictures, file, line, columns, cells, images or file.parent, set_name)
-    return Labels(list(pictures.values()))
+    root = images or (source if source.is_dir() else source.parent)
+    listed = {os.path.abspath(picture.path) for picture in pictures.values() if picture.path}
+    unlisted = sum(os.path.abspath(path) not in listed for path in files_below(root))
+    notes = [f"{unlisted} pictures of {root} are in no row: they are left out"] if unlisted else []
+    return Labels(list(pictures.values()), notes=notes)
 
 
 def _rows(file: Path) -> Iterator[tuple[int, list[str], list[str]]]:

@@ -82,8 +82,10 @@ def _read_set_lists(
         for line, text in enumerate(read_lines(list_file), 1):
             if not text:
                 continue
-            xml_file = annotations / f"{text.split()[0]}.xml"
-            if xml_file.is_file():
+            # A name may hold blanks, and lists of one class have 1 or -1 behind it.
+            files = [annotations / f"{name}.xml" for name in (text, text.split()[0])]
+            xml_file = next(filter(os.path.isfile, files), files[0])
+            if os.path.isfile(xml_file):
                 present.append((xml_file, set_name))
             else:
                 fault = Fault(list_file, line, "a picture of the list without an XML file", str(xml_file))

@@ -98,7 +98,11 @@ def _names(names: object, yaml_file: Path) -> dict[int, str]:
     indexed = dict(enumerate(names)) if isinstance(names, list) else names
     if not isinstance(indexed, dict) or not indexed or not all(isinstance(index, int) for index in indexed):
         raise InputError(f"{yaml_file}: names must be a list, or lines such as '0: car', not {names!r}")
-    texts = [str(name).strip() for name in indexed.values()]
+    texts = []
+    for name in indexed.values():
+        if not isinstance(name, str | int) or isinstance(name, bool):  # YAML reads yes and no as bool
+            raise InputError(f"{yaml_file}: the name {name!r} in names is no text: put it between quotes")
+        texts.append(str(name).strip())
     for name in texts:
         if not name or texts.count(name) > 1:
             raise InputError(f"{yaml_file}: names holds {name!r} {'twice' if name else 'for a name'}")
@@ -149,7 +153,7 @@ def _located(entry: str, data_path: str, yaml_file: Path) -> Path | None:
         below = below[3:]
     beside = yaml_file.parent
     candidates = (base / text for base in (beside / data_path, beside) for text in (entry, below))
-    return next((_normal(path) for path in candidates if path.exists()), None)
+    return next((_normal(path) for path in candidates if os.path.exists(path)), None)
 
 
 def _normal(path: Path) -> Path:
@@ -168,7 +172,7 @@ def _label_file(picture: Path) -> Path:
     images = _images_folder(picture)
     if images:
         path = images.with_name("labels") / picture.relative_to(images).with_suffix(".txt")
-        if path.is_file():
+        if os.path.isfile(path):
             return path
     return picture.with_suffix(".txt")
 
@@ -176,7 +180,7 @@ def _label_file(picture: Path) -> Path:
 def _with_labels(picture: LabelledPicture, names: dict[int, str]) -> LabelledPicture:
     """The picture with the boxes of its label file; itself when there is none."""
     file = _label_file(picture.path)
-    if not file.is_file():
+    if not os.path.isfile(file):
         return picture
     try:
         lines = read_lines(file)

@@ -100,6 +100,7 @@ def test_pictures_that_cannot_be_used_are_faults(picture, tmp_path):
     (tmp_path / "cut.png").write_bytes(picture.read_bytes()[:40])
     for path, labels, words in (
         (tmp_path / "lost.png", {}, ("a picture that is not there", "lost.png")),
+        (tmp_path / f"{'x' * 300}.png", {}, ("a picture that is not there", "x.png")),
         (tmp_path, {}, ("a picture that is not there", str(tmp_path))),
         (tmp_path / "cut.png", {}, ("cannot be used", "cut.png is damaged")),
         (picture, {"size": (60, 40)}, ("cannot be used", "is 60 x 40 pixels", "says 40 x 60")),

@@ -66,6 +66,14 @@ def test_rows_without_box_are_pictures_without_objects(tmp_path):
     assert not any(picture.faults for picture in labels.pictures)
 
 
+def test_pictures_without_a_row_are_noted(tmp_path):
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).touch()
+    row = "file,x1,y1,x2,y2,class\n{},1,2,3,4,cat\n"
+    assert read(tmp_path, row.format("a.jpg")).notes == [f"1 pictures of {tmp_path} are in no row: they are left out"]
+    assert read(tmp_path, row.format("a.jpg") + "b.jpg,,,,,\n").notes == []
+
+
 def test_paths(tmp_path):
     labels = read(tmp_path, f"sub\\a.jpg,,,,,\n{tmp_path}/b.jpg,,,,,\n../c.jpg,,,,,\n", images=tmp_path / "photos")
     assert [picture.path for picture in labels.pictures] == [

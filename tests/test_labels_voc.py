@@ -1,5 +1,6 @@
 """Pascal VOC's XML files: boxes, sets, whose picture it is, and faults with their lines."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -96,7 +97,7 @@ def test_difficult_objects(tmp_path, difficult, kept):
     assert [(box.class_name, box.is_crowd) for box in boxes] == kept
 
 
-def write_voc(root: Path, names: str, **lists: str) -> None:
+def write_voc(root: Path, names: Iterable[str], **lists: str) -> None:
     for name in names:
         write(root / "JPEGImages" / f"{name}.jpg")
         write(root / "Annotations" / f"{name}.xml", annotation())
@@ -114,6 +115,11 @@ def test_lists_name_the_sets(tmp_path):
     assert sets(labels) == [("b", "train"), ("a", "train"), ("c", "val")]
     assert labels.pictures[0].path == tmp_path / "JPEGImages" / "b.jpg"
     assert [note.split(" of ")[0] for note in labels.notes] == ["1 XML files", "1 pictures"]
+
+
+def test_names_in_lists_may_hold_blanks_or_have_a_flag_behind_them(tmp_path):
+    write_voc(tmp_path, ["my cat", "c", "d"], train="my cat\nc  1\n", val="d -1\n")
+    assert [name for name, _ in sets(read_voc(tmp_path))] == ["my cat", "c", "d"]
 
 
 def test_trainval_counts_where_it_is_not_divided(tmp_path):

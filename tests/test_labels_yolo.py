@@ -152,6 +152,8 @@ def test_class_names_of_the_caller_come_first(tmp_path):
         ({"data.yaml": "names: 3\n"}, "names must be a list, or lines such as '0: car', not 3"),
         ({"data.yaml": "names: {cat: 0}\n"}, "names must be a list"),
         ({"data.yaml": "names: [cat, cat]\n"}, "names holds 'cat' twice"),
+        ({"data.yaml": "names: [yes, no]\n"}, "the name True in names is no text: put it between quotes"),
+        ({"data.yaml": "names: {0: cat, 1: null}\n"}, "the name None in names is no text"),
         ({"data.yaml": "names: [cat\n"}, r"data.yaml, line 2: this is not valid YAML"),
         ({"data.yaml": "cat"}, "must hold keys and values"),
         ({"data.yaml": "kpt_shape: [17, 2]\n"}, "key points"),
