@@ -135,7 +135,7 @@ def divide(pictures: list[LabelledPicture], val_fraction: float, seed: int) -> d
         print(f"the data has no set for validation: {number} pictures of those for training are taken (--val_fraction)")
     for set_name in ("train", "val"):
         if not sets[set_name]:
-            raise InputError(f"no picture is left for the set {set_name}: a project needs one at least")
+            raise InputError(f"no picture is left for the set {set_name}: a project needs one at least; label more")
     return sets
 
 

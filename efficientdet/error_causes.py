@@ -109,7 +109,8 @@ def gains(details: Details, errors: Errors) -> np.ndarray:
         left = kept & ((errors.causes != cause) | repaired)
         after.append(_mean_ap(classes, found.scores, right | repaired, left, objects))
     missed = np.bincount(truth.classes[errors.missed], minlength=len(objects))
-    after.append(_mean_ap(found.classes, found.scores, right, kept, objects - missed))
+    left = objects - missed
+    after.append(_mean_ap(found.classes, found.scores, right, kept, left) if left.any() else 1.0)  # nothing to find
     return np.maximum(np.array(after) - before, 0)  # reading the curve at 101 points may cost a little
 
 

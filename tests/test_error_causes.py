@@ -29,8 +29,9 @@ def test_no_detections_of_no_objects(tmp_path, make_project):
 
 def test_no_detections_miss_everything_but_crowds(tmp_path, make_project):
     dataset = write_set(tmp_path, make_project(), [1, 2], [truth(), truth(iscrowd=1), truth(image_id=2, category_id=3)])
-    _, errors, _ = errors_of(dataset, [])
+    details, errors, _ = errors_of(dataset, [])
     assert errors.missed.tolist() == [True, False, True]
+    assert gains(details, errors).tolist() == [0, 0, 0, 0, 0, 1]
 
 
 def test_detections_of_no_objects_are_background(tmp_path, make_project):
