@@ -4,7 +4,6 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-import yaml
 from tqdm import tqdm
 
 from efficientdet.labels import (
@@ -21,6 +20,7 @@ from efficientdet.labels import (
     set_named_in,
 )
 from utils.errors import InputError
+from utils.yaml_file import read_yaml
 
 NAMES_FILES = ("classes.txt", "obj.names", "_darknet.labels")
 ROUNDING = 0.001  # how far values may lie beyond 0 and 1
@@ -41,7 +41,11 @@ def read_yolo(source: Path, class_names: list[str] | None = None) -> Labels:
     """
     yaml_file = _data_yaml(source)
     folder = source.parent if source.is_file() else source
-    content = _read_yaml(yaml_file) if yaml_file else {}
+    content = read_yaml(yaml_file, "names, and the folders train and val") if yaml_file else {}
+    if "kpt_shape" in content:
+        raise InputError(
+            f"{yaml_file} is of key points (kpt_shape), which cannot be converted: export boxes or polygons"
+        )
     notes: list[str] = []
     if class_names is not None:
         names = dict(enumerate(class_names))
@@ -75,22 +79,6 @@ def _data_yaml(source: Path) -> Path | None:
         shown = ", ".join(file.name for file in files)
         raise InputError(f"{source} holds several YAML files ({shown}): name the one that describes the data")
     return files[0] if files else None
-
-
-def _read_yaml(path: Path) -> dict:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}, line {mark.line + 1}" if mark else str(path)
-        raise InputError(f"{where}: this is not valid YAML: {getattr(error, 'problem', None) or error}") from error
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date that does not exist
-        raise InputError(f"cannot read {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must hold keys and values: names, and the folders train and val")
-    if "kpt_shape" in content:
-        raise InputError(f"{path} is of key points (kpt_shape), which cannot be converted: export boxes or polygons")
-    return content
 
 
 def _names(names: object, yaml_file: Path) -> dict[int, str]:

@@ -6,9 +6,8 @@ import operator
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from utils.errors import InputError
+from utils.yaml_file import read_yaml
 
 _KEYS = (
     "project_name",
@@ -48,7 +47,7 @@ class Project:
 def load_project(name_or_path: str | Path) -> Project:
     """Read `projects/{name}.yml`, or a YAML file given by its path. InputError says what is wrong, and where."""
     path = _project_path(name_or_path)
-    values = _read_yaml(path)
+    values = read_yaml(path, "such as 'project_name: coco'; see projects/coco.yml")
     _check_keys(values, path)
 
     def fail(key: str, expected: str):
@@ -107,33 +106,6 @@ def _project_path(name_or_path: str | Path) -> Path:
         f"there is no project file projects/{name_or_path}.yml: write one after projects/coco.yml, "
         f"or choose of {', '.join(known) or 'none yet'}"
     )
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML's plain values only, and no key twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [key.value for key, _ in node.value]
-        for key, _ in node.value:
-            if keys.count(key.value) > 1:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"the key {key.value!r} is given twice", problem_mark=key.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(path: Path) -> dict:
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}, line {mark.line + 1}" if mark else str(path)
-        raise InputError(f"{where}: this is not valid YAML: {getattr(error, 'problem', None) or error}") from error
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date that does not exist
-        raise InputError(f"cannot read {path}: {error}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path} must hold keys and values, such as 'project_name: coco'; see projects/coco.yml")
-    return values
 
 
 def _check_keys(values: dict, path: Path) -> None:
