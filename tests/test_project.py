@@ -267,7 +267,7 @@ def test_coco_class_index_is_category_id_minus_one():
 def test_key_given_twice_is_refused_with_its_line(tmp_path):
     path = tmp_path / "twice.yml"
     path.write_text("project_name: a\ntrain_set: b\ntrain_set: c\n")
-    with pytest.raises(InputError, match=r"twice\.yml, line 2.*'train_set' is given twice"):
+    with pytest.raises(InputError, match=r"twice\.yml, line 3.*'train_set' is given twice"):
         load_project(path)
 
 
