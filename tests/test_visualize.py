@@ -158,7 +158,7 @@ def test_best_label_has_the_usual_place_above_the_box():
 
 @pytest.mark.parametrize("shape", [(300, 300), (2000, 300), (300, 4000), (3000, 4000)])
 def test_letters_suit_the_picture(shape):
-    _, top, _, bottom = label_area("Ag", [100, 150, 250, 280], grey(*shape))
+    _, top, _, bottom = label_area("Ag", [shape[1] // 3, shape[0] // 2, 0.9 * shape[1], 0.9 * shape[0]], grey(*shape))
     assert 0.02 < (bottom - top) / np.sqrt(shape[0] * shape[1]) < 0.07
 
 
@@ -182,3 +182,13 @@ def test_names_that_are_not_ascii_are_drawn(monkeypatch, unicode_font):
     assert (drawn("café") != drawn("caf?")).any() and (drawn("caf") != drawn("café")).any()
     np.testing.assert_array_equal((drawn("café") == drawn("cafe")).all(), not unicode_font)
     assert (drawn("猫") != drawn("")).any()
+
+
+def test_labels_of_small_boxes_in_large_pictures_leave_them_to_be_seen():
+    image = grey(3000, 4000)
+    boxes = np.array([[x, y, x + 60, y + 60] for y in range(200, 1400, 200) for x in range(200, 1400, 200)])
+    drawn = draw_boxes(image, boxes, [0] * len(boxes), ["person 0.50"] * len(boxes))
+    for left, top, right, bottom in boxes:
+        assert (drawn[top + 5 : bottom - 5, left + 5 : right - 5] == 128).all()
+    small, large = (label_area("person 0.50", box, image) for box in ([200, 200, 260, 260], [200, 200, 2600, 2600]))
+    assert small[3] - small[1] < 40 < 100 < large[3] - large[1]

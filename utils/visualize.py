@@ -19,6 +19,7 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _UNICODE_FONT = hasattr(cv2, "FontFace")  # OpenCV 5 draws most scripts; 4 has ASCII only
 _LEAST_SCALE = 0.35  # of letters that can be read
 _USUAL_SIDE = 554  # pixels; of a square with as many as 640 x 480
+_USUAL_BOX_SIDE = 40  # pixels; a smaller box gets smaller letters, or they would hide its neighbours
 
 
 def class_color(class_id: int) -> tuple[int, int, int]:
@@ -34,20 +35,20 @@ def class_color(class_id: int) -> tuple[int, int, int]:
 def draw_boxes(image: np.ndarray, boxes: np.ndarray, class_ids: np.ndarray, labels: Sequence[str]) -> np.ndarray:
     """A copy of `image` (H, W, 3) uint8 RGB with boxes (K, 4) xyxy in its pixels, each with its label.
 
-    Lines and letters suit the picture's size. Boxes drawn later lie above, so pass the best last: its label also has
-    the first choice of a place where it hides no other.
+    Lines and letters suit the picture's size, those of small boxes also the box. Boxes drawn later lie above, so pass
+    the best last: its label also has the first choice of a place where it hides no other.
     """
     canvas = image.copy()
     height, width = image.shape[:2]
-    unit = math.sqrt(height * width) / _USUAL_SIDE
     # Far outside the picture OpenCV's fixed-point coordinates would overflow.
     limit = np.array([width, height, width, height])
     corners = [[int(v) for v in np.rint(np.clip(box, -limit, 2 * limit))] for box in boxes]
     colors = [class_color(int(class_id)) for class_id in class_ids]
-    for (left, top, right, bottom), color in zip(corners, colors):
+    units = [_unit(box, height, width) for box in corners]
+    for (left, top, right, bottom), color, unit in zip(corners, colors, units):
         cv2.rectangle(canvas, (left, top), (right, bottom), color, max(1, round(2 * unit)), cv2.LINE_AA)
 
-    texts = [_Text(label, unit, width) for label in labels]
+    texts = [_Text(label, unit, width) for label, unit in zip(labels, units)]
     places, taken = [], np.zeros((0, 4))
     for text, box in zip(reversed(texts), reversed(corners)):
         places.append(_free_place(text.size, box, (width, height), taken))
@@ -57,8 +58,15 @@ def draw_boxes(image: np.ndarray, boxes: np.ndarray, class_ids: np.ndarray, labe
     return canvas
 
 
+def _unit(box: Sequence[int], height: int, width: int) -> float:
+    """How thick the lines and how large the letters of a box are: 1 is that of a usual box in a usual picture."""
+    left, top, right, bottom = box
+    box_side = math.sqrt(max(0, (right - left) * (bottom - top)))
+    return min(math.sqrt(height * width) / _USUAL_SIDE, box_side / _USUAL_BOX_SIDE)
+
+
 class _Text:
-    """A label and the plate that it stands on, in letters that suit the picture; `size` is (width, height)."""
+    """A label and the plate that it stands on, in letters of the size `unit`; `size` is (width, height)."""
 
     def __init__(self, label: str, unit: float, picture_width: int):
         self._label = label if _UNICODE_FONT else _ascii(label)
