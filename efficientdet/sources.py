@@ -23,6 +23,7 @@ from utils.errors import InputError
 from utils.images import PICTURE_SUFFIXES, decode_image, read_image
 from utils.video import VIDEO_SUFFIXES, VideoReader
 
+_MOST_CAMERA_DIGITS = 4  # OpenCV's numbers, whose hundreds may name a driver
 _MOST_DOWNLOAD = 2**28  # bytes of a picture
 _TIMEOUT = 10.0  # seconds that a server may be silent
 _RECONNECTIONS = 2  # attempts, when something live breaks
@@ -76,7 +77,7 @@ def list_sources(arguments: Iterable[str], stdin: Iterable[str] = ()) -> Iterato
             yield from _list_files(argument, os.path.join(glob.escape(argument), "*"))
         elif os.path.exists(argument):
             yield Path(argument)
-        elif argument.isdecimal():
+        elif argument.isdecimal() and len(argument) <= _MOST_CAMERA_DIGITS:
             yield int(argument)
         elif glob.has_magic(argument):
             yield from _list_files(argument, argument)

@@ -156,6 +156,7 @@ def test_video_that_ends_early_keeps_its_frames_and_is_told(tmp_path):
 
 def test_absent_camera_is_told():
     assert only_failure(read("77")).startswith("cannot open camera 77: there is no such camera")
+    assert only_failure(read("20240131123456")) == "there is no file, folder or camera 20240131123456"
 
 
 def test_picture_from_the_web():
