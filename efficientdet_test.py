@@ -236,7 +236,7 @@ def plural(number: int, noun: str) -> str:
 def time_runs(detector: Detector, image: np.ndarray, options: DetectionOptions, runs: int) -> float:
     """Mean seconds from a prepared picture to its detections, as the reference's speed test measures them."""
     options = replace(options, flip=False, rect=False, tile=None)
-    prepared = detector.prepare([image], options)
+    prepared = detector.prepare([image], options, batch_size=1)
     start = time.perf_counter()
     for _ in range(runs):
         detector.detect(prepared, options)

@@ -111,16 +111,19 @@ class Detector:
         detections = []
         for start in range(0, len(images), batch_size):
             arrays = [self._array(image) for image in images[start : start + batch_size]]
-            detections += self.detect(self.prepare(arrays, options), options)
+            detections += self.detect(self.prepare(arrays, options, batch_size), options)
         return detections
 
-    def prepare(self, arrays: Sequence[np.ndarray], options: DetectionOptions) -> Prepared:
-        """(H, W, 3) uint8 RGB arrays -> what `detect` takes. This part is the CPU's, and may run in a thread."""
+    def prepare(self, arrays: Sequence[np.ndarray], options: DetectionOptions, batch_size: int) -> Prepared:
+        """(H, W, 3) uint8 RGB arrays -> what `detect` takes, in batches of up to `batch_size` of their windows.
+
+        This part is the CPU's, and may run in a thread.
+        """
         sizes = [array.shape[:2] for array in arrays]
         parts = [(n, window) for n, size in enumerate(sizes) for window in windows(*size, options.tile)]
         batches = (
-            self._prepare_batch(parts[start : start + len(arrays)], arrays, options.rect)
-            for start in range(0, len(parts), max(1, len(arrays)))
+            self._prepare_batch(parts[start : start + batch_size], arrays, options.rect)
+            for start in range(0, len(parts), batch_size)
         )
         # A large picture has thousands of windows: these are prepared when their turn comes.
         return Prepared(sizes, list(batches) if options.tile is None else batches)
@@ -142,8 +145,10 @@ class Detector:
     def detect(self, prepared: Prepared, options: DetectionOptions) -> list[Detections]:
         """The objects in each picture, as `__call__` gives them."""
         parts = [[] for _ in prepared.sizes]
+        # The best of a window may be parts of objects that another window shows whole.
+        in_windows = options if options.tile is None else replace(options, max_detections=None)
         for images, letterboxes, batch_windows in prepared.batches:
-            for (n, window), found in zip(batch_windows, self.detect_batch(images, letterboxes, options)):
+            for (n, window), found in zip(batch_windows, self.detect_batch(images, letterboxes, in_windows)):
                 parts[n].append((window, found))
         return [
             join(picture_parts, *size, options.iou_threshold, options.max_detections)
@@ -180,7 +185,8 @@ class Detector:
     ) -> list[Detections]:
         """What `forward` gives for a batch of `shape` (height, width) -> as `__call__`."""
         class_ids = None if options.classes is None else self.class_ids(options.classes)
-        limits = options.score_threshold, options.iou_threshold, options.max_detections, class_ids
+        most = options.max_detections if len(outputs) == 1 else None  # counted when both directions are joined
+        limits = options.score_threshold, options.iou_threshold, most, class_ids
         found, *of_mirrored = (postprocess(part, *shape, *limits) for part in outputs)
         for mirrored in of_mirrored:
             for n, (there, letterbox) in enumerate(zip(mirrored, letterboxes)):

@@ -38,7 +38,7 @@ def detect_frames(
     with ExitStack() as stack:  # each stage ends before those that it draws from
         loaded = ordered_map(load_allowed, allowed, decoders, max(decoders, batch_size), _SOURCE_PATIENCE)
         stack.enter_context(closing(loaded))
-        prepared = in_background(_prepared(detector, _batches(loaded, batch_size), options), depth=1)
+        prepared = in_background(_prepared(detector, _batches(loaded, batch_size), options, batch_size), depth=1)
         stack.enter_context(closing(prepared))
         batches = in_background(_found(detector, prepared, options), depth=1)
         stack.enter_context(closing(batches))
@@ -66,12 +66,12 @@ def _batches(items: Iterable[Frame | Failure], batch_size: int) -> Iterator[list
 
 
 def _prepared(
-    detector: Detector, batches: Iterable[list[Frame | Failure]], options: DetectionOptions
+    detector: Detector, batches: Iterable[list[Frame | Failure]], options: DetectionOptions, batch_size: int
 ) -> Iterator[tuple[list[Frame | Failure], Prepared | None]]:
     """Each batch with what the network needs of it; nothing where all are failures."""
     for batch in batches:
         arrays = [item.image for item in batch if isinstance(item, Frame)]
-        yield batch, detector.prepare(arrays, options) if arrays else None
+        yield batch, detector.prepare(arrays, options, batch_size) if arrays else None
         del batch, arrays
 
 

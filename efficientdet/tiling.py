@@ -12,7 +12,7 @@ from efficientdet.postprocess import Detections, concatenate, suppress
 
 OVERLAP = 0.2  # of a window's side, at least: objects up to that size lie whole in some window
 _EDGE = 0.01  # of a window's side: a box that comes so near to it may be cut there
-_COVERED = 0.6  # share of a cut box that a better one covers when it shows the same object
+_COVERED = 0.6  # share of a cut box that a whole one covers when it shows the same object
 
 
 class Window(NamedTuple):
@@ -66,7 +66,7 @@ def join(
     shorter than the windows' overlap, and when a box of its class that is whole covers most of it.
     """
     if len(parts) == 1:
-        return parts[0][1]
+        return parts[0][1][:max_detections]  # not thinned again
     moved, cut = [], []
     for window, found in parts:
         side = found.boxes.new_tensor([window.width, window.height])

@@ -10,10 +10,11 @@ from torchvision.ops import box_iou
 
 from efficientdet import Detections, EfficientDet, load_detector
 from efficientdet.checkpoint import SHAPES_WEIGHTS, Checkpoints, last_path
-from efficientdet.detector import Detector
+from efficientdet.detector import DetectionOptions, Detector
 from efficientdet.model import Outputs
 from efficientdet.project import load_project
 from efficientdet.shapes import draw_picture
+from efficientdet.transforms import Letterbox
 from utils.errors import InputError
 
 CPU = torch.device("cpu")
@@ -244,9 +245,46 @@ def test_tiles_find_what_lies_in_a_part_of_the_picture(detector):
         assert box == pytest.approx(right, abs=1)
 
 
+def test_windows_of_one_picture_go_through_in_batches(detector):
+    detector.network = Seeing([[32.0, 32, 96, 96]], [0])
+    detector([noise(64, 250)], tile=64, batch_size=4)
+    assert [len(batch) for batch in detector.network.batches] == [4, 2]  # the whole, and 5 windows
+
+
+def test_the_best_are_chosen_after_windows_are_joined(detector, monkeypatch):
+    cut, other, whole = [44.0, 0, 64, 20], [0.0, 40, 20, 60], [8.0, 0, 28, 20]  # whole and cut are one object
+    of_windows = [
+        Detections.empty(),
+        Detections(torch.tensor([cut]), torch.tensor([0.9]), torch.tensor([0])),
+        Detections(torch.tensor([other, whole]), torch.tensor([0.85, 0.8]), torch.tensor([0, 0])),
+    ]
+    monkeypatch.setattr(
+        detector,
+        "detect_batch",
+        lambda images, letterboxes, options: [found[: options.max_detections] for found in of_windows],
+    )
+    (best,) = detector([noise(64, 100)], tile=64, batch_size=3, max_detections=1)
+    assert best.scores.tolist() == pytest.approx([0.85])
+
+
+def test_the_best_are_chosen_after_both_directions_are_joined(detector):
+    straight = Seeing([[60.0, 0, 80, 20], [0.0, 0, 20, 20], [0.0, 20, 20, 40]], [0, 0, 0])
+    mirrored = Seeing([[0.0, 88, 20, 128]] * 4, [0, 0, 0, 0])  # sees the last two as one, and surer
+    images = torch.zeros(1, 3, 128, 128)
+    letterboxes = [Letterbox.fit((128, 128), (128, 128))]
+    outputs = [straight(images), mirrored(images)]
+    (every,), (best,) = (
+        detector.postprocess(outputs, (128, 128), letterboxes, DetectionOptions(max_detections=most))
+        for most in (None, 2)
+    )
+    assert len(every) == 2
+    assert_same(best, every)
+
+
 def test_tiles_change_nothing_for_small_pictures(detector):
     (plain,), (tiled,) = (detector([noise(60, 80)], score_threshold=0.01, tile=tile) for tile in (None, 100))
     assert_same(plain, tiled)
+    assert len(detector([noise(60, 80)], score_threshold=0.01, tile=100, max_detections=2)[0]) == 2
 
 
 # With weights that know something.

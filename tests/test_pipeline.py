@@ -26,7 +26,7 @@ class Counting:
         self.batches = []
         self.threads = set()
 
-    def prepare(self, arrays, options):
+    def prepare(self, arrays, options, batch_size):
         self.threads.add(threading.current_thread())
         return [int(array[0, 0, 0]) for array in arrays]
 

@@ -61,7 +61,8 @@ def test_nothing_found_anywhere():
 
 def test_whole_picture_alone_is_left_as_it_is():
     found = detections([0, 0, 9, 9], [0, 0, 9, 9])  # not thinned again
-    assert join([(Window(0, 0, 400, 1000), found)], 400, 1000, 0.5) is found
+    assert len(join([(Window(0, 0, 400, 1000), found)], 400, 1000, 0.5)) == 2
+    assert len(join([(Window(0, 0, 400, 1000), found)], 400, 1000, 0.5, max_detections=1)) == 1
 
 
 def test_boxes_are_moved_to_the_picture_and_the_weaker_of_two_goes():
