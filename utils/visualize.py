@@ -19,7 +19,7 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _UNICODE_FONT = hasattr(cv2, "FontFace")  # OpenCV 5 draws most scripts; 4 has ASCII only
 _LEAST_SCALE = 0.35  # of letters that can be read
 _USUAL_SIDE = 554  # pixels; of a square with as many as 640 x 480
-_USUAL_BOX_SIDE = 40  # pixels; a smaller box gets smaller letters, or they would hide its neighbours
+_USUAL_BOX_SIDE = 80  # pixels; a smaller box gets smaller letters, or they would hide its neighbours
 
 
 def class_color(class_id: int) -> tuple[int, int, int]:
