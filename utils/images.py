@@ -8,6 +8,9 @@ import numpy as np
 from utils.errors import InputError
 from utils.files import written_whole
 
+# What it warns about, the InputErrors below say.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 
 

@@ -18,6 +18,9 @@ import numpy as np
 from utils.errors import InputError
 from utils.files import written_whole
 
+# What it warns about, the InputErrors below say.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".gif"})
 DEFAULT_RATE = 30.0  # frames per second, where a video does not tell
 _LARGEST_RATE = 1000.0
@@ -39,13 +42,12 @@ class VideoReader:
     """
 
     def __init__(self, source: str | int, name: str):
-        with _quiet_opencv():
-            if isinstance(source, int):
-                self._capture = cv2.VideoCapture(source)
-            else:
-                timeouts = (cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, cv2.CAP_PROP_READ_TIMEOUT_MSEC)
-                parameters = [number for timeout in timeouts for number in (timeout, _STREAM_TIMEOUT)]
-                self._capture = cv2.VideoCapture(source, cv2.CAP_FFMPEG, parameters)
+        if isinstance(source, int):
+            self._capture = cv2.VideoCapture(source)
+        else:
+            timeouts = (cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, cv2.CAP_PROP_READ_TIMEOUT_MSEC)
+            parameters = [number for timeout in timeouts for number in (timeout, _STREAM_TIMEOUT)]
+            self._capture = cv2.VideoCapture(source, cv2.CAP_FFMPEG, parameters)
         if not self._capture.isOpened():
             raise InputError(f"cannot open {name}: {_reason(source)}")
         rate, count = (self._capture.get(key) for key in (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT))
@@ -80,8 +82,7 @@ class VideoWriter:
             self._whole = stack.enter_context(written_whole(path))
             self._growing = self._whole.with_suffix(".mp4")  # the suffix tells FFmpeg the format
             stack.callback(self._growing.unlink, missing_ok=True)
-            with _quiet_opencv():
-                self._video = cv2.VideoWriter(str(self._growing), cv2.CAP_FFMPEG, _MPEG4, rate, self._size)
+            self._video = cv2.VideoWriter(str(self._growing), cv2.CAP_FFMPEG, _MPEG4, rate, self._size)
             if not self._video.isOpened():
                 raise InputError(
                     f"cannot write {path}: OpenCV cannot make an MP4 of {width} x {height} pixels there; "
@@ -145,13 +146,3 @@ def _reason(source: str | int) -> str:
     if "://" in source:
         return "nobody answers there, or it is no video"
     return "it is damaged, cut short, or no video"
-
-
-@contextlib.contextmanager
-def _quiet_opencv() -> Iterator[None]:
-    """Without OpenCV's own warnings on stderr."""
-    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    try:
-        yield
-    finally:
-        cv2.utils.logging.setLogLevel(level)
