@@ -28,7 +28,7 @@ import torch
 from efficientdet import Detections, Detector, load_detector
 from efficientdet.checkpoint import chosen_weights
 from efficientdet.detector import DEMO_IOU_THRESHOLD, DEMO_SCORE_THRESHOLD, DetectionOptions
-from efficientdet.outputs import FORMATS, JsonLines, Outputs, annotate, check_folder, text_table
+from efficientdet.outputs import FORMATS, JsonLines, Outputs, annotate, check_folder, check_json_target, text_table
 from efficientdet.pipeline import detect_frames
 from efficientdet.project import load_project
 from efficientdet.sources import Failure, Frame, list_sources, open_sources
@@ -48,7 +48,7 @@ def formats(text: str) -> tuple[str, ...]:
     """`csv,crops` -> the names of formats, `none` -> nothing."""
     chosen = () if text == "none" else tuple(dict.fromkeys(text.split(",")))
     if not set(chosen) <= set(FORMATS):
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"choose from {', '.join(FORMATS)}, with commas between, or none: {text!r}")
     return chosen
 
 
@@ -128,8 +128,11 @@ def main(args: argparse.Namespace) -> int:
     entries = list(list_sources(args.sources or [str(EXAMPLES)], sys.stdin or ()))
     if all(isinstance(entry, Failure) for entry in entries):
         raise InputError("; ".join(entry.reason for entry in entries) or "the list of sources on stdin is empty")
-    if args.save:
+    if args.json:
+        check_json_target(args.json, args.output)
+    if "image" in args.save:  # the other files are called like no source
         check_folder(args.output, entries)
+    if args.save:
         make_writable_folder(args.output)
     project = load_project(args.project or ("coco" if args.sources else "shapes"))
     device = chosen_device(args.cuda, args.device)
@@ -158,7 +161,8 @@ def main(args: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             interrupted = True
         except torch.OutOfMemoryError as error:
-            raise InputError(f"the GPU's memory cannot hold --batch_size {args.batch_size}: take less") from error
+            less = "a smaller --image_size or --amp bf16" if args.batch_size == 1 else "less"
+            raise InputError(f"the GPU's memory cannot hold --batch_size {args.batch_size}: take {less}") from error
         with StopRequest():  # and until the files are whole
             stack.close()
 

@@ -18,8 +18,10 @@ from efficientdet.sources import Failure, Frame
 from utils.errors import InputError
 from utils.files import written_whole
 from utils.images import PICTURE_SUFFIXES, write_image
-from utils.video import VideoWriter
+from utils.video import VIDEO_SUFFIXES, VideoWriter
 from utils.visualize import draw_boxes
+
+_COCO_FILE, _CSV_FILE = "detections.json", "detections.csv"
 
 
 def annotate(image: np.ndarray, found: Detections, class_names: Sequence[str]) -> np.ndarray:
@@ -50,6 +52,17 @@ def check_folder(folder: Path, entries: Iterable) -> None:
         # A link may lie there, or point there.
         if isinstance(entry, Path) and folder in (entry.parent.resolve(), entry.resolve().parent):
             raise InputError(f"{entry} lies where the results go, and might be replaced: choose another --output")
+
+
+def check_json_target(target: str, folder: Path) -> None:
+    """InputError when the file of JSON lines would replace a picture, a video or a table in the results' `folder`."""
+    path = Path(target)
+    if path.suffix.lower() in PICTURE_SUFFIXES | VIDEO_SUFFIXES:
+        raise InputError(
+            f"--json {target} names a picture or video: name a file to write, or - for stdout, after --json"
+        )
+    if path.resolve() in (folder.resolve() / _COCO_FILE, folder.resolve() / _CSV_FILE):
+        raise InputError(f"--json {target} is where --save json or csv writes: choose another name")
 
 
 class JsonLines:
@@ -167,7 +180,7 @@ class _Annotated:
 class _CocoResults:
     def __init__(self, folder: Path, class_names: Sequence[str], stack: ExitStack):
         self._category_ids = {class_id: class_id + 1 for class_id, name in enumerate(class_names) if name}
-        self._file = _open_whole(folder / "detections.json", stack)
+        self._file = _open_whole(folder / _COCO_FILE, stack)
         self._file.write("[")
         self._separator = "\n"
         stack.callback(self._file.write, "\n]\n")
@@ -181,7 +194,7 @@ class _CocoResults:
 class _Csv:
     def __init__(self, folder: Path, class_names: Sequence[str], stack: ExitStack):
         self._class_names = class_names
-        self._table = csv.writer(_open_whole(folder / "detections.csv", stack), lineterminator="\n")
+        self._table = csv.writer(_open_whole(folder / _CSV_FILE, stack), lineterminator="\n")
         self._table.writerow(("file", "frame", "class", "score", "x1", "y1", "x2", "y2"))
 
     def write(self, frame: Frame, name: str, found: Detections, drawn: np.ndarray | None) -> None:

@@ -93,7 +93,8 @@ def _list_files(argument: str, pattern: str) -> Iterator[Path | Failure]:
         if path.suffix.lower() in PICTURE_SUFFIXES | VIDEO_SUFFIXES and path.is_file()
     ]
     suffixes = ", ".join(sorted(PICTURE_SUFFIXES | VIDEO_SUFFIXES))
-    yield from files or [Failure(argument, f"{argument} holds no pictures or videos ({suffixes})")]
+    deeper = f"; {os.path.join(argument, '**')!r} searches its folders, too" if os.path.isdir(argument) else ""
+    yield from files or [Failure(argument, f"{argument} holds no pictures or videos ({suffixes}){deeper}")]
 
 
 def open_sources(entries: Iterable[Entry | Failure]) -> Iterator[Path | Frame | Failure]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pycocotools.coco import COCO
 
-from efficientdet.outputs import FORMATS, JsonLines, Outputs, annotate, check_folder, text_table
+from efficientdet.outputs import FORMATS, JsonLines, Outputs, annotate, check_folder, check_json_target, text_table
 from efficientdet.postprocess import Detections
 from efficientdet.sources import Failure, Frame, Source
 from utils.errors import InputError
@@ -217,6 +217,17 @@ def test_sources_in_the_folder_of_the_results_are_refused(tmp_path):
     ):
         with pytest.raises(InputError, match="--output"):
             check_folder(folder, [entry])
+
+
+def test_json_lines_replace_no_picture_and_no_table(tmp_path):
+    for target in ("-", "lines.json", str(tmp_path / "lines.jsonl")):
+        check_json_target(target, tmp_path)
+    for target in ("photo.JPG", "film.mp4"):
+        with pytest.raises(InputError, match=f"--json {target} names a picture or video"):
+            check_json_target(target, tmp_path)
+    for name in ("detections.json", "detections.csv"):
+        with pytest.raises(InputError, match="choose another name"):
+            check_json_target(str(tmp_path / "x" / ".." / name), tmp_path)
 
 
 def test_text():
