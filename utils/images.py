@@ -38,7 +38,7 @@ def decode_image(data: bytes, name: str, size: tuple[int, int] | None = None) ->
     # OpenCV 4 fills the missing rest of a cut JPEG with grey and only warns.
     image = None if _is_cut_jpeg(data) else _decode(data, cv2.IMREAD_COLOR)
     if image is None:
-        state = "is empty" if not data else "is damaged, cut short, or no picture"
+        state = "is empty" if not data else "is damaged, cut short, no picture, or above OpenCV's 2**30 pixels"
         raise InputError(f"{name} {state}: replace or remove it (and its entry in the annotation file)")
     if size is not None and image.shape[:2] != tuple(size):
         shown = image.shape[:2]
