@@ -166,6 +166,7 @@ def test_utils_import_neither_package(imports):
                 "efficientdet.shapes",
                 "efficientdet.transforms",
                 "utils.images",
+                "utils.opencv",
                 "utils.video",
                 "utils.visualize",
             },

@@ -7,9 +7,9 @@ import numpy as np
 
 from utils.errors import InputError
 from utils.files import written_whole
+from utils.opencv import silence_opencv
 
-# What it warns about, the InputErrors below say.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+silence_opencv()
 
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 

@@ -17,9 +17,9 @@ import numpy as np
 
 from utils.errors import InputError
 from utils.files import written_whole
+from utils.opencv import silence_opencv
 
-# What it warns about, the InputErrors below say.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+silence_opencv()
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".gif"})
 DEFAULT_RATE = 30.0  # frames per second, where a video does not tell

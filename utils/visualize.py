@@ -137,9 +137,9 @@ def contact_sheet(pictures: Sequence[np.ndarray], captions: Sequence[str]) -> np
     for number, (picture, caption) in enumerate(zip(pictures, captions)):
         top = number // columns * (height + strip) + strip
         left = number % columns * (width + gap) + gap
-        sheet[top : top + height, left : left + width] = picture
         text_width, text_height = cv2.getTextSize(caption or " ", _FONT, 1, 1)[0]
         scale = min(0.6 * strip / max(1, text_height), width / max(1, text_width))
         thickness = max(1, round(1.5 * scale))
         cv2.putText(sheet, caption, (left, top - strip // 4), _FONT, scale, (0, 0, 0), thickness, cv2.LINE_AA)
+        sheet[top : top + height, left : left + width] = picture  # over the tails of letters
     return sheet
