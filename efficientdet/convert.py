@@ -172,9 +172,7 @@ def project_text(name: str, class_names: list[str]) -> str:
     return PROJECT_FILE.format(
         project_name=yaml.safe_dump({"project_name": name}).strip(),
         num_gpus=int(torch.cuda.is_available()),
-        obj_list=yaml.safe_dump(
-            {"obj_list": class_names}, default_flow_style=None, allow_unicode=True, width=110
-        ).strip(),
+        obj_list=yaml.safe_dump({"obj_list": class_names}, allow_unicode=True).strip(),  # a line for each
     )
 
 
