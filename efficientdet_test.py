@@ -124,7 +124,8 @@ def main(args: argparse.Namespace) -> int:
     for stream in (sys.stdin, sys.stdout):  # names of files may hold bytes that are no text
         if stream is not None:
             stream.reconfigure(errors="surrogateescape")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl+C
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell's background job would ignore the first
+        signal.signal(number, signal.default_int_handler)
     entries = list(list_sources(args.sources or [str(EXAMPLES)], sys.stdin or ()))
     if all(isinstance(entry, Failure) for entry in entries):
         raise InputError("; ".join(entry.reason for entry in entries) or "the list of sources on stdin is empty")

@@ -35,7 +35,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._head("multipart/x-mixed-replace; boundary=frame")
         with contextlib.suppress(OSError):  # the other side has gone
             for number in range(self.server.stream_lengths[self.server.connections - 1]):
-                self._part(jpeg(value=10 * number))
+                self._part(jpeg(value=10 * number % 250))
                 time.sleep(0.01)
             self._part(jpeg()[:100])
 

@@ -191,7 +191,8 @@ def test_items_are_let_go_when_they_are_handed_on():
 
 def test_interrupt_ends_everything():
     script = (
-        "import itertools, time\nfrom utils.overlap import in_background, ordered_map\n"
+        "import itertools, signal, time\nfrom utils.overlap import in_background, ordered_map\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job ignores it
         "items = in_background(ordered_map(lambda n: n, itertools.count(), 2, 2), 1)\n"
         "print(next(items), flush=True)\n"
         "for item in items: time.sleep(0.01)\n"
