@@ -12,7 +12,7 @@ from torch import Tensor
 
 from efficientdet.boxes import clip_boxes, flip_boxes
 from efficientdet.checkpoint import find_weights, load_weights
-from efficientdet.fuse import fuse_for_inference
+from efficientdet.fast_path import optimize
 from efficientdet.model import EfficientDet, Outputs
 from efficientdet.postprocess import Detections, concatenate, in_picture, postprocess, suppress
 from efficientdet.project import Project, load_project
@@ -67,13 +67,14 @@ class Detector:
         device: torch.device,
         image_size: int | tuple[int, int] | None = None,
         dtype: torch.dtype = torch.float32,
+        mode: str = "fused",
     ):
         self.project = project
         self.device = device
         self.dtype = dtype
         self.size_divisor = network.config.size_divisor
         self.canvas = network.config.input_shape(project.image_size if image_size is None else image_size)
-        self.network = fuse_for_inference(network, device).to(dtype)
+        self.network = optimize(network, device, dtype, mode)
 
     def __call__(
         self,
@@ -221,6 +222,7 @@ def load_detector(
     device: torch.device | str | None = None,
     image_size: int | tuple[int, int] | None = None,
     dtype: torch.dtype = torch.float32,
+    mode: str = "fused",
 ) -> Detector:
     """A detector ready for inference.
 
@@ -233,6 +235,7 @@ def load_detector(
         image_size: side of the square input, or its (height, width), in pixels, rounded up to what the pyramid can
             take; None takes the project's or the coefficient's own.
         dtype: bfloat16 (or float16 on a GPU) is faster where the hardware has it, and less exact.
+        mode: how the network runs, see `efficientdet.fast_path.optimize`.
 
     Raises InputError for files that cannot be used, ValueError for values that make no detector.
     """
@@ -242,4 +245,4 @@ def load_detector(
     if weights is not None:
         load_weights(network, find_weights(weights))
     device = available_device() if device is None else torch.device(device)
-    return Detector(network, project, device, image_size, dtype)
+    return Detector(network, project, device, image_size, dtype, mode)
