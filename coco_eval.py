@@ -35,7 +35,7 @@ from efficientdet.project import Project, load_project
 from efficientdet.shapes import draw_if_absent
 from utils import distributed
 from utils.cli import BOOLEAN, default_workers, fraction, image_size, non_negative_int, positive_int
-from utils.device import chosen_device, inference_dtype
+from utils.device import chosen_device, inference_dtype, inference_mode
 from utils.errors import exit_on_input_error
 from utils.files import make_writable_folder
 from utils.memory import keep_freed_memory
@@ -61,6 +61,12 @@ def parse_args() -> argparse.Namespace:
     add("--cuda", **BOOLEAN, help="run on a GPU (default: if there is one)")
     add("--device", type=non_negative_int, help="which GPU (default: the first, or num_gpus of them)")
     add("--amp", choices=("off", "bf16", "fp16"), default="off", help="less precision, more speed (default: off)")
+    add(
+        "--compile",
+        **BOOLEAN,
+        default=False,
+        help="compile the network first: a minute's wait, then faster; for many pictures",
+    )
     add("--float16", **BOOLEAN, default=False, help="the same as --amp fp16: half precision, on a GPU")
     add("--override", **BOOLEAN, default=True, help="False scores the results file of an earlier run (default: True)")
     add("--results", type=Path, metavar="FILE", help="score this COCO results file; needs no weights")
@@ -104,6 +110,7 @@ def main(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace, project: Project, device: torch.device) -> None:
     dtype = inference_dtype("fp16" if args.float16 else args.amp, device)
+    mode = inference_mode(args.compile, device)
     if distributed.rank() == 0:
         draw_if_absent(project, args.data_path)
     distributed.any_over_processes()  # the others wait for it
@@ -122,7 +129,7 @@ def evaluate(args: argparse.Namespace, project: Project, device: torch.device) -
     else:
         weights = chosen_weights(args.weights, project.name, args.compound_coef, args.saved_path)
         facts = {"weights": str(weights), "input": f"{canvas[1]} x {canvas[0]}"}
-        detector = load_detector(args.compound_coef, weights, project, device, canvas, dtype)
+        detector = load_detector(args.compound_coef, weights, project, device, canvas, dtype, mode)
         options = DetectionOptions(
             EVALUATION_SCORE_THRESHOLD, args.nms_threshold, max_detections=args.max_detections, flip=args.flip
         )

@@ -33,7 +33,7 @@ from efficientdet.pipeline import detect_frames
 from efficientdet.project import load_project
 from efficientdet.sources import Failure, Frame, list_sources, open_sources
 from utils.cli import boolean, fraction, image_size, non_negative_int, positive_int
-from utils.device import chosen_device, inference_dtype
+from utils.device import chosen_device, inference_dtype, inference_mode
 from utils.errors import InputError, exit_on_input_error
 from utils.files import make_writable_folder
 from utils.memory import keep_freed_memory
@@ -81,6 +81,11 @@ def parse_args() -> argparse.Namespace:
     add("--cuda", type=boolean, metavar="True|False", help="run on a GPU (default: if there is one)")
     add("--device", type=non_negative_int, default=0, help="which GPU (default: 0)")
     add("--amp", choices=("off", "bf16", "fp16"), default="off", help="less precision, more speed (default: off)")
+    add(
+        "--compile",
+        action="store_true",
+        help="compile the network first: a minute's wait, then faster; for many frames",
+    )
     add("--batch_size", type=positive_int, default=1, help="frames per pass, of any sizes (default: 1)")
     add = parser.add_argument_group("what counts as found").add_argument
     add("--threshold", type=fraction, default=DEMO_SCORE_THRESHOLD, help="least score of an object (%(default)s)")
@@ -138,10 +143,13 @@ def main(args: argparse.Namespace) -> int:
     project = load_project(args.project or ("coco" if args.sources else "shapes"))
     device = chosen_device(args.cuda, args.device)
     dtype = inference_dtype(args.amp, device)
+    mode = inference_mode(args.compile, device)
+    if args.compile and args.rect:
+        raise InputError("--compile would begin anew with each shape of input that --rect makes: leave one of them out")
     if device.type == "cpu":
         keep_freed_memory()
     weights = chosen_weights(args.weights, project.name, args.compound_coef, args.saved_path)
-    detector = load_detector(args.compound_coef, weights, project, device, args.image_size, dtype)
+    detector = load_detector(args.compound_coef, weights, project, device, args.image_size, dtype, mode)
     options = DetectionOptions(
         args.threshold, args.iou_threshold, args.max_detections, args.classes, args.flip, args.rect, args.tile
     )

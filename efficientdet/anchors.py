@@ -36,8 +36,16 @@ def make_anchors(
     return torch.cat(levels)
 
 
+def cached_anchors(*args) -> Tensor:
+    """`make_anchors` of its arguments, which a dtype and a device follow: made once for each of them.
+
+    The tensor is shared: do not change it in place.
+    """
+    return _made_once(*args)  # a plain function around the cache, so that torch.compile can take it for a constant
+
+
 @lru_cache(maxsize=32)
-def cached_anchors(
+def _made_once(
     height: int,
     width: int,
     pyramid_levels: tuple[int, ...],
@@ -47,7 +55,6 @@ def cached_anchors(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    """`make_anchors`, made once per shape, dtype and device. The tensor is shared: do not change it in place."""
     with torch.inference_mode(False):  # a tensor made in inference mode could not serve training later
         anchors = make_anchors(height, width, pyramid_levels, anchor_scale, scales, ratios)
         return anchors.to(device=device, dtype=dtype)

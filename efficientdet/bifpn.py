@@ -120,12 +120,15 @@ class BiFPNCell(nn.Module):
             pyramid[level] = self.downsample(pyramid[level - 1])
         return pyramid, {**pyramid, 4: self.p4_down_channel_2(c4), 5: self.p5_down_channel_2(c5)}
 
+    def fusion_weights(self, name: str) -> Tensor:
+        """The normalised weights of a node's inputs: fast normalised fusion (paper, section 3.3)."""
+        weights = getattr(self, name).relu()
+        return weights / (weights.sum() + FUSION_EPSILON)
+
     def _fuse(self, weight_name: str, *inputs: Tensor) -> Tensor:
-        """Swish of the inputs' sum, weighted by fast normalised fusion (paper, section 3.3) unless it is plain."""
+        """Swish of the inputs' sum, which is weighted unless the network fuses by plain sums."""
         if self.fast_attention:
-            weights = getattr(self, weight_name).relu()
-            weights = (weights / (weights.sum() + FUSION_EPSILON)).unbind()
-            inputs = tuple(weight * x for weight, x in zip(weights, inputs))
+            inputs = tuple(weight * x for weight, x in zip(self.fusion_weights(weight_name).unbind(), inputs))
         total = inputs[0] + inputs[1]
         for x in inputs[2:]:
             total = total + x

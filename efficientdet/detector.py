@@ -13,8 +13,15 @@ from torch import Tensor
 from efficientdet.boxes import clip_boxes, flip_boxes
 from efficientdet.checkpoint import find_weights, load_weights
 from efficientdet.fast_path import optimize
-from efficientdet.model import EfficientDet, Outputs
-from efficientdet.postprocess import Detections, concatenate, in_picture, postprocess, suppress
+from efficientdet.model import EfficientDet
+from efficientdet.postprocess import (
+    Candidates,
+    Detections,
+    choose_detections,
+    concatenate,
+    in_picture,
+    suppress,
+)
 from efficientdet.project import Project, load_project
 from efficientdet.tiling import Window, join, windows
 from efficientdet.transforms import Letterbox
@@ -42,7 +49,7 @@ class DetectionOptions:
 class PreparedBatch(NamedTuple):
     """Windows of pictures, ready for the network."""
 
-    images: Tensor  # (N, 3, H, W) float32, normalised
+    images: Tensor  # (N, 3, H, W) float, normalised
     letterboxes: list[Letterbox]
     windows: list[tuple[int, Window]]  # of which picture, and which part of it
 
@@ -74,7 +81,7 @@ class Detector:
         self.dtype = dtype
         self.size_divisor = network.config.size_divisor
         self.canvas = network.config.input_shape(project.image_size if image_size is None else image_size)
-        self.network = optimize(network, device, dtype, mode)
+        self.finder = optimize(network, device, dtype, mode)
 
     def __call__(
         self,
@@ -118,7 +125,7 @@ class Detector:
     def prepare(self, arrays: Sequence[np.ndarray], options: DetectionOptions, batch_size: int) -> Prepared:
         """(H, W, 3) uint8 RGB arrays -> what `detect` takes, in batches of up to `batch_size` of their windows.
 
-        This part is the CPU's, and may run in a thread.
+        May run in a thread, beside `detect`.
         """
         sizes = [array.shape[:2] for array in arrays]
         parts = [(n, window) for n, size in enumerate(sizes) for window in windows(*size, options.tile)]
@@ -137,11 +144,24 @@ class Detector:
             needed = (max(letterbox.resized[axis] for letterbox in letterboxes) for axis in (0, 1))
             height, width = (-(-side // self.size_divisor) * self.size_divisor for side in needed)
             letterboxes = [replace(letterbox, canvas=(height, width)) for letterbox in letterboxes]
-        mean, std = self.project.mean, self.project.std
-        pixels = np.stack(
-            [letterbox.image(window.of(arrays[n]), mean, std) for letterbox, (n, window) in zip(letterboxes, parts)]
-        )
-        return PreparedBatch(torch.from_numpy(pixels).permute(0, 3, 1, 2), letterboxes, list(parts))
+        cuts = [window.of(arrays[n]) for n, window in parts]
+        return PreparedBatch(self._input(cuts, letterboxes), letterboxes, list(parts))
+
+    def _input(self, pictures: Sequence[np.ndarray], letterboxes: Sequence[Letterbox]) -> Tensor:
+        """Pictures (H, W, 3) uint8 RGB -> the network's input (N, 3, H, W), in memory channels-last."""
+        normalization = self.project.mean, self.project.std
+        if self.device.type == "cpu":
+            images = [letterbox.image(picture, *normalization) for letterbox, picture in zip(letterboxes, pictures)]
+            return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+        # A quarter of the bytes travel, without anybody's waiting for them, and the GPU does the rest.
+        images = [
+            letterbox.image_on_device(
+                torch.from_numpy(np.ascontiguousarray(picture)).pin_memory().to(self.device, non_blocking=True),
+                *normalization,
+            )
+            for letterbox, picture in zip(letterboxes, pictures)
+        ]
+        return torch.stack(images).to(self.dtype, memory_format=torch.channels_last)
 
     def detect(self, prepared: Prepared, options: DetectionOptions) -> list[Detections]:
         """The objects in each picture, as `__call__` gives them."""
@@ -160,38 +180,33 @@ class Detector:
         self, images: Tensor, letterboxes: Sequence[Letterbox], options: DetectionOptions
     ) -> list[Detections]:
         """As `__call__`, for a batch (N, 3, H, W) that is letterboxed and normalised already."""
-        outputs = self.forward(images, letterboxes, options.flip)
-        return self.postprocess(outputs, images.shape[-2:], letterboxes, options)
+        return self.choose(self.find(images, letterboxes, options), letterboxes, options)
 
     @torch.inference_mode()
-    def forward(self, images: Tensor, letterboxes: Sequence[Letterbox], flip: bool = False) -> list[Outputs]:
-        """What the network makes of a batch (N, 3, H, W), and with `flip` of its pictures' mirror images."""
-        images = images.to(self.device, self.dtype, non_blocking=True)
-        outputs = [self.network(images)]
-        if flip:
+    def find(self, images: Tensor, letterboxes: Sequence[Letterbox], options: DetectionOptions) -> list[Candidates]:
+        """What may be objects in a batch (N, 3, H, W), and with `options.flip` in its pictures' mirror images."""
+        images = images.to(self.device, self.dtype)
+        found = [self.finder(images, options.score_threshold)]
+        if options.flip:
             mirrored = images.clone()
             for image, letterbox in zip(mirrored, letterboxes):  # the picture stays at the left, as in training
                 height, width = letterbox.resized
                 image[:, :height, :width] = image[:, :height, :width].flip(-1)
-            outputs.append(self.network(mirrored))
-        return outputs
+            found.append(self.finder(mirrored, options.score_threshold))
+        return found
 
     @torch.inference_mode()
-    def postprocess(
-        self,
-        outputs: Sequence[Outputs],
-        shape: tuple[int, int],
-        letterboxes: Sequence[Letterbox],
-        options: DetectionOptions,
+    def choose(
+        self, candidates: Sequence[Candidates], letterboxes: Sequence[Letterbox], options: DetectionOptions
     ) -> list[Detections]:
-        """What `forward` gives for a batch of `shape` (height, width) -> as `__call__`."""
+        """What `find` gives for a batch -> as `__call__`."""
         class_ids = None if options.classes is None else self.class_ids(options.classes)
-        most = options.max_detections if len(outputs) == 1 else None  # counted when both directions are joined
-        limits = options.score_threshold, options.iou_threshold, most, class_ids
-        found, *of_mirrored = (postprocess(part, *shape, *limits) for part in outputs)
+        most = options.max_detections if len(candidates) == 1 else None  # counted when both directions are joined
+        limits = len(letterboxes), options.iou_threshold, most, class_ids
+        found, *of_mirrored = (choose_detections(part, *limits) for part in candidates)
         for mirrored in of_mirrored:
             for n, (there, letterbox) in enumerate(zip(mirrored, letterboxes)):
-                boxes = clip_boxes(flip_boxes(there.boxes, letterbox.resized[1]), *shape)
+                boxes = clip_boxes(flip_boxes(there.boxes, letterbox.resized[1]), *letterbox.canvas)
                 both = concatenate([found[n], Detections(boxes, there.scores, there.class_ids)])
                 found[n] = suppress(both, options.iou_threshold, options.max_detections)
         return [in_picture(*pair) for pair in zip(found, letterboxes)]

@@ -3,12 +3,12 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 
-import torch
 from tqdm import tqdm
 
-from efficientdet.dataset import Batch, CocoDataset, collate
-from efficientdet.detector import DetectionOptions, Detector
+from efficientdet.dataset import CocoDataset
+from efficientdet.detector import DetectionOptions, Detector, PreparedBatch
 from efficientdet.evaluate import coco_results
 from utils import distributed
 from utils.errors import InputError
@@ -45,7 +45,7 @@ def detect_dataset(
     """COCO results of all images, in the data set's order; the same in all processes, which share the images.
 
     Args:
-        options: of them `rect` and `tile` have no effect; the data set's canvas is the input.
+        options: of them `tile` has no effect.
         num_threads: that load the next batches while the network works; 0 loads in turn with it.
         stopwatch: takes the time of loading (as far as the network waits for it), network and post-processing.
 
@@ -54,7 +54,7 @@ def detect_dataset(
     share = range(distributed.rank(), len(dataset), distributed.world_size())
     found, problem = {}, None
     with (
-        closing(_batches(dataset, share, batch_size, num_threads, detector.device)) as batches,
+        closing(_batches(detector, dataset, share, options, batch_size, num_threads)) as batches,
         tqdm(
             desc=f"{dataset.set_name} on {detector.device}",
             total=len(share),
@@ -72,15 +72,13 @@ def detect_dataset(
                 break
             if batch is None:
                 break
-            with stopwatch.measuring("network"):
-                outputs = detector.forward(batch.images, batch.letterboxes, options.flip)
-                if detector.device.type == "cuda":
-                    torch.cuda.synchronize(detector.device)
+            image_ids, (images, letterboxes, _) = batch
+            with stopwatch.measuring("network"):  # to the candidates, whose number only a finished pass can tell
+                candidates = detector.find(images, letterboxes, options)
             with stopwatch.measuring("post-processing"):
-                detections = detector.postprocess(outputs, batch.images.shape[-2:], batch.letterboxes, options)
-                for image_id, objects in zip(batch.image_ids, detections):
+                detections = detector.choose(candidates, letterboxes, options)
+                for image_id, objects in zip(image_ids, detections):
                     found[image_id] = coco_results(image_id, objects, dataset.category_ids)
-            del outputs  # the next ones take its memory, which would else be found and zeroed anew
             bar.update(len(detections))
     parts = distributed.gathered((found, problem))
     for _, problem in parts:
@@ -91,16 +89,24 @@ def detect_dataset(
 
 
 def _batches(
-    dataset: CocoDataset, share: Sequence[int], batch_size: int, num_threads: int, device: torch.device
-) -> Iterator[Batch]:
-    """The images of `share` in their order.
+    detector: Detector,
+    dataset: CocoDataset,
+    share: Sequence[int],
+    options: DetectionOptions,
+    batch_size: int,
+    num_threads: int,
+) -> Iterator[tuple[list[int | str], PreparedBatch]]:
+    """The images of `share` in their order: their ids, and what the network takes.
 
     By threads, not by `BatchLoader`'s processes: a pass through a few pictures is over before those have started.
     """
+    whole = replace(options, tile=None)
 
-    def load(start: int) -> Batch:
-        batch = collate([dataset[index] for index in share[start : start + batch_size]])
-        return batch.pin_memory() if device.type == "cuda" else batch
+    def load(start: int) -> tuple[list[int | str], PreparedBatch]:
+        image_ids = [dataset.image_ids[index] for index in share[start : start + batch_size]]
+        arrays = [dataset.picture(image_id) for image_id in image_ids]
+        (batch,) = detector.prepare(arrays, whole, batch_size).batches
+        return image_ids, batch
 
     starts = range(0, len(share), batch_size)
     if num_threads:

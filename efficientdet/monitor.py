@@ -76,7 +76,6 @@ def write_debug_pictures(batch: Batch, outputs: Outputs, project: Project, folde
         pixels = (batch.images[i].cpu() * std + mean).mul(255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
         real = batch.targets.class_ids[i] != PADDING_CLASS
         truth = batch.targets.boxes[i][real].cpu().numpy(), batch.targets.class_ids[i][real].cpu().numpy()
-        found = Detections(found.boxes.cpu(), found.scores.cpu(), found.class_ids.cpu())
         write_image(folder / f"{project.name}_{image_id}.jpg", beside_truth(pixels, found, *truth, project))
 
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, nms
 
 from efficientdet.boxes import clip_boxes, decode
 
@@ -39,46 +40,86 @@ class Detections:
         return Detections(self.boxes[chosen], self.scores[chosen], self.class_ids[chosen])
 
 
-def postprocess(
-    outputs: tuple[Tensor, Tensor, Tensor],
-    height: int,
-    width: int,
-    score_threshold: float,
+class Candidates(NamedTuple):
+    """The anchors of a batch that may have found an object, K in all, image by image."""
+
+    image_ids: Tensor  # (K,) int64, index into the batch
+    boxes: Tensor  # (K, 4) float, (x1, y1, x2, y2) in pixels of the network's input
+    scores: Tensor  # (K,) float in [0, 1]
+    class_ids: Tensor  # (K,) int64
+
+
+def find_candidates(
+    outputs: tuple[Tensor, Tensor, Tensor], height: int, width: int, score_threshold: float
+) -> Candidates:
+    """The anchors with a score above `score_threshold`, which is their best class's (reference behaviour).
+
+    Their boxes are clipped to the network's `height` x `width` input.
+
+    Args:
+        outputs: class logits (N, A, C), box deltas (N, A, 4) and anchors (A, 4), as the network returns them.
+    """
+    class_logits, box_deltas, anchors = outputs
+    best_scores = class_logits.amax(dim=-1).to(anchors.dtype).sigmoid()
+    image_ids, anchor_ids = (best_scores > score_threshold).nonzero(as_tuple=True)
+    # The best class of scores, not of logits: where several saturate at 1 the first wins, as in the reference.
+    scores, class_ids = class_logits[image_ids, anchor_ids].to(anchors.dtype).sigmoid().max(dim=-1)
+    boxes = decode(box_deltas[image_ids, anchor_ids].to(anchors.dtype), anchors[anchor_ids])
+    return Candidates(image_ids, clip_boxes(boxes, height, width), scores, class_ids)
+
+
+def choose_detections(
+    candidates: Candidates,
+    num_images: int,
     iou_threshold: float,
     max_detections: int | None = None,
     class_ids: Sequence[int] | None = None,
 ) -> list[Detections]:
-    """Detections of each image of a batch, boxes in the pixels of the network's `height` x `width` input.
-
-    An anchor's score is its best class's. Anchors above `score_threshold` are decoded, clipped to the input, and
-    thinned by non-maximum suppression within each class at `iou_threshold` (reference behaviour).
+    """The detections of each of `num_images` images, on the CPU, best first: non-maximum suppression within each class.
 
     Args:
-        outputs: class logits (N, A, C), box deltas (N, A, 4) and anchors (A, 4), as the network returns them.
+        iou_threshold: IoU above which the weaker of two boxes of a class goes.
         max_detections: of each image, the best; None gives all.
         class_ids: objects of other classes are left out; None gives all.
     """
-    class_logits, box_deltas, anchors = outputs
-    best_scores = class_logits.amax(dim=-1).to(anchors.dtype).sigmoid()
-    wanted = None if class_ids is None else torch.tensor(class_ids, device=class_logits.device)
+    if class_ids is not None:
+        wanted = torch.isin(candidates.class_ids, torch.tensor(class_ids, device=candidates.class_ids.device))
+        candidates = Candidates(*(part[wanted] for part in candidates))
+    # A class of an image is a group of its own, so that one call serves the batch.
+    groups = candidates.class_ids * num_images + candidates.image_ids
+    kept = _survivors(candidates.boxes, candidates.scores, groups, iou_threshold)
+    image_ids, *found = (part[kept].cpu() for part in candidates)
+    sizes = image_ids.bincount(minlength=num_images).tolist()
+    return [_best_first(Detections(*parts), max_detections) for parts in zip(*(part.split(sizes) for part in found))]
 
-    detections = []
-    for image_best_scores, image_logits, image_deltas in zip(best_scores, class_logits, box_deltas):
-        candidates = (image_best_scores > score_threshold).nonzero().squeeze(1)
-        # The best class of scores, not of logits: where several saturate at 1 the first wins, as in the reference.
-        scores, classes = image_logits[candidates].to(anchors.dtype).sigmoid().max(dim=-1)
-        boxes = decode(image_deltas[candidates].to(anchors.dtype), anchors[candidates])
-        found = Detections(clip_boxes(boxes, height, width), scores, classes)
-        if wanted is not None:
-            found = found[torch.isin(classes, wanted)]
-        detections.append(suppress(found, iou_threshold, max_detections))
-    return detections
+
+def postprocess(
+    outputs: tuple[Tensor, Tensor, Tensor], height: int, width: int, score_threshold: float, iou_threshold: float
+) -> list[Detections]:
+    """`find_candidates`, then `choose_detections`: boxes in pixels of the network's `height` x `width` input."""
+    candidates = find_candidates(outputs, height, width, score_threshold)
+    return choose_detections(candidates, len(outputs[0]), iou_threshold)
 
 
 def suppress(found: Detections, iou_threshold: float, max_detections: int | None = None) -> Detections:
     """Non-maximum suppression within each class: the best first, at most `max_detections`."""
-    kept = batched_nms(found.boxes, found.scores, found.class_ids, iou_threshold)
-    return found[kept[:max_detections]]
+    return _best_first(found[_survivors(found.boxes, found.scores, found.class_ids, iou_threshold)], max_detections)
+
+
+def _best_first(found: Detections, max_detections: int | None) -> Detections:
+    return found[found.scores.sort(descending=True).indices[:max_detections]]
+
+
+def _survivors(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
+    """The indices of the boxes (K, 4) that non-maximum suppression within each group (K,) leaves, in their order."""
+    if boxes.device.type == "cpu":
+        # One call for all of them would compare each box with all others. Small groups take a fraction of that.
+        by_group = groups.argsort(stable=True)
+        sizes = groups[by_group].unique_consecutive(return_counts=True)[1].tolist()
+        kept = [group[nms(boxes[group], scores[group], iou_threshold)] for group in by_group.split(sizes)]
+        return torch.cat([by_group[:0], *kept]).sort().values
+    # It moves the groups apart in space: in float32 those of a large batch would get coarse coordinates.
+    return batched_nms(boxes.double(), scores.double(), groups, iou_threshold).sort().values
 
 
 def concatenate(parts: Sequence[Detections]) -> Detections:
@@ -89,9 +130,8 @@ def concatenate(parts: Sequence[Detections]) -> Detections:
 
 
 def in_picture(found: Detections, letterbox) -> Detections:
-    """Detections on the network's input -> on the CPU, boxes in the pixels of the picture that `letterbox` put there.
+    """Detections on the network's input -> boxes in the pixels of the picture that `letterbox` put there.
 
     The tensors are ordinary ones, which the caller may change, even those made in inference mode.
     """
-    boxes = letterbox.boxes_to_picture(found.boxes.cpu())
-    return Detections(boxes, found.scores.cpu().clone(), found.class_ids.cpu().clone())
+    return Detections(letterbox.boxes_to_picture(found.boxes), found.scores.clone(), found.class_ids.clone())

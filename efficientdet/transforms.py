@@ -5,6 +5,9 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 MIN_BOX_SIDE = 1  # pixels of the picture
 # Share of a box that a crop must leave: less of an object seldom tells what it is. Below a quarter, as that is what a
@@ -57,6 +60,17 @@ class Letterbox:
         cv2.resize(pixels, (width, height), dst=canvas[:height, :width], interpolation=cv2.INTER_LINEAR)
         if not enlarged:
             _normalize(canvas[:height, :width], mean, std)
+        return canvas
+
+    def image_on_device(self, image: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+        """As `image`, computed where `image` (H, W, 3), uint8, is: -> (3, canvas height, canvas width) float32."""
+        height, width = self.resized
+        pixels = image.permute(2, 0, 1)[None].float()
+        resized = F.interpolate(pixels, self.resized, mode="bilinear", align_corners=False)[0]
+        canvas = resized.new_zeros(3, *self.canvas)
+        for channel, values, channel_mean, channel_std in zip(canvas, resized, mean, std):
+            # Numbers, not tensors: those would have to be copied to the device first.
+            torch.sub(values, 255 * channel_mean, out=channel[:height, :width]).div_(255 * channel_std)
         return canvas
 
     def boxes_to_canvas(self, boxes_xyxy):

@@ -12,6 +12,7 @@ from efficientdet import Detections, EfficientDet, load_detector
 from efficientdet.checkpoint import SHAPES_WEIGHTS, Checkpoints, last_path
 from efficientdet.detector import DetectionOptions, Detector
 from efficientdet.model import Outputs
+from efficientdet.postprocess import find_candidates
 from efficientdet.project import load_project
 from efficientdet.shapes import draw_picture
 from efficientdet.transforms import Letterbox
@@ -93,7 +94,7 @@ def test_batch_size_changes_nothing(detector):
 
 def test_boxes_are_in_pixels_of_each_picture(detector):
     # 200 x 100 pixels shrink by 0.64 to 128 x 64; 40 x 80 grow by 1.6 to 64 x 128.
-    detector.network = Seeing([[16.0, 32, 48, 96], [64.0, 0, 128, 64]], [1, 0])
+    detector.finder.network = Seeing([[16.0, 32, 48, 96], [64.0, 0, 128, 64]], [1, 0])
     wide, high = detector([noise(100, 200), noise(80, 40)], batch_size=2)
     # The better score comes first. Boxes are clipped to the input's last pixel, 127.
     torch.testing.assert_close(wide.boxes, torch.tensor([[0, 100, 100, 127 / 0.64], [50, 25, 150, 75]]))
@@ -105,18 +106,18 @@ def test_boxes_are_in_pixels_of_each_picture(detector):
 
 
 def test_boxes_go_back_by_the_two_ratios_separately(detector):
-    detector.network = Seeing([[10.0, 10, 50, 50]], [0])
+    detector.finder.network = Seeing([[10.0, 10, 50, 50]], [0])
     (found,) = detector([noise(333, 500)])  # 128 / 500 across, 85 / 333 down (85.248 truncated)
     expected = [10 * 500 / 128, 10 * 333 / 85, 50 * 500 / 128, 50 * 333 / 85]
     torch.testing.assert_close(found.boxes, torch.tensor([expected]))
 
 
 def test_network_sees_the_letterboxed_normalised_picture(detector, project):
-    detector.network = Seeing([[0.0, 0, 9, 9]], [0])
+    detector.finder.network = Seeing([[0.0, 0, 9, 9]], [0])
     picture = np.empty((50, 100, 3), np.uint8)
     picture[:] = (255, 0, 51)
     detector([picture])
-    (batch,) = detector.network.batches
+    (batch,) = detector.finder.network.batches
     assert batch.shape == (1, 3, 128, 128) and batch.dtype == torch.float32
     # (1 - 0.485) / 0.229, (0 - 0.456) / 0.224, (0.2 - 0.406) / 0.225
     torch.testing.assert_close(batch[0, :, 0, 0], torch.tensor([2.248908, -2.035714, -0.915556]))
@@ -125,13 +126,13 @@ def test_network_sees_the_letterboxed_normalised_picture(detector, project):
 
 
 def test_pictures_go_through_in_batches(detector):
-    detector.network = Seeing([[0.0, 0, 9, 9]], [0])
+    detector.finder.network = Seeing([[0.0, 0, 9, 9]], [0])
     assert len(detector([noise(20, 20)] * 5, batch_size=2)) == 5
-    assert [len(batch) for batch in detector.network.batches] == [2, 2, 1]
+    assert [len(batch) for batch in detector.finder.network.batches] == [2, 2, 1]
 
 
 def test_thresholds_are_obeyed(detector):
-    detector.network = Seeing([[0.0, 0, 50, 50], [0.0, 0, 50, 60], [0.0, 0, 50, 60]], [0, 0, 1])
+    detector.finder.network = Seeing([[0.0, 0, 50, 50], [0.0, 0, 50, 60], [0.0, 0, 50, 60]], [0, 0, 1])
     scores = torch.tensor([3.0, 4.0, 5.0]).sigmoid()
     # The first box overlaps the second, of its class, by 5/6.
     assert len(detector([noise(64, 64)], iou_threshold=0.9)[0]) == 3
@@ -185,13 +186,13 @@ def test_result_can_be_computed_with(detector):
 
 
 def test_the_best_detections_are_kept(detector):
-    detector.network = Seeing([[0.0, 0, 50, 50], [60.0, 0, 90, 60], [0.0, 60, 50, 120]], [0, 1, 0])
+    detector.finder.network = Seeing([[0.0, 0, 50, 50], [60.0, 0, 90, 60], [0.0, 60, 50, 120]], [0, 1, 0])
     (found,) = detector([noise(64, 64)], max_detections=2)
     torch.testing.assert_close(found.scores, torch.tensor([5.0, 4.0]).sigmoid())
 
 
 def test_classes_are_chosen_by_name(detector):
-    detector.network = Seeing([[0.0, 0, 50, 50], [60.0, 0, 90, 60], [0.0, 60, 50, 120]], [0, 1, 0])
+    detector.finder.network = Seeing([[0.0, 0, 50, 50], [60.0, 0, 90, 60], [0.0, 60, 50, 120]], [0, 1, 0])
     assert detector([noise(64, 64)], classes=["disc"])[0].class_ids.tolist() == [1]
     assert detector([noise(64, 64)], classes=("square",), max_detections=1)[0].class_ids.tolist() == [0]
     assert len(detector([noise(64, 64)], classes=["disc", "square"])[0]) == 3
@@ -205,9 +206,9 @@ def test_unknown_class_is_refused(detector):
 
 def test_flip_searches_the_mirror_image_too(detector):
     # It sees a box at the same place of both: 10 to 30 of the 64 columns that the picture has on the canvas.
-    detector.network = Seeing([[0.0, 10, 50, 30]], [1])
+    detector.finder.network = Seeing([[0.0, 10, 50, 30]], [1])
     (found,) = detector([noise(80, 40)], flip=True)  # grows by 1.6
-    straight, mirrored = detector.network.batches
+    straight, mirrored = detector.finder.network.batches
     assert torch.equal(mirrored[0, :, :, :64], straight[0, :, :, :64].flip(-1))
     assert (mirrored[0, :, :, 64:] == 0).all()
     expected = torch.tensor([[10.0, 0, 30, 50], [64 - 30, 0, 64 - 10, 50]]) / 1.6
@@ -216,18 +217,18 @@ def test_flip_searches_the_mirror_image_too(detector):
 
 
 def test_object_seen_in_both_directions_is_one(detector):
-    detector.network = Seeing([[0.0, 24, 50, 40]], [1])  # its own mirror image within 64 columns
+    detector.finder.network = Seeing([[0.0, 24, 50, 40]], [1])  # its own mirror image within 64 columns
     assert len(detector([noise(80, 40)], flip=True)[0]) == 1
 
 
 def test_rect_pads_no_more_than_the_batch_needs(detector):
     detector = load_detector(0, project=detector.project, device="cpu", image_size=(256, 384))
-    detector.network = Seeing([[0.0, 0, 64, 128]], [0])
+    detector.finder.network = Seeing([[0.0, 0, 64, 128]], [0])
     wide, flat = noise(100, 400), noise(10, 400)
     detector([wide, flat], rect=True)
     detector([wide], rect=False)
     found, _ = detector([wide, noise(400, 400)], rect=True, batch_size=2)
-    shapes = [tuple(batch.shape[-2:]) for batch in detector.network.batches]
+    shapes = [tuple(batch.shape[-2:]) for batch in detector.finder.network.batches]
     # 400 columns shrink to 384, 100 rows to 96; the square becomes 256 x 256.
     assert shapes == [(128, 384), (128, 384), (256, 384), (256, 384)]
     torch.testing.assert_close(found.boxes, torch.tensor([[0, 0, 128 / 0.96, 64 / 0.96]]))
@@ -235,9 +236,9 @@ def test_rect_pads_no_more_than_the_batch_needs(detector):
 
 def test_tiles_find_what_lies_in_a_part_of_the_picture(detector):
     # It sees an object in the middle of every window; the whole picture is one, and a window is 64 pixels wide.
-    detector.network = Seeing([[32.0, 32, 96, 96]], [0])
+    detector.finder.network = Seeing([[32.0, 32, 96, 96]], [0])
     (found,) = detector([noise(64, 100)], tile=64, batch_size=1)
-    assert len(detector.network.batches) == 3  # the whole, and 64 columns from 0 and from 36
+    assert len(detector.finder.network.batches) == 3  # the whole, and 64 columns from 0 and from 36
     boxes = sorted(found.boxes.tolist())
     expected = [[16, 16, 48, 48], [25, 25, 75, 75], [52, 16, 84, 48]]  # of the whole's 82 rows and 128 columns, too
     assert len(boxes) == 3
@@ -246,9 +247,9 @@ def test_tiles_find_what_lies_in_a_part_of_the_picture(detector):
 
 
 def test_windows_of_one_picture_go_through_in_batches(detector):
-    detector.network = Seeing([[32.0, 32, 96, 96]], [0])
+    detector.finder.network = Seeing([[32.0, 32, 96, 96]], [0])
     detector([noise(64, 250)], tile=64, batch_size=4)
-    assert [len(batch) for batch in detector.network.batches] == [4, 2]  # the whole, and 5 windows
+    assert [len(batch) for batch in detector.finder.network.batches] == [4, 2]  # the whole, and 5 windows
 
 
 def test_the_best_are_chosen_after_windows_are_joined(detector, monkeypatch):
@@ -272,10 +273,9 @@ def test_the_best_are_chosen_after_both_directions_are_joined(detector):
     mirrored = Seeing([[0.0, 88, 20, 128]] * 4, [0, 0, 0, 0])  # sees the last two as one, and surer
     images = torch.zeros(1, 3, 128, 128)
     letterboxes = [Letterbox.fit((128, 128), (128, 128))]
-    outputs = [straight(images), mirrored(images)]
+    candidates = [find_candidates(seeing(images), 128, 128, 0.2) for seeing in (straight, mirrored)]
     (every,), (best,) = (
-        detector.postprocess(outputs, (128, 128), letterboxes, DetectionOptions(max_detections=most))
-        for most in (None, 2)
+        detector.choose(candidates, letterboxes, DetectionOptions(max_detections=most)) for most in (None, 2)
     )
     assert len(every) == 2
     assert_same(best, every)
@@ -394,8 +394,8 @@ def test_weights_of_a_training_state_are_loaded(project, tmp_path):
     checkpoints = Checkpoints(tmp_path, 0)
     weights = checkpoints.save(network, {"step": 1}, 0, 1)
     some, other = (load_detector(0, path, project, "cpu", 128) for path in (weights, last_path(tmp_path, 0)))
-    state = some.network.state_dict()
-    assert all(torch.equal(value, state[key]) for key, value in other.network.state_dict().items())
+    state = some.finder.network.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in other.finder.network.state_dict().items())
 
 
 def test_weights_of_other_classes_are_refused(tmp_path, project):

@@ -3,8 +3,18 @@
 import pytest
 import torch
 from torch import Tensor
+from torchvision.ops import nms
 
-from efficientdet.postprocess import Detections, concatenate, in_picture, postprocess, suppress
+from efficientdet.postprocess import (
+    Candidates,
+    Detections,
+    choose_detections,
+    concatenate,
+    find_candidates,
+    in_picture,
+    postprocess,
+    suppress,
+)
 from efficientdet.transforms import Letterbox
 
 # (y1, x1, y2, x2). The first two overlap with an IoU of 0.9, the third lies apart.
@@ -145,17 +155,47 @@ def test_result_in_the_picture_may_be_changed_and_is_the_callers_own(mode):
 
 
 def test_no_more_than_the_best_so_many():
-    (found,) = postprocess(outputs([[0.7, 0.1], [0.1, 0.6], [0.1, 0.8]]), 64, 64, 0.4, 0.5, max_detections=2)
+    candidates = find_candidates(outputs([[0.7, 0.1], [0.1, 0.6], [0.1, 0.8]]), 64, 64, 0.4)
+    (found,) = choose_detections(candidates, 1, 0.5, max_detections=2)
     torch.testing.assert_close(found.scores, torch.tensor([0.8, 0.7]))
 
 
 def test_only_the_classes_asked_for():
-    scores = [[0.7, 0.1], [0.1, 0.6], [0.1, 0.8]]
-    (found,) = postprocess(outputs(scores), 64, 64, 0.4, 0.5, class_ids=[0])
+    candidates = find_candidates(outputs([[0.7, 0.1], [0.1, 0.6], [0.1, 0.8]]), 64, 64, 0.4)
+    (found,) = choose_detections(candidates, 1, 0.5, class_ids=[0])
     assert found.class_ids.tolist() == [0]
-    (found,) = postprocess(outputs(scores), 64, 64, 0.4, 0.5, max_detections=1, class_ids=[0])
+    (found,) = choose_detections(candidates, 1, 0.5, max_detections=1, class_ids=[0])
     assert found.class_ids.tolist() == [0]
-    assert len(postprocess(outputs(scores), 64, 64, 0.4, 0.5, class_ids=[])[0]) == 0
+    assert len(choose_detections(candidates, 1, 0.5, class_ids=[])[0]) == 0
+
+
+def test_candidates_are_the_anchors_above_the_threshold_image_by_image():
+    none, two = [[0.1, 0.2], [0.3, 0.1], [0.2, 0.2]], [[0.1, 0.9], [0.2, 0.4], [0.8, 0.1]]
+    found = find_candidates(outputs(two, none, two), 45, 64, 0.5)
+    assert found.image_ids.tolist() == [0, 0, 2, 2]
+    assert found.boxes.tolist() == 2 * [[10, 10, 20, 20], [40, 40, 60, 44]]  # clipped at the bottom
+    torch.testing.assert_close(found.scores, torch.tensor([0.9, 0.8, 0.9, 0.8]))
+    assert found.class_ids.tolist() == [1, 0, 1, 0]
+
+
+def test_many_candidates_are_thinned_as_one_class_of_one_image_after_the_other():
+    generator = torch.Generator().manual_seed(0)
+    count, images = 600, 3
+    corners = torch.rand(count, 2, generator=generator) * 100
+    boxes = torch.cat((corners, corners + 5 + 40 * torch.rand(count, 2, generator=generator)), dim=1)
+    image_ids = torch.arange(count) * images // count
+    candidates = Candidates(
+        image_ids, boxes, torch.rand(count, generator=generator), torch.randint(4, (count,), generator=generator)
+    )
+    together = choose_detections(candidates, images, 0.5)
+    for image, found in enumerate(together):
+        alone = []
+        for class_id in range(4):
+            rows = (image_ids == image) & (candidates.class_ids == class_id)
+            kept = nms(boxes[rows], candidates.scores[rows], 0.5)
+            alone += candidates.scores[rows][kept].tolist()
+        assert 100 < len(alone) < 200
+        assert found.scores.tolist() == sorted(alone, reverse=True)
 
 
 def test_detections_are_chosen_by_mask_indices_or_slice():

@@ -1,0 +1,94 @@
+"""Every way to run the network finds the same candidates."""
+
+import shutil
+
+import pytest
+import torch
+from golden_fill import normal_array
+from test_fuse import network
+from torch import Tensor
+
+from efficientdet.fast_path import MODES, optimize
+from efficientdet.model import EfficientDet
+from efficientdet.postprocess import Candidates, find_candidates
+
+CPU = torch.device("cpu")
+THRESHOLD = 0.5
+
+
+def images(*shape: int) -> Tensor:
+    return torch.from_numpy(normal_array("batch", shape)).float().contiguous(memory_format=torch.channels_last)
+
+
+@pytest.fixture(scope="module")
+def d0() -> EfficientDet:
+    return network(0).float()
+
+
+def assert_same(some: Candidates, other: Candidates, tolerance: float = 1e-5) -> None:
+    """The same scores but for `tolerance`, and boxes but for a hundredfold of it in pixels."""
+    assert len(some.scores) > 100
+    assert torch.equal(some.image_ids, other.image_ids)
+    torch.testing.assert_close(some.scores, other.scores, rtol=0, atol=tolerance)
+    torch.testing.assert_close(some.boxes, other.boxes, rtol=0, atol=100 * tolerance)
+
+
+def test_nothing_above_the_threshold(d0):
+    with torch.inference_mode():
+        found = optimize(d0, CPU)(images(2, 3, 128, 128), 1.0)
+    assert [part.shape for part in found] == [(0,), (0, 4), (0,), (0,)]
+
+
+def test_plain_mode_is_the_network_as_it_is(d0):
+    batch = images(2, 3, 128, 128)
+    with torch.inference_mode():
+        expected = find_candidates(d0(batch), 128, 128, THRESHOLD)
+        found = optimize(d0, CPU, mode="plain")(batch, THRESHOLD)
+    assert all(map(torch.equal, found, expected))
+
+
+def test_fused_mode_finds_the_same(d0):
+    batch = images(2, 3, 128, 128)
+    with torch.inference_mode():
+        assert_same(optimize(d0, CPU)(batch, THRESHOLD), optimize(d0, CPU, mode="plain")(batch, THRESHOLD))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="compiling needs g++")
+def test_compiled_mode_finds_the_same_and_compiles_once_for_all_batches(d0, monkeypatch):
+    # What would be compiled anew is an error, as is what cannot be compiled.
+    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
+    fused, compiled = optimize(d0, CPU), optimize(d0, CPU, mode="compiled")
+    with torch.inference_mode():
+        for count, threshold in ((2, THRESHOLD), (5, THRESHOLD), (3, 0.6), (1, THRESHOLD)):
+            batch = images(count, 3, 128, 128)
+            assert_same(compiled(batch, threshold), fused(batch, threshold))
+
+
+def test_bfloat16_keeps_the_last_layers_exact(d0):
+    finder = optimize(d0, CPU, torch.bfloat16)
+    exact = {name for name, value in finder.named_parameters() if value.dtype == torch.float32}
+    assert exact and all(".header." in name for name in exact)
+    with torch.inference_mode():
+        outputs = finder.network(images(1, 3, 128, 128).bfloat16())
+    assert outputs.class_logits.dtype == outputs.box_deltas.dtype == torch.float32
+
+
+def test_unknown_modes_are_refused(d0):
+    with pytest.raises(ValueError, match="one of plain, fused, compiled, cudagraph, not 'fast'"):
+        optimize(d0, CPU, mode="fast")
+    with pytest.raises(ValueError, match="CUDA graphs need a GPU"):
+        optimize(d0, CPU, mode="cudagraph")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_finds_the_same_on_a_gpu(d0, mode):
+    gpu = torch.device("cuda")
+    expected = optimize(d0, CPU)
+    finder = optimize(d0, gpu, mode=mode)
+    with torch.inference_mode():
+        for count in (2, 1, 2):
+            batch = images(count, 3, 128, 128)
+            found = Candidates(*(part.cpu() for part in finder(batch.to(gpu), THRESHOLD)))
+            assert_same(found, expected(batch, THRESHOLD), 1e-2)  # GPUs multiply with fewer digits
