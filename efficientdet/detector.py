@@ -161,7 +161,7 @@ class Detector:
             )
             for letterbox, picture in zip(letterboxes, pictures)
         ]
-        return torch.stack(images).to(self.dtype, memory_format=torch.channels_last)
+        return torch.stack(images).to(memory_format=torch.channels_last)
 
     def detect(self, prepared: Prepared, options: DetectionOptions) -> list[Detections]:
         """The objects in each picture, as `__call__` gives them."""
@@ -185,7 +185,7 @@ class Detector:
     @torch.inference_mode()
     def find(self, images: Tensor, letterboxes: Sequence[Letterbox], options: DetectionOptions) -> list[Candidates]:
         """What may be objects in a batch (N, 3, H, W), and with `options.flip` in its pictures' mirror images."""
-        images = images.to(self.device, self.dtype)
+        images = images.to(self.device, torch.promote_types(self.dtype, torch.float32))
         found = [self.finder(images, options.score_threshold)]
         if options.flip:
             mirrored = images.clone()
