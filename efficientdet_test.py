@@ -143,9 +143,9 @@ def main(args: argparse.Namespace) -> int:
     project = load_project(args.project or ("coco" if args.sources else "shapes"))
     device = chosen_device(args.cuda, args.device)
     dtype = inference_dtype(args.amp, device)
-    mode = inference_mode(args.compile, device)
     if args.compile and args.rect:
         raise InputError("--compile would begin anew with each shape of input that --rect makes: leave one of them out")
+    mode = inference_mode(args.compile, device)
     if device.type == "cpu":
         keep_freed_memory()
     weights = chosen_weights(args.weights, project.name, args.compound_coef, args.saved_path)

@@ -133,6 +133,10 @@ def format_that_does_not_exist(project):
     return (*DETECT, "x.jpg", "--save", "csv,pdf"), ("--save", "'csv,pdf'")
 
 
+def shapes_that_change_for_a_compiled_network(project):
+    return (*DETECT, project.data / "val", "--compile", "--rect"), ("--compile", "--rect")
+
+
 def image_size_without_height(project):
     return ("train.py", "-p", "drawn", "--image_size", "640x"), ("--image_size", "'640x'")
 
@@ -180,7 +184,7 @@ MISTAKES: list[Mistake] = [
     annotation_of_an_unknown_category, category_that_is_not_in_obj_list, annotation_without_a_number_for_its_area,
     file_name_that_is_no_text,
     truncated_jpeg, text_named_jpg, picture_of_another_size_than_annotated, missing_picture, empty_folder,
-    format_that_does_not_exist,
+    format_that_does_not_exist, shapes_that_change_for_a_compiled_network,
     image_size_without_height, image_size_zero, threshold_above_one, coefficient_that_does_not_exist,
     saved_path_that_is_a_file, log_path_that_is_a_file, output_that_is_a_file, results_that_are_none,
 ]  # fmt: skip

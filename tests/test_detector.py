@@ -295,6 +295,15 @@ def trained() -> Detector:
     return load_detector(0, SHAPES_WEIGHTS, "shapes", "cpu")
 
 
+def test_the_network_as_it_was_trained_finds_the_same(trained):
+    plain = load_detector(0, SHAPES_WEIGHTS, "shapes", "cpu", mode="plain")
+    pictures = [drawn(number)[0] for number in range(12)]
+    found = trained(pictures, score_threshold=0.05, batch_size=4)
+    assert sum(map(len, found)) > 50
+    for some, other in zip(found, plain(pictures, score_threshold=0.05), strict=True):
+        assert_same(some, other)
+
+
 def drawn(number: int) -> tuple[np.ndarray, list[dict]]:
     """A picture that `trained` has not seen, and its objects."""
     return draw_picture(RandomState((0, 2, number)))
