@@ -6,7 +6,8 @@ from torch import Tensor
 
 def yxyx_to_xyxy(boxes: Tensor) -> Tensor:
     """(y1, x1, y2, x2) -> (x1, y1, x2, y2), and back."""
-    return boxes[..., [1, 0, 3, 2]]
+    y1, x1, y2, x2 = boxes.unbind(-1)  # to index by [1, 0, 3, 2] would wait for a GPU, and is slow on a CPU
+    return torch.stack((x1, y1, x2, y2), dim=-1)
 
 
 def xyxy_to_xywh(boxes: Tensor) -> Tensor:

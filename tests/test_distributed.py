@@ -22,6 +22,7 @@ GRADIENTS = """
 import sys
 import torch
 from torch.nn.parallel import DistributedDataParallel
+from efficientdet.activation_checkpointing import checkpoint_activations
 from efficientdet.dataset import Batch
 from efficientdet.engine import TrainingStep, set_training_mode
 from efficientdet.loss import DetectionLoss, Targets
@@ -40,6 +41,8 @@ with distributed.joined(torch.device("cpu")):
     for block in network.backbone_net["model"]._blocks:
         block.drop_rate = 0.0
     network.double()
+    if "checkpointed" in sys.argv:
+        checkpoint_activations(network)
     rank, world = distributed.rank(), distributed.world_size()
     parallel = DistributedDataParallel(network) if world > 1 else network
     optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.0)
@@ -88,9 +91,16 @@ def test_one_process_needs_no_others():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("compound_coef", "normalize", "accumulate"), [(0, "image", 1), (0, "batch", 1), (0, "image", 2), (6, "batch", 1)]
+    ("compound_coef", "normalize", "accumulate", "activations"),
+    [
+        (0, "image", 1, "kept"),
+        (0, "batch", 1, "kept"),
+        (0, "image", 2, "kept"),
+        (0, "image", 2, "checkpointed"),
+        (6, "batch", 1, "kept"),
+    ],
 )
-def test_gradients_of_two_processes_equal_those_of_one(tmp_path, compound_coef, normalize, accumulate):
+def test_gradients_of_two_processes_equal_those_of_one(tmp_path, compound_coef, normalize, accumulate, activations):
     script = tmp_path / "gradients.py"
     script.write_text(GRADIENTS)
     args = (script, compound_coef, normalize, accumulate)
@@ -98,7 +108,7 @@ def test_gradients_of_two_processes_equal_those_of_one(tmp_path, compound_coef, 
         [sys.executable, *map(str, args), "one.pt"], cwd=tmp_path, env=environment(), capture_output=True, text=True
     )
     assert alone.returncode == 0, alone.stderr
-    both = torchrun(*args, "two.pt", cwd=tmp_path)
+    both = torchrun(*args, "two.pt", activations, cwd=tmp_path)
     assert both.returncode == 0, both.stderr
     one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one.pt", "two.pt"))
     assert one["gradients"].keys() == two["gradients"].keys() and len(one["gradients"]) > 100

@@ -259,6 +259,15 @@ def test_going_on_within_an_epoch_takes_the_images_that_are_left(interrupted):
     assert len(drawn) == interrupted.states[-1]["progress"]["images_in_epoch"]
 
 
+def test_checkpointed_activations_train_the_same_weights_bit_for_bit(finished, shapes_project):
+    args = (*TRAIN, "--save_interval", "2", "--keep", "0", "--checkpoint_activations")
+    assert_succeeded(run_script(*args, "--num_epochs", "1", cwd=shapes_project.root))
+    assert_succeeded(run_script(*args, "--num_epochs", "2", "-w", "last", cwd=shapes_project.root))
+    weights = "logs/drawn/efficientdet-d0_2_6.pth"
+    expected = read(finished.project.root / weights)
+    torch.testing.assert_close(read(shapes_project.root / weights), expected, rtol=0, atol=0)
+
+
 def test_head_only_leaves_backbone_and_bifpn_as_they_are(shapes_project):
     weights = write_weights(shapes_project.root / "start.pth")
     args = ("--num_epochs", "1", "--head_only", "True", "--lr", "1e-2", "-w", weights)

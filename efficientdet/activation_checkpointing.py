@@ -1,0 +1,47 @@
+"""Training in less memory: most activations are not kept for the backward pass, which computes them once more."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from efficientdet.bifpn import BiFPNCell
+from efficientdet.heads import PredictionHead
+from efficientdet.model import EfficientDet
+from efficientnet.model import MBConvBlock
+
+
+def checkpoint_activations(network: EfficientDet) -> None:
+    """Let each MBConv block, BiFPN cell and prediction head of `network` keep but its inputs for the backward pass.
+
+    Losses, gradients and batch norm statistics stay the same, bit for bit, and so do modules and state dict. Where no
+    gradients are wanted (evaluation, frozen parts) nothing is computed twice.
+    """
+    for module in network.modules():
+        if isinstance(module, MBConvBlock | BiFPNCell | PredictionHead):
+            contexts = partial(_contexts, module)
+            # An attribute of the instance goes before the method of its class.
+            module.forward = partial(checkpoint, module.forward, use_reentrant=False, context_fn=contexts)
+
+
+def _contexts(module: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
+    """What surrounds the first pass through `module`, and the second."""
+    return nullcontext(), _statistics_kept(module)
+
+
+@contextmanager
+def _statistics_kept(module: nn.Module) -> Iterator[None]:
+    """The batch norms of `module` normalise as before, but their running statistics have counted the batch already."""
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, torch.zeros((), dtype=torch.int64)
+    try:
+        yield
+    finally:
+        for norm, (momentum, batches) in zip(norms, before):
+            norm.momentum, norm.num_batches_tracked = momentum, batches
