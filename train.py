@@ -521,8 +521,8 @@ def advice_on_memory(step: TrainingStep, batch: Batch, args: argparse.Namespace)
         return f"out of memory with {size}, and with a single image, too: pass {spare}a smaller --image_size or -c"
     accumulate = -(-args.batch_size * args.accumulate // fitting)
     return (
-        f"out of memory with {size}; {fitting} fits: pass {spare}--batch_size {fitting}, with --accumulate {accumulate} "
-        "for steps of as many images as before"
+        f"out of memory with {size}; {fitting} fits: pass {spare}--batch_size {fitting}, with "
+        f"--accumulate {accumulate} for steps of as many images as before"
     )
 
 

@@ -1,0 +1,105 @@
+"""The host does not wait for a GPU between the images and the end of the loss's gradient. No GPU is needed to see it.
+
+PyTorch's fake tensors have shapes, types and devices, but no values: what needs values (`.item()`, `nonzero`, a mask as
+an index) is an error. Copies between CPU and GPU are not, so they are watched here.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from scripts import untrained
+from torch import Tensor
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from efficientdet.anchors import cached_anchors
+from efficientdet.loss import DetectionLoss, Targets
+
+pytestmark = pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="needs a PyTorch that knows CUDA")
+
+COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+OFFICIAL = {
+    "focal_gamma": 1.5,
+    "negative_iou": 0.5,
+    "force_best_anchor": True,
+    "box_loss": "huber",
+    "normalize": "batch",
+}
+
+
+class BlockingCopy(Exception):
+    """A tensor goes from the CPU to the GPU or back, and the host waits until it has arrived."""
+
+
+class NoBlockingCopies(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func in COPIES and not kwargs.get("non_blocking"):
+            devices = {x.device.type for x in (*args, result) if isinstance(x, Tensor)}
+            if len(devices) > 1:
+                raise BlockingCopy(f"{func}: {devices}")
+        return result
+
+
+@pytest.fixture(autouse=True)
+def fake_gpu():
+    """Tensors that a test makes are fake; "cuda" is a device."""
+    with FakeTensorMode(), torch.device("cuda"):
+        yield
+    cached_anchors.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("error", "use"),
+    [
+        (DataDependentOutputException, lambda x: x.sum().item()),
+        (DataDependentOutputException, lambda x: x.tolist()),
+        (DataDependentOutputException, lambda x: bool(x.any())),
+        (DynamicOutputShapeException, lambda x: x.nonzero()),
+        (DynamicOutputShapeException, lambda x: x[x > 0]),
+        (BlockingCopy, lambda x: x[..., [1, 0]]),
+        (BlockingCopy, lambda x: x.new_tensor([1, 2])),
+        (BlockingCopy, lambda x: torch.tensor([1.0, 2.0], device="cuda")),
+        (BlockingCopy, lambda x: x.cpu()),
+    ],
+)
+def test_what_waits_is_noticed(error: type[Exception], use: Callable[[Tensor], object]):
+    x = torch.rand(3, 4)
+    with pytest.raises(error), NoBlockingCopies():
+        use(x)
+
+
+def test_forward_pass_in_training():
+    network = untrained().train()
+    images = torch.randn(2, 3, 128, 128)
+    network(images)  # brings the anchors there
+    with NoBlockingCopies():
+        outputs = network(images)
+    assert {part.device.type for part in outputs} == {"cuda"}
+
+
+@pytest.mark.parametrize("settings", [{}, OFFICIAL], ids=["reference", "official"])
+@pytest.mark.parametrize("objects", [0, 5])
+def test_assignment_and_loss(settings, objects):
+    logits = torch.randn(2, 100, 3, dtype=torch.bfloat16, requires_grad=True)
+    outputs = logits, torch.randn(2, 100, 4), torch.rand(100, 4)
+    targets = Targets(torch.rand(2, objects, 4), torch.zeros(2, objects, dtype=torch.int64))
+    with NoBlockingCopies():
+        losses = DetectionLoss(**settings)(outputs, targets)
+        # Autograd itself would ask the driver for the GPU.
+        gradient = losses.classification.grad_fn.apply(torch.ones(()))[0]
+    assert losses.total.device.type == gradient.device.type == "cuda"
+    assert gradient.shape == logits.shape
+
+
+def test_gradient_norm():
+    parameter = torch.nn.Parameter(torch.zeros(4))
+    parameter.grad = torch.ones(4)
+    with NoBlockingCopies():
+        torch.nn.utils.clip_grad_norm_([parameter], 10.0)
