@@ -16,7 +16,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int, padding: tuple[int,
     """
     autocast = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if autocast and x.dtype != torch.float64 else x.dtype
-    if x.device.type == "cpu" and dtype in (torch.bfloat16, torch.float16) and not torch.compiler.is_compiling():
+    if x.device.type == "cpu" and dtype in (torch.bfloat16, torch.float16) and torch.is_grad_enabled():
         return _HalfPrecisionDepthwise.apply(x.to(dtype), weight.to(dtype), stride, padding)
     return F.conv2d(x, weight, None, stride, padding, groups=weight.shape[0])
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from efficientdet.anchors import make_anchors
 from efficientdet.loss import DetectionLoss, Targets
 from efficientdet.model import EfficientDet
+from efficientnet.layers import SameConv2d, SameMaxPool2d
 
 # (trainable, fusion weights that plain sum does not use), 90 classes; D0 to D7 as google/automl counts them
 PARAMETERS = {
@@ -48,6 +49,22 @@ def test_keys_their_order_and_shapes_are_the_published_weights(compound_coef):
     published = published_shapes(compound_coef)
     assert list(state) == list(published)
     assert state == published
+
+
+def test_what_is_channels_last_stays_so():
+    network = EfficientDet(0, num_classes=3).to(memory_format=torch.channels_last)
+    elsewise = []
+
+    def look(module: nn.Module, inputs: object, output: Tensor) -> None:
+        if not output.is_contiguous(memory_format=torch.channels_last):
+            elsewise.append(module)
+
+    layers = [module for module in network.modules() if isinstance(module, SameConv2d | nn.BatchNorm2d | SameMaxPool2d)]
+    for layer in layers:
+        layer.register_forward_hook(look)
+    with torch.autocast("cpu", torch.bfloat16):
+        network(images(2, 3, 128, 128).contiguous(memory_format=torch.channels_last))
+    assert layers and not elsewise
 
 
 @pytest.mark.parametrize("compound_coef", PARAMETERS)

@@ -54,6 +54,11 @@ def test_frozen_parameters_are_left_out(recipe):
     assert decays(make_optimizer(recipe, network)).keys() == {id(network[1].weight), id(network[1].bias)}
 
 
+@pytest.mark.parametrize("recipe", [reference(), official()])
+def test_all_parameters_are_updated_at_once(recipe):
+    assert all(group["fused"] for group in make_optimizer(recipe, small_network()).param_groups)
+
+
 def test_reference_is_adamw_with_its_own_weight_decay_everywhere():
     network = small_network()
     optimizer = make_optimizer(reference(), network)
