@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from efficientdet.activation_checkpointing import checkpoint_activations
+from efficientdet.anchors import cached_anchors
 from efficientdet.checkpoint import (
     Checkpoints,
     find_weights,
@@ -87,6 +88,13 @@ def parse_args() -> argparse.Namespace:
         default=False,
         help="do not keep activations for the backward pass, but compute them again in it: the same training, bit for "
         "bit, in about half the memory, for a third more time. For D5 to D7X and large batches",
+    )
+    add(
+        "--compile",
+        **BOOLEAN,
+        default=False,
+        help="train through torch.compile, on a GPU: the first step waits for minutes, the next run's for less. (On a "
+        "CPU no step gets faster by it)",
     )
     add("--head_only", **BOOLEAN, default=False, help="freeze backbone and BiFPN, train the heads")
     add("--freeze_bn", **BOOLEAN, default=False, help="freeze the batch norms' statistics, for small batches")
@@ -169,6 +177,14 @@ def train(args: argparse.Namespace, project: Project, device: torch.device) -> N
     canvas = config.input_shape(args.image_size or project.image_size)
     recipe = make_recipe(args.recipe, args.batch_size * args.accumulate, recipe_changes(args))
     amp = autocast_dtype(args.amp, device)
+    if args.compile and device.type == "cpu":
+        raise InputError(
+            "--compile makes no training step on a CPU faster, and the first one minutes slower: leave it out"
+        )
+    if args.compile and args.checkpoint_activations:
+        raise InputError(
+            "--compile chooses itself what to keep for the backward pass: leave out --checkpoint_activations"
+        )
     share = distributed.share_of(args.batch_size)
     train_set, val_set = open_data(args, project, canvas, (recipe.min_scale, recipe.max_scale))
     if max(canvas) == config.size_divisor and min(share, len(train_set)) == 1 and not args.freeze_bn:
@@ -201,7 +217,11 @@ def train(args: argparse.Namespace, project: Project, device: torch.device) -> N
         sum_over_processes=distributed.sum_over_processes,
     )
     val_loss = DetectionLoss(**loss_settings)
-    step = TrainingStep(in_parallel(network, device, args, share), loss, optimizer, amp, recipe.clip_norm)
+    trained = network
+    if args.compile:  # for training alone: validation has batches of other sizes
+        torch.compiler.assume_constant_result(cached_anchors)
+        trained = torch.compile(network)
+    step = TrainingStep(in_parallel(trained, device, args, share), loss, optimizer, amp, recipe.clip_norm)
 
     # Where it stands.
     progress, losses = Progress(), LossMean()

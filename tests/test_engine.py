@@ -9,7 +9,7 @@ import torch
 from scripts import untrained
 from torch import Tensor, nn
 
-from efficientdet.anchors import make_anchors
+from efficientdet.anchors import cached_anchors, make_anchors
 from efficientdet.dataset import Batch, CocoDataset, collate
 from efficientdet.engine import (
     LossMean,
@@ -365,6 +365,35 @@ def test_gradients_that_overflow_without_a_scale_are_a_skipped_step():
     before = everything(step)
     assert step([tiny_batch()]).skipped
     assert_same(everything(step), before)
+
+
+# Compiled.
+
+
+@pytest.mark.slow
+def test_compiled_network_trains_as_the_plain_one_and_compiles_once(dataset, recwarn):
+    batches = collate([dataset[0], dataset[1]]), collate([dataset[2], dataset[3]])
+    plain, network = untrained(), untrained()
+    torch.compiler.assume_constant_result(cached_anchors)
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")  # all of torch.compile but its code
+    steps = []
+    for trained in (plain, compiled):
+        set_training_mode(trained)
+        steps.append(TrainingStep(trained, DetectionLoss(), sgd(trained), torch.bfloat16))
+    for number, batch in enumerate(batches):
+        outcomes = []
+        for step in steps:
+            torch.manual_seed(number)  # of drop-connect
+            with torch.compiler.set_stance("fail_on_recompile" if number else "default"):
+                outcomes.append(step([batch]))
+        assert outcomes[1].losses.total.item() == pytest.approx(outcomes[0].losses.total.item(), rel=1e-3)
+        assert outcomes[1].gradient_norm == pytest.approx(outcomes[0].gradient_norm, rel=0.02)
+        # As after an epoch: the network itself, with a batch of another size.
+        list(validate({"": network}, DetectionLoss(), [collate([dataset[4]])], CPU))
+        set_training_mode(network)
+    assert list(network.state_dict()) == list(plain.state_dict())
+    torch.testing.assert_close(network.state_dict(), plain.state_dict(), rtol=0.02, atol=0.02)
+    assert not [warning for warning in recwarn if "lru_cache" in str(warning.message)]
 
 
 # What is trained.

@@ -320,6 +320,10 @@ def test_more_gpus_than_there_are_is_one_clear_sentence(shapes_project):
     assert_one_error(run, "drawn.yml", "num_gpus: 99", f"finds {torch.cuda.device_count()} here")
 
 
+def test_compiling_on_a_cpu_is_refused(shapes_project):
+    assert_one_error(run_script(*TRAIN, "--compile", cwd=shapes_project.root), "--compile", "CPU", "leave it out")
+
+
 def test_official_recipe_with_accumulation_keeps_the_average_too(shapes_project):
     args = ("--num_epochs", "2", "--recipe", "official", "--accumulate", "3", "--freeze_bn", "--amp", "bf16")
     run = run_script(*TRAIN, *args, cwd=shapes_project.root)
