@@ -86,8 +86,8 @@ def parse_args() -> argparse.Namespace:
         "--checkpoint_activations",
         **BOOLEAN,
         default=False,
-        help="do not keep activations for the backward pass, but compute them again in it: the same training, bit for "
-        "bit, in about half the memory, for a third more time. For D5 to D7X and large batches",
+        help="do not keep activations for the backward pass, but compute them again in it: the same training in a third "
+        "to a half of the memory, for a third more time. For D5 to D7X, and for larger batches",
     )
     add(
         "--compile",
@@ -177,13 +177,13 @@ def train(args: argparse.Namespace, project: Project, device: torch.device) -> N
     canvas = config.input_shape(args.image_size or project.image_size)
     recipe = make_recipe(args.recipe, args.batch_size * args.accumulate, recipe_changes(args))
     amp = autocast_dtype(args.amp, device)
+    if args.compile and args.checkpoint_activations:
+        raise InputError(
+            "--compile chooses itself what to keep for the backward pass: leave out it or --checkpoint_activations"
+        )
     if args.compile and device.type == "cpu":
         raise InputError(
             "--compile makes no training step on a CPU faster, and the first one minutes slower: leave it out"
-        )
-    if args.compile and args.checkpoint_activations:
-        raise InputError(
-            "--compile chooses itself what to keep for the backward pass: leave out --checkpoint_activations"
         )
     share = distributed.share_of(args.batch_size)
     train_set, val_set = open_data(args, project, canvas, (recipe.min_scale, recipe.max_scale))
@@ -420,7 +420,7 @@ def open_network(args: argparse.Namespace, project: Project, saved_path: Path) -
     return network, None
 
 
-def in_parallel(network: EfficientDet, device: torch.device, args: argparse.Namespace, share: int) -> nn.Module:
+def in_parallel(network: nn.Module, device: torch.device, args: argparse.Namespace, share: int) -> nn.Module:
     """The network as several processes train it together, the gradients averaged; alone, as it is."""
     if distributed.world_size() == 1:
         return network
@@ -533,7 +533,7 @@ def attempt(step: TrainingStep, batches: list[Batch]) -> StepResult | None:
 def advice_on_memory(step: TrainingStep, batch: Batch, args: argparse.Namespace) -> str:
     """What to do about a batch that does not fit, by trying smaller ones. The network is not to be used afterwards."""
     size = f"--batch_size {args.batch_size}"
-    spare = "" if args.checkpoint_activations else "--checkpoint_activations, or "
+    spare = "" if args.checkpoint_activations or args.compile else "--checkpoint_activations, or "
     if distributed.world_size() > 1:  # the others wait for this process: no time to try
         return f"out of memory with {size} on {distributed.world_size()} processes: pass {spare}half as many images"
     fitting = fitting_batch_size(lambda part: step([part]), batch)

@@ -6,7 +6,6 @@ from functools import partial
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from efficientdet.bifpn import BiFPNCell
@@ -18,8 +17,8 @@ from efficientnet.model import MBConvBlock
 def checkpoint_activations(network: EfficientDet) -> None:
     """Let each MBConv block, BiFPN cell and prediction head of `network` keep but its inputs for the backward pass.
 
-    Losses, gradients and batch norm statistics stay the same, bit for bit, and so do modules and state dict. Where no
-    gradients are wanted (evaluation, frozen parts) nothing is computed twice.
+    Losses, gradients and batch norm statistics stay the same, on a CPU bit for bit, and so do modules and state dict.
+    Where no gradients are wanted (evaluation, frozen parts) nothing is computed twice.
     """
     for module in network.modules():
         if isinstance(module, MBConvBlock | BiFPNCell | PredictionHead):
@@ -36,7 +35,7 @@ def _contexts(module: nn.Module) -> tuple[AbstractContextManager, AbstractContex
 @contextmanager
 def _statistics_kept(module: nn.Module) -> Iterator[None]:
     """The batch norms of `module` normalise as before, but their running statistics have counted the batch already."""
-    norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
+    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, torch.zeros((), dtype=torch.int64)

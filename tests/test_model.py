@@ -53,18 +53,18 @@ def test_keys_their_order_and_shapes_are_the_published_weights(compound_coef):
 
 def test_what_is_channels_last_stays_so():
     network = EfficientDet(0, num_classes=3).to(memory_format=torch.channels_last)
-    elsewise = []
+    others = []
 
     def look(module: nn.Module, inputs: object, output: Tensor) -> None:
         if not output.is_contiguous(memory_format=torch.channels_last):
-            elsewise.append(module)
+            others.append(module)
 
     layers = [module for module in network.modules() if isinstance(module, SameConv2d | nn.BatchNorm2d | SameMaxPool2d)]
     for layer in layers:
         layer.register_forward_hook(look)
     with torch.autocast("cpu", torch.bfloat16):
         network(images(2, 3, 128, 128).contiguous(memory_format=torch.channels_last))
-    assert layers and not elsewise
+    assert layers and not others
 
 
 @pytest.mark.parametrize("compound_coef", PARAMETERS)

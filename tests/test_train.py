@@ -320,8 +320,10 @@ def test_more_gpus_than_there_are_is_one_clear_sentence(shapes_project):
     assert_one_error(run, "drawn.yml", "num_gpus: 99", f"finds {torch.cuda.device_count()} here")
 
 
-def test_compiling_on_a_cpu_is_refused(shapes_project):
-    assert_one_error(run_script(*TRAIN, "--compile", cwd=shapes_project.root), "--compile", "CPU", "leave it out")
+@pytest.mark.parametrize(("flags", "named"), [((), "on a CPU"), (("--checkpoint_activations",), "activations")])
+def test_compiling_in_vain_is_refused(shapes_project, flags, named):
+    run = run_script(*TRAIN, "--compile", *flags, cwd=shapes_project.root)
+    assert_one_error(run, "--compile", named, "leave")
 
 
 def test_official_recipe_with_accumulation_keeps_the_average_too(shapes_project):
