@@ -86,8 +86,8 @@ def parse_args() -> argparse.Namespace:
         "--checkpoint_activations",
         **BOOLEAN,
         default=False,
-        help="do not keep activations for the backward pass, but compute them again in it: the same training in a third "
-        "to a half of the memory, for a third more time. For D5 to D7X, and for larger batches",
+        help="do not keep activations for the backward pass, but compute them again in it: the same training in half "
+        "the memory (a third of it with D5), for a third more time. For D5 to D7X, and for larger batches",
     )
     add(
         "--compile",
@@ -179,7 +179,8 @@ def train(args: argparse.Namespace, project: Project, device: torch.device) -> N
     amp = autocast_dtype(args.amp, device)
     if args.compile and args.checkpoint_activations:
         raise InputError(
-            "--compile chooses itself what to keep for the backward pass: leave out it or --checkpoint_activations"
+            "--compile and --checkpoint_activations exclude each other, as the compiler chooses itself what to keep: "
+            "leave one out"
         )
     if args.compile and device.type == "cpu":
         raise InputError(
