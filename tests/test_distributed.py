@@ -95,7 +95,6 @@ def test_one_process_needs_no_others():
     [
         (0, "image", 1, "kept"),
         (0, "batch", 1, "kept"),
-        (0, "image", 2, "kept"),
         (0, "image", 2, "checkpointed"),
         (6, "batch", 1, "kept"),
     ],
