@@ -72,5 +72,6 @@ def clip_boxes(boxes_xyxy: Tensor, height: int, width: int) -> Tensor:
     A box that lies wholly outside stays outside (reference behaviour; clipping each corner to both limits would
     let such boxes of no area survive the suppression in another number).
     """
-    bottom_right_limit = boxes_xyxy.new_tensor([width - 1, height - 1])
-    return torch.cat((boxes_xyxy[..., :2].clamp(min=0), boxes_xyxy[..., 2:].minimum(bottom_right_limit)), dim=-1)
+    left, top, right, bottom = boxes_xyxy.unbind(-1)
+    sides = left.clamp(min=0), top.clamp(min=0), right.clamp(max=width - 1), bottom.clamp(max=height - 1)
+    return torch.stack(sides, dim=-1)

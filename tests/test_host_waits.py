@@ -15,9 +15,12 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensorMode,
 )
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from efficientdet.loss import DetectionLoss, Targets
+from efficientdet.postprocess import find_candidates
+from efficientdet.transforms import Letterbox
 
 pytestmark = pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="needs a PyTorch that knows CUDA")
 
@@ -94,6 +97,21 @@ def test_assignment_and_loss(settings, objects):
         gradient = losses.classification.grad_fn.apply(torch.ones(()))[0]
     assert losses.total.device.type == gradient.device.type == "cuda"
     assert gradient.shape == logits.shape
+
+
+def test_pictures_way_into_the_network():
+    picture = torch.zeros(300, 400, 3, dtype=torch.uint8)
+    letterbox = Letterbox.fit((300, 400), (128, 128))
+    with NoBlockingCopies():
+        image = letterbox.image_on_device(picture, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+    assert (image.device.type, image.shape, image.dtype) == ("cuda", (3, 128, 128), torch.float32)
+
+
+def test_choice_of_candidates_asks_but_for_their_number():
+    with FakeTensorMode(shape_env=ShapeEnv()), torch.device("cuda"), NoBlockingCopies():  # takes unknown numbers
+        outputs = torch.zeros(2, 100, 3), torch.zeros(2, 100, 4), torch.rand(100, 4)
+        found = find_candidates(outputs, 128, 128, 0.4)
+    assert {part.device.type for part in found} == {"cuda"}
 
 
 def test_gradient_norm():
