@@ -24,6 +24,7 @@ from efficientdet.loss import DetectionLoss, Losses
 from efficientdet.model import EfficientDet, Outputs
 from efficientdet.postprocess import Detections, in_picture, postprocess
 from utils.distributed import any_over_processes, from_rank_0, gathered, sum_over_processes, world_size
+from utils.memory import is_out_of_memory
 from utils.stop import StopRequest
 
 SHOWN_PICTURES = 4
@@ -152,11 +153,6 @@ def fitting_batch_size(step: Callable[[Batch], object], batch: Batch) -> int:
                 raise
         images //= 2
     return 0
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether the memory of a GPU, or the computer's, did not suffice."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 @torch.no_grad()

@@ -1,6 +1,8 @@
-"""How the C library deals with freed memory."""
+"""How the C library deals with freed memory, and when there is not enough."""
 
 import ctypes
+
+import torch
 
 # Parameters of glibc's mallopt, from malloc.h.
 _M_TRIM_THRESHOLD = -1
@@ -20,3 +22,8 @@ def keep_freed_memory() -> bool:
         return False
     kept = any(mallopt(_M_MMAP_THRESHOLD, threshold) for threshold in _MMAP_THRESHOLDS)
     return bool(kept and mallopt(_M_TRIM_THRESHOLD, _LARGEST_TRIM_THRESHOLD))
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the memory of a GPU, or the computer's, did not suffice."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,337 @@
+"""What the benchmark measures: for each contender, what it does in a pass."""
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from efficientdet.baselines import (
+    baseline_detections,
+    baseline_evaluation,
+    baseline_loss,
+    baseline_postprocess,
+    baseline_prepare,
+    baseline_step,
+)
+from efficientdet.checkpoint import load_weights
+from efficientdet.dataset import Batch, BatchLoader, CocoDataset, EpochSampler
+from efficientdet.detector import DetectionOptions, Detector
+from efficientdet.engine import TrainingStep
+from efficientdet.evaluate import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
+from efficientdet.fast_path import MODES, optimize
+from efficientdet.inference import Stopwatch, detect_dataset
+from efficientdet.loss import DetectionLoss
+from efficientdet.model import EfficientDet
+from efficientdet.optimization import make_optimizer
+from efficientdet.peers import TORCHVISION_MODELS, effdet_detections, effdet_network, torchvision_detector
+from efficientdet.postprocess import Detections, postprocess
+from efficientdet.project import Project
+from efficientdet.random_inputs import NUM_CLASSES, random_outputs, random_picture, random_targets
+from efficientdet.recipe import RECIPES
+from efficientdet.transforms import Letterbox
+from utils.measuring import Workload, synchronize
+from utils.memory import keep_freed_memory
+
+PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PREPARED = 40  # pictures
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Who does what."""
+
+    what: str  # a key of KINDS
+    name: str  # a mode of `fast_path`; "plain" or "ours"; a peer
+    precision: str  # a key of PRECISIONS
+    compound_coef: int
+    side: int  # of the input, pixels
+    batch_size: int
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.precision}"
+
+
+class Material(NamedTuple):
+    """What it is done with."""
+
+    device: torch.device
+    project: Project
+    data_path: Path
+    weights: Path | None  # of the network that detects
+    num_workers: int
+
+
+class Kind(NamedTuple):
+    """A sort of work, and who can do it."""
+
+    make: Callable[[Contender, Material], Workload]
+    batch_size: int  # by default
+    names: dict[str, str]  # mode of `fast_path` -> the contender that stands for it
+    in_precisions: tuple[str, ...] = ()  # the contenders that are there in each precision; the others in float32
+    peers: tuple[str, ...] = ()
+    needs_data: bool = False  # of a project
+    forward_passes: int = 0  # that its floating-point operations amount to; 0: they do not matter
+
+
+def make_workload(contender: Contender, material: Material) -> Workload:
+    """To be called in the contender's own process. InputError for data that cannot be used."""
+    if material.device.type == "cpu" and contender.name != "plain":
+        keep_freed_memory()
+    torch.manual_seed(0)
+    return KINDS[contender.what].make(contender, material)
+
+
+def forward(contender: Contender, material: Material) -> Workload:
+    """The network alone: images that are on the device -> outputs that stay there."""
+    shape = (contender.batch_size, 3, contender.side, contender.side)
+    images = torch.randn(shape, device=material.device, dtype=PRECISIONS[contender.precision])
+    if contender.name == "effdet":
+        network = effdet_network(contender.compound_coef, contender.side, material.device)
+    else:
+        network = optimize(trained(contender, material), material.device, images.dtype, contender.name)
+    if contender.name in MODES and contender.name != "plain":
+        images = images.contiguous(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def run_once() -> None:
+        network(images)
+
+    return Workload(run_once, contender.batch_size, material.device)
+
+
+def end_to_end(contender: Contender, material: Material) -> Workload:
+    """Decoded pictures -> detections on the CPU, in the pictures' pixels."""
+    pictures = [random_picture()] * contender.batch_size
+    stopwatch = Stopwatch()
+    if contender.name == "effdet":
+        model = effdet_network(contender.compound_coef, contender.side, material.device, "predict")
+        run_once = partial(effdet_detections, model, pictures, contender.side, material.project)
+    elif contender.name in TORCHVISION_MODELS:
+        run_once = partial(torchvision_detector(contender.name, material.device), pictures)
+    else:
+        run_once = partial(detections_of_ours(contender, material, stopwatch), pictures)
+
+    def timed() -> float | None:
+        run_once()
+        return stopwatch.seconds.pop("post-processing", None)
+
+    return Workload(timed, contender.batch_size, material.device)
+
+
+def detections_of_ours(
+    contender: Contender, material: Material, stopwatch: Stopwatch
+) -> Callable[[Sequence[np.ndarray]], list[Detections]]:
+    """Pictures -> detections by a mode of `fast_path`; the time of post-processing goes to `stopwatch`."""
+    network, device = trained(contender, material), material.device
+    dtype, canvas = PRECISIONS[contender.precision], (contender.side, contender.side)
+    if contender.name == "plain":
+        plain = optimize(network, device, dtype, "plain")
+        return lambda pictures: baseline_detections(plain, pictures, canvas, material.project, stopwatch)
+    detector = Detector(network, material.project, device, canvas, dtype, contender.name)
+    postprocess = detector.postprocess
+
+    def timed_postprocess(*args) -> list[Detections]:
+        synchronize(device)
+        with stopwatch.measuring("post-processing"):
+            return postprocess(*args)
+
+    detector.postprocess = timed_postprocess
+    thresholds = EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD
+    return lambda pictures: detector(pictures, *thresholds, batch_size=contender.batch_size)
+
+
+def train(contender: Contender, material: Material) -> Workload:
+    """One update of a network with fresh weights by a random batch."""
+    device = material.device
+    network = EfficientDet(contender.compound_coef, NUM_CLASSES).train().to(device)
+    images = torch.randn(contender.batch_size, 3, contender.side, contender.side, device=device)
+    targets = random_targets(contender.batch_size, contender.side, device)
+    if contender.name == "plain":
+        return Workload(baseline_step(network, images, targets), contender.batch_size, device)
+    network.to(memory_format=torch.channels_last)
+    batch = Batch(images.contiguous(memory_format=torch.channels_last), targets, letterboxes=[], image_ids=[])
+    optimizer = make_optimizer(RECIPES["reference"], network)
+    amp = None if contender.precision == "float32" else PRECISIONS[contender.precision]
+    run = torch.compile(network) if contender.name == "compiled" else network
+    step = TrainingStep(run, DetectionLoss(), optimizer, amp)
+
+    def run_once() -> None:
+        step([batch])
+
+    return Workload(run_once, contender.batch_size, device)
+
+
+def loss(contender: Contender, material: Material) -> Workload:
+    """The loss of random predictions and its gradient."""
+    dtype = PRECISIONS[contender.precision]
+    shape = contender.compound_coef, contender.side, contender.batch_size
+    outputs = random_outputs(*shape, material.device, dtype, mean=-4.0, std=1.5)
+    outputs.class_logits.requires_grad_()
+    outputs.box_deltas.requires_grad_()
+    targets = random_targets(contender.batch_size, contender.side, material.device)
+    compute = baseline_loss if contender.name == "plain" else DetectionLoss()
+
+    def run_once() -> None:
+        outputs.class_logits.grad = outputs.box_deltas.grad = None
+        compute(outputs, targets).total.backward()
+
+    return Workload(run_once, contender.batch_size, material.device)
+
+
+def postprocessing(contender: Contender, material: Material) -> Workload:
+    """Random outputs of the network -> detections."""
+    # Some fifty anchors of an image pass.
+    shape = contender.compound_coef, contender.side, contender.batch_size
+    outputs = random_outputs(*shape, material.device, torch.float32, mean=-5.5, std=0.6)
+    arguments = outputs, contender.side, contender.side, EVALUATION_SCORE_THRESHOLD
+
+    @torch.inference_mode()
+    def run_once() -> None:
+        if contender.name == "plain":
+            baseline_postprocess(*arguments)
+        else:
+            postprocess(*arguments, EVALUATION_IOU_THRESHOLD)
+
+    return Workload(run_once, contender.batch_size, material.device)
+
+
+def prepare(contender: Contender, material: Material) -> Workload:
+    """Decoded pictures of the validation set -> the network's input, on the CPU."""
+    dataset = validation_set(contender, material)
+    project = material.project
+    pictures = [dataset.picture(image_id) for image_id in dataset.image_ids[:PREPARED]]
+    letterboxes = [Letterbox.fit(picture.shape[:2], dataset.canvas) for picture in pictures]
+
+    def run_once() -> None:
+        for picture, letterbox in zip(pictures, letterboxes):
+            if contender.name == "plain":
+                baseline_prepare(picture, letterbox, project)
+            else:
+                letterbox.image(picture, project.mean, project.std)
+
+    return Workload(run_once, len(pictures), torch.device("cpu"))
+
+
+def loader(contender: Contender, material: Material) -> Workload:
+    """Batches to train on. A pass is four of each loading process, so that it does not end at a lucky one."""
+    canvas = (contender.side, contender.side)
+    train_set = CocoDataset(folder(material), material.project.train_set, material.project, canvas)
+    batches = endless_batches(train_set, contender.batch_size, material.num_workers)
+    next(batches)  # from the first arrival on, all are at work
+    number = 4 * max(1, material.num_workers)
+
+    def run_once() -> None:
+        for _ in range(number):
+            next(batches)
+
+    return Workload(run_once, number * min(contender.batch_size, len(train_set)), torch.device("cpu"))
+
+
+def endless_batches(train_set: CocoDataset, batch_size: int, num_workers: int) -> Iterator[Batch]:
+    sampler = EpochSampler(len(train_set), seed=0)
+    batches = BatchLoader(train_set, batch_size, num_workers, sampler)
+    while True:
+        yield from batches
+        sampler.epoch += 1
+
+
+def evaluation(contender: Contender, material: Material) -> Workload:
+    """The validation set -> COCO results, which is all of coco_eval.py but the scoring."""
+    dataset = validation_set(contender, material)
+    dtype, device = PRECISIONS[contender.precision], material.device
+    network = trained(contender, material)
+    if contender.name == "plain":
+        run_once = partial(baseline_evaluation, optimize(network, device, dtype, "plain"), dataset)
+    else:
+        detector = Detector(network, material.project, device, dataset.canvas, dtype, contender.name)
+        options = DetectionOptions(EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD)
+        run_once = partial(detect_dataset, detector, dataset, options, contender.batch_size, material.num_workers)
+
+    def timed() -> float | None:
+        stopwatch = Stopwatch()
+        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar
+            run_once(stopwatch)
+        return stopwatch.seconds["post-processing"]
+
+    return Workload(timed, len(dataset), device)
+
+
+KINDS = {
+    "end_to_end": Kind(end_to_end, 1, dict(zip(MODES, MODES)), MODES, ("effdet", "torchvision"), forward_passes=1),
+    "forward": Kind(forward, 32, dict(zip(MODES, MODES)), MODES, ("effdet",), forward_passes=1),
+    "train": Kind(
+        train,
+        4,
+        {"plain": "plain", "fused": "ours", "compiled": "compiled"},
+        ("ours", "compiled"),
+        forward_passes=3,  # the gradients of inputs and of weights take as many operations as the outputs, each
+    ),
+    "loss": Kind(loss, 8, {"plain": "plain", "fused": "ours"}, ("ours",)),
+    "postprocess": Kind(postprocessing, 8, {"plain": "plain", "fused": "ours"}),
+    "prepare": Kind(prepare, 1, {"plain": "plain", "fused": "ours"}, needs_data=True),
+    "loader": Kind(loader, 4, {"fused": "ours"}, needs_data=True),
+    "eval": Kind(evaluation, 8, dict(zip(MODES, MODES)), MODES, needs_data=True),
+}
+
+
+def contenders(
+    what: str,
+    modes: Sequence[str],
+    precisions: Sequence[str],
+    peers: Sequence[str],
+    compound_coef: int,
+    side: int,
+    batch_size: int,
+) -> list[Contender]:
+    """All who do this work: those that stand for the `modes`, in the `precisions` that they know, and the peers."""
+    kind = KINDS[what]
+    found = []
+    for name in dict.fromkeys(kind.names[mode] for mode in modes if mode in kind.names):
+        for precision in precisions if name in kind.in_precisions else ("float32",):
+            found.append(Contender(what, name, precision, compound_coef, side, batch_size))
+    for peer in peers:
+        if peer in kind.peers:
+            names = TORCHVISION_MODELS if peer == "torchvision" else (peer,)
+            found += [Contender(what, name, "float32", compound_coef, side, batch_size) for name in names]
+    return found
+
+
+# What they are made of.
+
+
+def trained(contender: Contender, material: Material) -> EfficientDet:
+    """The network with the material's weights."""
+    project = material.project
+    network = EfficientDet(contender.compound_coef, project.num_classes, project.anchor_ratios, project.anchor_scales)
+    load_weights(network.eval(), material.weights)
+    return network
+
+
+def folder(material: Material) -> Path:
+    return material.data_path / material.project.name
+
+
+def validation_set(contender: Contender, material: Material) -> CocoDataset:
+    canvas = (contender.side, contender.side)
+    return CocoDataset(folder(material), material.project.val_set, material.project, canvas)
+
+
+@lru_cache
+def forward_flops(compound_coef: int, side: int) -> int:
+    """Floating-point operations of the plain network for an image: two for each multiplication with its addition.
+
+    Convolutions alone are counted, as in the paper (which counts the two as one).
+    """
+    with torch.device("meta"):  # shapes without numbers
+        network = EfficientDet(compound_coef, NUM_CLASSES).eval()
+        images = torch.empty(1, 3, side, side)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(images)
+    return counter.get_total_flops()
