@@ -30,6 +30,7 @@ known so far.
 """
 
 import argparse
+import math
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -78,8 +79,8 @@ def parse_args() -> argparse.Namespace:
     add("--image_size", type=positive_int, help="side of the input, pixels (default: the coefficient's, 512 for D0)")
     add("--cuda", **BOOLEAN, help="run on a GPU (default: if there is one)")
     add("--device", type=non_negative_int, default=0, help="which GPU (default: 0)")
-    add("--runs", type=positive_int, help="counted passes of each contender (default: 15, or from 3 on, 20 seconds)")
-    add("--warmup", type=non_negative_int, default=1, help="passes between the first and these (default: 1)")
+    add("--runs", type=positive_int, help="counted passes of each contender (default: 3 to 15, in 20 seconds)")
+    add("--warmup", type=non_negative_int, default=1, help="passes of each between the first and these (default: 1)")
     add("--json", type=Path, metavar="FILE", help="write all figures there")
     add("--markdown", type=Path, metavar="FILE", help="write the tables there")
     add = parser.add_argument_group("loader, prepare, eval").add_argument
@@ -133,7 +134,9 @@ def measure_all(
         speeds |= matmul_speeds(device, {name: PRECISIONS[name] for name in ("float32", *args.precision)})
     for name, text in heading(device, speeds).items():
         print(f"{name:<9} {text}")
-    rounds = Rounds(args.warmup) if args.runs is None else Rounds(args.warmup, args.runs, args.runs)
+    rounds = Rounds(args.warmup)
+    if args.runs is not None:
+        rounds = Rounds(args.warmup, least=args.runs, most=args.runs, seconds=math.inf)
     planned = list(plan(args))
     with tempfile.TemporaryDirectory() as folder:
         for number, group in enumerate(planned, 1):

@@ -165,6 +165,9 @@ def group_table(rows: Sequence[dict]) -> list[list[str]]:
     """A group's titles and rows, without the columns of which nothing is known."""
     columns = {key: column for key, column in COLUMNS.items() if any(row[key] is not None for row in rows)}
     cells = [[_cell(row[key], form) for key, (_, form) in columns.items()] for row in rows]
+    for row, line in zip(rows, cells):
+        if row["out_of_memory"]:
+            line[list(columns).index("median_ms")] += " (out of memory)"
     return [[name for name, _ in columns.values()], *cells]
 
 

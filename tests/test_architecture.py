@@ -161,8 +161,9 @@ def test_utils_import_neither_package(imports):
         (
             "cv2",
             {
-                "benchmark",
+                "efficientdet.baselines",
                 "efficientdet.eval_pictures",
+                "efficientdet.random_inputs",
                 "efficientdet.shapes",
                 "efficientdet.transforms",
                 "utils.images",

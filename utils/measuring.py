@@ -60,7 +60,7 @@ class Rounds(NamedTuple):
     warmup: int = 1  # rounds that do not count
     least: int = 3  # that count
     most: int = 15
-    seconds: float = 20.0  # after so long, no more than `least`
+    seconds: float = 20.0  # after so long, no warm-up any more, and no round beyond `least`
 
 
 def measure(
@@ -84,11 +84,13 @@ def measure(
         for key, process in processes.items():
             measured[key] = Measured(process.images() or 0)
 
-        for number in range(-1 - rounds.warmup, rounds.most):
-            if number == 0:
-                start = time.perf_counter()
-            if number >= rounds.least and time.perf_counter() - start > rounds.seconds:
+        start, opening = time.perf_counter(), -1 - rounds.warmup
+        for number in range(opening, rounds.most):
+            late = number > opening and time.perf_counter() - start > rounds.seconds
+            if late and number >= rounds.least:
                 break
+            if late and number < 0:
+                continue
             for key, process in processes.items():
                 bar.set_description(f"{title}, {key}")
                 result = process.one_pass()

@@ -1,0 +1,62 @@
+"""Random pictures, weights and targets like real ones."""
+
+import numpy as np
+import torch
+
+from efficientdet.evaluate import EVALUATION_SCORE_THRESHOLD
+from efficientdet.model import EfficientDet
+from efficientdet.project import load_project
+from efficientdet.random_inputs import (
+    CANDIDATES,
+    OBJECTS,
+    PICTURE,
+    random_outputs,
+    random_picture,
+    random_targets,
+    realistic_weights,
+)
+from efficientdet.transforms import Letterbox
+
+CPU = torch.device("cpu")
+
+
+def test_picture_is_smooth_and_the_same_each_time():
+    picture = random_picture()
+    assert (picture.shape, picture.dtype) == ((*PICTURE, 3), np.uint8)
+    assert np.array_equal(picture, random_picture())
+    assert picture.std() > 50
+    assert np.abs(np.diff(picture.astype(int), axis=1)).mean() < 5
+
+
+def test_weights_let_so_many_anchors_pass():
+    project = load_project("coco")
+    weights = realistic_weights(0, 128, project, CPU)
+    network = EfficientDet().eval()
+    network.load_state_dict(weights)
+    pixels = Letterbox.fit(PICTURE, (128, 128)).image(random_picture(), project.mean, project.std)
+    with torch.no_grad():
+        logits, deltas, _ = network(torch.from_numpy(pixels)[None].permute(0, 3, 1, 2))
+        coarse = network.bfloat16()(torch.from_numpy(pixels)[None].permute(0, 3, 1, 2).bfloat16())
+    passed = (logits.sigmoid().amax(dim=-1) > EVALUATION_SCORE_THRESHOLD).sum().item()
+    assert abs(passed - CANDIDATES) <= 2
+    assert 0.01 < logits.std() < 10 and 0.01 < deltas.std() < 10
+    passed = (coarse.class_logits.sigmoid().amax(dim=-1) > EVALUATION_SCORE_THRESHOLD).sum().item()
+    assert abs(passed - CANDIDATES) < CANDIDATES / 4  # half precision has about as much to do
+
+
+def test_outputs_have_the_anchors_of_the_network():
+    outputs = random_outputs(0, 128, 2, CPU, torch.bfloat16, mean=-3.0, std=0.5)
+    anchors = 9 * (16**2 + 8**2 + 4**2 + 2**2 + 1)
+    assert outputs.class_logits.shape == (2, anchors, 90)
+    assert outputs.box_deltas.shape == (2, anchors, 4)
+    assert outputs.anchors.shape == (anchors, 4)
+    assert outputs.class_logits.dtype == torch.bfloat16
+    assert abs(outputs.class_logits.float().mean() + 3) < 0.01
+
+
+def test_targets_lie_in_the_input():
+    boxes, class_ids = random_targets(3, 256, CPU)
+    assert boxes.shape == (3, OBJECTS, 4) and class_ids.shape == (3, OBJECTS)
+    assert boxes.min() >= 0 and boxes.max() <= 256
+    assert (boxes[..., 2:] > boxes[..., :2]).all()
+    assert class_ids.min() >= 0 and class_ids.max() < 90
