@@ -1,13 +1,15 @@
-"""Measure speed and memory, ours beside other ways to do the same.
+"""Measure speed and memory: ours beside the network as one would first write it, and beside other packages.
 
-  python benchmark.py -c 0                      the reference's table for D0: pictures one by one, and batches of 32
-  python benchmark.py -c 0 1 2 3 4 5 6 7 8      the whole table; on a GPU, since batches of 32 take a CPU hours
-  python benchmark.py --what end_to_end --compare effdet torchvision        beside other packages
-  python benchmark.py --what end_to_end --mode plain fused compiled --precision float32 bf16
-  python benchmark.py --what forward --batch_size 1 8 32 --json speed.json --markdown speed.md
-  python benchmark.py --what train --precision float32 bf16                 training steps
-  python benchmark.py --what loader train -p shapes                         do the pictures come fast enough?
-  python benchmark.py --what eval prepare -p shapes                         on the way through a validation set
+  python benchmark.py -c 0                      the reference's table for D0: one by one, and batches of 32 (2 minutes)
+  python benchmark.py -c 0 1 2 3 4 5 6 7 8      the whole table: for a GPU; on a CPU, batches of 32 take hours
+  python benchmark.py --what end_to_end --compare effdet torchvision               other packages (1 minute)
+  python benchmark.py --what end_to_end --mode plain fused compiled --precision float32 bf16        (5 minutes)
+  python benchmark.py --what forward --batch_size 1 8 32 --json speed.json --markdown speed.md      (3 minutes)
+  python benchmark.py --what train --precision float32 bf16                        training steps (1 minute)
+  python benchmark.py --what loader train -p shapes           do the pictures come as fast as they are used? (1 minute)
+  python benchmark.py --what eval prepare -p shapes           on the way through a validation set (4 minutes)
+
+The times are those of D0 on two cores. Ctrl+C shows, and writes, what is known so far.
 
 What is measured:
   end_to_end    decoded picture (640 x 480) -> detections in its pixels, letterbox and post-processing included
@@ -19,14 +21,16 @@ What is measured:
   loader        batches of a project's pictures to train on, from the loading processes
   eval          a project's validation set -> its results, as coco_eval.py but for the scoring
 
-Modes: "plain" is the network as one would first write it: not fused, contiguous in memory, eager, every anchor's box
-decoded; in training, with a loss image by image. "fused" is what the other scripts run ("ours" where nothing is fused).
-"compiled" adds torch.compile, "cudagraph" records CUDA graphs (needs a GPU).
+Modes:
+  plain         not fused, contiguous in memory, eager; every anchor's box is decoded; a loss image by image
+  fused         what the other scripts run ("ours" where there is nothing to fuse)
+  compiled      the same through torch.compile; the first pass waits for the compiler
+  cudagraph     the same recorded as CUDA graphs, on a GPU
 
 The contenders take turns, each in a process of its own, so that their ratios hold when the machine's speed drifts.
-Weights and pictures are random, but such that 1,000 anchors of a picture pass the score threshold of evaluation.
-effdet is the same coefficient; torchvision's detectors have input sizes of their own. Ctrl+C shows and writes what is
-known so far.
+Weights and picture are random, but such that 1,000 anchors pass the score threshold of evaluation. Other packages
+detect the same picture with random weights in float32: effdet by the same coefficient, torchvision by three detectors
+at their own input sizes.
 """
 
 import argparse
@@ -120,6 +124,8 @@ def check(args: argparse.Namespace, device: torch.device) -> None:
             raise InputError(f"--what {what} has the modes {', '.join(KINDS[what].names)}, not {' '.join(args.mode)}")
     for path in (args.json, args.markdown):
         if path is not None:
+            if path.is_dir():
+                raise InputError(f"{path} is a folder: name a file in it")
             make_writable_folder(path.parent)
 
 

@@ -51,9 +51,8 @@ median, min, max  milliseconds of a pass through the batch
 / plain, / effdet  the median as a share of that of plain, and of effdet, in float32
 post  post-processing's share of the time
 first  seconds of the first pass, compiling and recording included
-peak  memory of the first pass beyond what the process held before it
-limit  the speed at which the machine multiplies large matrices in this precision
--  not measured, or more memory than there is"""
+peak  memory of the first pass beyond what was held before it (by the process; on a GPU, by its tensors there)
+limit  the speed at which the machine multiplies large matrices in this precision"""
 
 
 def heading(device: torch.device, matmul_speeds: Mapping[str, float]) -> dict[str, str]:

@@ -77,7 +77,7 @@ class Kind(NamedTuple):
     in_precisions: tuple[str, ...] = ()  # the contenders that are there in each precision; the others in float32
     peers: tuple[str, ...] = ()
     needs_data: bool = False  # of a project
-    forward_passes: int = 0  # that its floating-point operations amount to; 0: they do not matter
+    forward_passes: int = 0  # to which its floating-point operations amount; 0: they do not matter
 
 
 def make_workload(contender: Contender, material: Material) -> Workload:
@@ -263,21 +263,18 @@ def evaluation(contender: Contender, material: Material) -> Workload:
     return Workload(timed, len(dataset), device)
 
 
+_EVERY_MODE = {mode: mode for mode in MODES}
+_PLAIN_AND_OURS = {"plain": "plain", "fused": "ours"}
 KINDS = {
-    "end_to_end": Kind(end_to_end, 1, dict(zip(MODES, MODES)), MODES, ("effdet", "torchvision"), forward_passes=1),
-    "forward": Kind(forward, 32, dict(zip(MODES, MODES)), MODES, ("effdet",), forward_passes=1),
-    "train": Kind(
-        train,
-        4,
-        {"plain": "plain", "fused": "ours", "compiled": "compiled"},
-        ("ours", "compiled"),
-        forward_passes=3,  # the gradients of inputs and of weights take as many operations as the outputs, each
-    ),
-    "loss": Kind(loss, 8, {"plain": "plain", "fused": "ours"}, ("ours",)),
-    "postprocess": Kind(postprocessing, 8, {"plain": "plain", "fused": "ours"}),
-    "prepare": Kind(prepare, 1, {"plain": "plain", "fused": "ours"}, needs_data=True),
+    "end_to_end": Kind(end_to_end, 1, _EVERY_MODE, MODES, ("effdet", "torchvision"), forward_passes=1),
+    "forward": Kind(forward, 32, _EVERY_MODE, MODES, ("effdet",), forward_passes=1),
+    # The gradients of inputs and of weights each take as many operations as the outputs.
+    "train": Kind(train, 4, {**_PLAIN_AND_OURS, "compiled": "compiled"}, ("ours", "compiled"), forward_passes=3),
+    "loss": Kind(loss, 8, _PLAIN_AND_OURS, ("ours",)),
+    "postprocess": Kind(postprocessing, 8, _PLAIN_AND_OURS),
+    "prepare": Kind(prepare, 1, _PLAIN_AND_OURS, needs_data=True),
     "loader": Kind(loader, 4, {"fused": "ours"}, needs_data=True),
-    "eval": Kind(evaluation, 8, dict(zip(MODES, MODES)), MODES, needs_data=True),
+    "eval": Kind(evaluation, 8, _EVERY_MODE, MODES, needs_data=True),
 }
 
 

@@ -95,6 +95,7 @@ def test_ctrl_c_tells_what_is_known(tmp_path):
         ("--what loss --mode compiled", "--what loss has the modes plain, fused, not compiled"),
         ("--what train --compare effdet", "--compare effdet is for --what end_to_end and forward, not train"),
         ("--what forward --compare torchvision", "--compare torchvision is for --what end_to_end, not forward"),
+        ("--json .", ". is a folder: name a file in it"),
     ],
 )
 def test_what_cannot_be_measured_is_told_at_once(monkeypatch, arguments, told):

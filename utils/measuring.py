@@ -5,14 +5,16 @@ told. All but the one whose turn it is are asleep.
 """
 
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import Thread
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -138,7 +140,7 @@ class _Process:
                 raise RuntimeError(f"a measured process ended with status {self._process.exitcode}") from None
             reply = MemoryError()
         if isinstance(reply, MemoryError):
-            self.__exit__(None)
+            self._end(_PATIENCE)
             return None
         if isinstance(reply, InputError):
             raise reply
@@ -148,9 +150,11 @@ class _Process:
         return self
 
     def __exit__(self, kind: type | None, *_) -> None:
+        self._end(_PATIENCE if kind is None else 0.0)
+
+    def _end(self, patience: float) -> None:
         self._connection.close()
-        if kind is None:
-            self._process.join(_PATIENCE)
+        self._process.join(patience)
         self._process.kill()
         self._process.join()
 
@@ -167,6 +171,9 @@ def _without_interrupts() -> Iterator[None]:
 
 def _serve(connection: Connection, make: Callable[[], Workload]) -> None:
     """A contender's process: replies with the images of a pass, then with a `Pass` whenever it is asked for one."""
+    Thread(target=_end_with_parent, daemon=True).start()
+    with contextlib.suppress(OSError):  # where memory runs out, let the system take this process, not its parent
+        Path("/proc/self/oom_score_adj").write_text("1000")
     try:
         workload = make()
         connection.send(workload.images)
@@ -174,7 +181,7 @@ def _serve(connection: Connection, make: Callable[[], Workload]) -> None:
             result = _one_pass(workload)
             time.sleep(_UNTIL_THREADS_SLEEP)
             connection.send(result)
-    except EOFError:  # there is nobody to ask for more
+    except EOFError:  # nobody will ask for more
         pass
     except InputError as error:
         connection.send(error)
@@ -182,6 +189,12 @@ def _serve(connection: Connection, make: Callable[[], Workload]) -> None:
         if not is_out_of_memory(error):
             raise
         connection.send(MemoryError())
+
+
+def _end_with_parent() -> None:
+    """Even in the middle of a pass, which may take minutes."""
+    parent_process().join()
+    os._exit(1)
 
 
 def _one_pass(workload: Workload) -> Pass:
