@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from scripts import SMALL, assert_one_error, assert_succeeded, command, run_script, write_shapes_project, write_weights
+from scripts import SMALL, assert_succeeded, command, run_script, write_shapes_project, write_weights
 
 import benchmark
 from utils.errors import InputError
@@ -42,6 +42,7 @@ def test_detection_in_the_terminal_and_in_files(tmp_path):
     content = json.loads((tmp_path / "out/speed.json").read_text())
     assert [row["contender"] for row in content["rows"]] == ["plain", "fused"]
     assert list(content["matmul_flops_per_second"]) == ["float32"]
+    assert 1e8 < content["matmul_flops_per_second"]["float32"] < 1e14
     assert all(0 < row["matmul_peak_share"] < 2 for row in content["rows"])
     assert content["command"].endswith("--markdown out/speed.md")
     assert "### end_to_end: D0 at 128 x 128" in (tmp_path / "out/speed.md").read_text()
@@ -55,11 +56,6 @@ def test_a_projects_pictures_and_weights(tmp_path):
     _, *table = rows(run.stdout, "eval: D0 at 128 x 128, batch 8, 3 images a pass")
     assert [row[0] for row in table] == ["plain", "fused"]
     assert "val on" not in run.stderr  # the bars of what is measured
-
-
-def test_data_that_is_missing_is_told(tmp_path):
-    run = run_script(*ONCE, "--what", "loader", "-p", "coco_tiny", cwd=tmp_path)
-    assert_one_error(run, "datasets/coco_tiny/annotations/instances_")
 
 
 def test_ctrl_c_tells_what_is_known(tmp_path):

@@ -3,6 +3,8 @@
 import math
 import os
 import signal
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 import torch
 
 from utils.errors import InputError
-from utils.measuring import Rounds, Workload, matmul_speeds, measure
+from utils.measuring import Rounds, Workload, measure
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -109,7 +111,35 @@ def test_another_end_of_a_process_is_a_fault():
         measure({"broken": broken}, EXACTLY_TWO, "one", {})
 
 
-def test_matrix_multiplication_has_a_speed():
-    (name, speed), *others = matmul_speeds(CPU, {"float32": torch.float32}).items()
-    assert (name, others) == ("float32", [])
-    assert 1e8 < speed < 1e14
+def long_pass(journal: Path) -> Workload:
+    """Tells the number of its process and takes a minute."""
+
+    def run_once() -> None:
+        journal.write_text(str(os.getpid()))
+        time.sleep(60)
+
+    return Workload(run_once, 1, CPU)
+
+
+def test_a_process_ends_with_its_parent(tmp_path):
+    journal = tmp_path / "journal"
+    code = (
+        "import sys; sys.path[:0] = sys.argv[2:]; from pathlib import Path; from functools import partial\n"
+        "import test_measuring as t\n"
+        "t.measure({'a': partial(t.long_pass, Path(sys.argv[1]))}, t.EXACTLY_TWO, 'long', {})\n"
+    )
+    here = Path(__file__).resolve().parent
+    parent = subprocess.Popen([sys.executable, "-c", code, str(journal), str(here), str(here.parent)])
+    assert eventually(lambda: journal.exists() and journal.read_text())
+    parent.kill()
+    parent.wait()
+    child = Path("/proc", journal.read_text())
+    assert eventually(lambda: not child.exists())
+
+
+def eventually(happens) -> bool:
+    """Whether it does, within half a minute."""
+    deadline = time.monotonic() + 30
+    while not happens() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return bool(happens())

@@ -9,6 +9,7 @@ from efficientdet.fast_path import MODES
 from efficientdet.project import load_project
 from efficientdet.random_inputs import realistic_weights
 from efficientdet.workloads import KINDS, Contender, Material, contenders, forward_flops
+from utils.errors import InputError
 
 CPU = torch.device("cpu")
 
@@ -104,6 +105,13 @@ def test_a_pass_through_a_project(shapes_project, what, name, images):
     workload = KINDS[what].make(Contender(what, name, "float32", 0, 128, 2), material)
     assert workload.images == images
     workload.run_once()
+
+
+@pytest.mark.parametrize("what", ["loader", "prepare"])
+def test_data_that_are_missing_are_told(tmp_path, what):
+    material = Material(CPU, load_project("coco_tiny"), tmp_path, None, 0)
+    with pytest.raises(InputError, match="coco_tiny/annotations/instances_"):
+        KINDS[what].make(Contender(what, "ours", "float32", 0, 128, 2), material)
 
 
 @pytest.mark.parametrize("name", ["plain", "fused"])
