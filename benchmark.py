@@ -44,10 +44,9 @@ import torch
 
 from efficientdet.benchmark_report import (
     LEGEND,
+    REFERENCE_TITLE,
+    Results,
     as_text,
-    figures,
-    group_table,
-    heading,
     reference_table,
     title,
     write_json,
@@ -65,9 +64,7 @@ from utils.cli import BOOLEAN, non_negative_int, positive_int
 from utils.device import chosen_device
 from utils.errors import InputError, exit_on_input_error
 from utils.files import make_writable_folder
-from utils.measuring import Measured, Rounds, matmul_speeds, measure
-
-REFERENCE_TABLE = "the reference's table: FPS at batch 1 with post-processing, extreme FPS of the network at batch 32"
+from utils.measuring import Rounds, matmul_speeds, measure
 
 
 def parse_args() -> argparse.Namespace:
@@ -96,16 +93,16 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    device = chosen_device(args.cuda, args.device)
-    check(args, device)
-    speeds, groups = {}, []
+    results = Results(chosen_device(args.cuda, args.device))
+    check(args, results.device)
     try:
-        measure_all(args, device, speeds, groups)
+        measure_all(args, results)
     except KeyboardInterrupt:
         print("\nstopped: the rest is not measured")
         raise
     finally:
-        conclude(args, device, speeds, groups)
+        if any(results.groups):
+            conclude(args, results)
 
 
 def check(args: argparse.Namespace, device: torch.device) -> None:
@@ -129,16 +126,12 @@ def check(args: argparse.Namespace, device: torch.device) -> None:
             make_writable_folder(path.parent)
 
 
-def measure_all(
-    args: argparse.Namespace,
-    device: torch.device,
-    speeds: dict[str, float],
-    groups: list[dict[Contender, Measured]],
-) -> None:
-    """Fills in the speed of matrix multiplication in each precision, and the groups of contenders, as they come."""
+def measure_all(args: argparse.Namespace, results: Results) -> None:
+    """Fills in the results as they come."""
     if any(KINDS[what].forward_passes for what in args.what):
-        speeds |= matmul_speeds(device, {name: PRECISIONS[name] for name in ("float32", *args.precision)})
-    for name, text in heading(device, speeds).items():
+        dtypes = {name: PRECISIONS[name] for name in ("float32", *args.precision)}
+        results.matmul_speeds = matmul_speeds(results.device, dtypes)
+    for name, text in results.head().items():
         print(f"{name:<9} {text}")
     rounds = Rounds(args.warmup)
     if args.runs is not None:
@@ -146,14 +139,15 @@ def measure_all(
     planned = list(plan(args))
     with tempfile.TemporaryDirectory() as folder:
         for number, group in enumerate(planned, 1):
-            material = make_material(args, device, group[0], Path(folder))
+            material = make_material(args, results.device, group[0], Path(folder))
             makes = {contender: partial(make_workload, contender, material) for contender in group}
-            groups.append({})
+            measured = {}
             try:
-                measure(makes, rounds, f"{number}/{len(planned)} {group[0].what} D{group[0].compound_coef}", groups[-1])
-            finally:
-                if groups[-1]:
-                    print(f"\n{title(groups[-1])}\n{as_text(group_table(figures(groups[-1], speeds)))}", flush=True)
+                measure(makes, rounds, f"{number}/{len(planned)} {group[0].what} D{group[0].compound_coef}", measured)
+            finally:  # also after Ctrl+C
+                if measured:
+                    results.groups.append(measured)
+                    print(f"\n{title(measured)}\n{as_text(results.table(measured))}", flush=True)
 
 
 def plan(args: argparse.Namespace) -> Iterator[list[Contender]]:
@@ -182,28 +176,16 @@ def make_material(args: argparse.Namespace, device: torch.device, contender: Con
     return Material(device, project, args.data_path, weights, args.num_workers)
 
 
-def conclude(
-    args: argparse.Namespace,
-    device: torch.device,
-    speeds: dict[str, float],
-    groups: list[dict[Contender, Measured]],
-) -> None:
+def conclude(args: argparse.Namespace, results: Results) -> None:
     """What all groups amount to, and the files."""
-    groups = [group for group in groups if group]
-    if not groups:
-        return
-    head, parts = heading(device, speeds), [figures(group, speeds) for group in groups]
-    rows = [row for part in parts for row in part]
-    tables = {title(group): group_table(part) for group, part in zip(groups, parts)}
-    reference = reference_table(rows)
+    reference = reference_table(results.rows())
     if reference:
-        tables[REFERENCE_TABLE] = reference
-        print(f"\n{REFERENCE_TABLE}\n{as_text(reference)}")
+        print(f"\n{REFERENCE_TITLE}\n{as_text(reference)}")
     print(f"\n{LEGEND}")
     if args.json:
-        write_json(args.json, head, speeds, rows)
+        write_json(args.json, results)
     if args.markdown:
-        write_markdown(args.markdown, head, tables)
+        write_markdown(args.markdown, results)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import shlex
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from utils.files import written_whole
 from utils.measuring import Measured
 
 MIB = 2**20
+REFERENCE_TITLE = (
+    "the reference's table: FPS one by one with post-processing, extreme FPS of the network in batches of 32"
+)
 # The table of "Yet Another EfficientDet Pytorch": pictures per second one by one with post-processing ("FPS"), and in
 # batches of 32 by the network alone ("extreme FPS"); MB of GPU memory.
 REFERENCE_MACHINE = "reference, RTX 2080 Ti, April 2020"
@@ -52,26 +56,39 @@ median, min, max  milliseconds of a pass through the batch
 post  post-processing's share of the time
 first  seconds of the first pass, compiling and recording included
 peak  memory of the first pass beyond what was held before it (by the process; on a GPU, by its tensors there)
-limit  the speed at which the machine multiplies large matrices in this precision"""
+limit  the speed at which the machine multiplies large matrices in this precision
+FPS  from the decoded picture on; the reference's, from the network's input on
+memory  at the peak of FPS, all that was held (by the process; on a GPU, by its tensors there)"""
 
 
-def heading(device: torch.device, matmul_speeds: Mapping[str, float]) -> dict[str, str]:
-    """What a reader must know of the run: when, on which machine, with which command.
+@dataclass
+class Results:
+    """What a run of the benchmark has found out so far."""
 
-    Args:
-        matmul_speeds: precision -> floating-point operations per second.
-    """
-    head = {
-        "date": datetime.now().strftime("%Y-%m-%d %H:%M"),
-        "machine": machine_name(device),
-        "threads": str(torch.get_num_threads()),
-        "software": f"torch {torch.__version__}, Python {platform.python_version()}",
-        "command": f"python {shlex.join(sys.argv)}",
-    }
-    if matmul_speeds:
-        limits = (f"{speed / 1e9:.0f} GFLOP/s in {precision}" for precision, speed in matmul_speeds.items())
-        head["limit"] = f"matrix multiplication, {', '.join(limits)}"
-    return head
+    device: torch.device
+    date: str = field(default_factory=lambda: datetime.now().strftime("%Y-%m-%d %H:%M"))  # when it began
+    matmul_speeds: dict[str, float] = field(default_factory=dict)  # floating-point operations per second, by precision
+    groups: list[dict[Contender, Measured]] = field(default_factory=list)  # that took turns
+
+    def head(self) -> dict[str, str]:
+        """What a reader must know of the run: when, on which machine, with which command."""
+        head = {
+            "date": self.date,
+            "machine": machine_name(self.device),
+            "threads": str(torch.get_num_threads()),
+            "software": f"torch {torch.__version__}, Python {platform.python_version()}",
+            "command": f"python {shlex.join(sys.argv)}",
+        }
+        if self.matmul_speeds:
+            limits = (f"{speed / 1e9:.0f} GFLOP/s in {name}" for name, speed in self.matmul_speeds.items())
+            head["limit"] = f"matrix multiplication, {', '.join(limits)}"
+        return head
+
+    def rows(self) -> list[dict]:
+        return [row for group in self.groups for row in figures(group, self.matmul_speeds)]
+
+    def table(self, group: Mapping[Contender, Measured]) -> list[list[str]]:
+        return group_table(figures(group, self.matmul_speeds))
 
 
 def machine_name(device: torch.device) -> str:
@@ -146,11 +163,10 @@ def _median(measured: Measured) -> float | None:
 
 
 def _share_of(name: str, contender: Contender, group: Mapping[Contender, Measured]) -> float | None:
-    """The contender's time as a share of the time of `name` in float32, a pass of which may have fewer images."""
-    medians = {(c.name, c.precision): (_median(m), m.images) for c, m in group.items()}
-    mine, images = medians[contender.name, contender.precision]
-    other, other_images = medians.get((name, "float32"), (None, 0))
-    return mine / images / (other / other_images) if mine and other else None
+    """The contender's time as a share of the time of `name` in float32."""
+    mine = _median(group[contender])
+    other = _median(group.get(replace(contender, name=name, precision="float32"), Measured()))
+    return mine / other if mine and other else None
 
 
 def _label(contender: Contender) -> str:
@@ -162,7 +178,8 @@ def _label(contender: Contender) -> str:
 
 def group_table(rows: Sequence[dict]) -> list[list[str]]:
     """A group's titles and rows, without the columns of which nothing is known."""
-    columns = {key: column for key, column in COLUMNS.items() if any(row[key] is not None for row in rows)}
+    known = {"median_ms", *(key for key in COLUMNS for row in rows if row[key] is not None)}
+    columns = {key: column for key, column in COLUMNS.items() if key in known}
     cells = [[_cell(row[key], form) for key, (_, form) in columns.items()] for row in rows]
     for row, line in zip(rows, cells):
         if row["out_of_memory"]:
@@ -217,16 +234,20 @@ def as_markdown(table: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def write_json(path: Path, head: Mapping[str, str], matmul_speeds: Mapping[str, float], rows: Sequence[dict]) -> None:
+def write_json(path: Path, results: Results) -> None:
     """Everything that is known, for other programs."""
-    content = {**head, "matmul_flops_per_second": dict(matmul_speeds), "rows": list(rows)}
+    content = {**results.head(), "matmul_flops_per_second": results.matmul_speeds, "rows": results.rows()}
     with written_whole(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def write_markdown(path: Path, head: Mapping[str, str], tables: Mapping[str, Sequence[Sequence[str]]]) -> None:
-    """What the terminal shows. `tables` are by their titles."""
-    parts = ["\n".join(f"- {name}: `{text}`" for name, text in head.items())]
+def write_markdown(path: Path, results: Results) -> None:
+    """What the terminal shows."""
+    tables = {title(group): results.table(group) for group in results.groups}
+    reference = reference_table(results.rows())
+    if reference:
+        tables[REFERENCE_TITLE] = reference
+    parts = ["\n".join(f"- {name}: `{text}`" for name, text in results.head().items())]
     parts += [f"### {name}\n\n{as_markdown(table)}" for name, table in tables.items()]
     parts.append("\n".join(f"- {line}" for line in LEGEND.splitlines()))
     with written_whole(path) as temporary:

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from efficientdet.benchmark_report import (
+    Results,
     as_markdown,
     as_text,
     figures,
     group_table,
-    heading,
     reference_table,
     title,
     write_json,
@@ -118,23 +118,33 @@ def test_markdown():
     assert as_markdown([["", "ms"], ["plain", "5"]]) == "|  | ms |\n| --- | --- |\n| plain | 5 |"
 
 
+def test_a_group_without_room():
+    rows = figures({contender("plain"): Measured(out_of_memory=True)}, {"float32": 1e12})
+    titles, row = group_table(rows)
+    assert (titles[2], row[2]) == ("median ms", "- (out of memory)")
+
+
 def test_files(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["benchmark.py", "-c", "0", "--json", "a file.json"])
-    speeds = {"float32": 64e9}
-    head, rows = heading(torch.device("cpu"), speeds), figures(GROUP, speeds)
+    results = Results(torch.device("cpu"))
+    assert "limit" not in results.head() and results.rows() == []
+    results.matmul_speeds = {"float32": 64e9}
+    results.groups = [GROUP, {contender("fused", what="forward", batch_size=32): measured(1600, images=32)}]
+    head = results.head()
     assert list(head) == ["date", "machine", "threads", "software", "command", "limit"]
     assert head["command"] == "python benchmark.py -c 0 --json 'a file.json'"
     assert head["limit"] == "matrix multiplication, 64 GFLOP/s in float32"
     assert head["threads"] == str(torch.get_num_threads())
-    assert "limit" not in heading(torch.device("cpu"), {})
 
-    write_json(tmp_path / "speed.json", head, speeds, rows)
+    write_json(tmp_path / "speed.json", results)
     content = json.loads((tmp_path / "speed.json").read_text())
-    assert content == {**head, "matmul_flops_per_second": speeds, "rows": rows}
+    assert content == {**head, "matmul_flops_per_second": {"float32": 64e9}, "rows": results.rows()}
+    assert len(content["rows"]) == len(GROUP) + 1
     assert content["rows"][1]["seconds"] == [0.05, 0.04]
 
-    write_markdown(tmp_path / "speed.md", head, {title(GROUP): group_table(rows)})
+    write_markdown(tmp_path / "speed.md", results)
     text = (tmp_path / "speed.md").read_text()
     assert "- command: `python benchmark.py -c 0 --json 'a file.json'`\n" in text
     assert "### end_to_end: D0 at 512 x 512, batch 1, 5.0 GFLOP an image\n\n|  | precision | median ms |" in text
     assert "| plain | float32 | 200.0 |" in text
+    assert "| D0 | fused | float32 | 22.22 | 20.00 | 130 |" in text
