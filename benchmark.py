@@ -70,13 +70,50 @@ from utils.measuring import Rounds, matmul_speeds, measure
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--what", nargs="+", choices=KINDS, default=["end_to_end", "forward"], help="default: end_to_end forward")
-    add("-c", "--compound_coef", nargs="+", type=int, default=[0], choices=range(9), help="8 is D7X (default: 0)")
+    add(
+        "--what",
+        nargs="+",
+        choices=KINDS,
+        metavar="WORK",
+        default=["end_to_end", "forward"],
+        help="see above (default: end_to_end forward)",
+    )
+    add(
+        "-c",
+        "--compound_coef",
+        nargs="+",
+        type=int,
+        default=[0],
+        choices=range(9),
+        metavar="N",
+        help="0 to 8, which is D7X (default: 0)",
+    )
     sizes = ", ".join(f"{kind.batch_size} for {what}" for what, kind in KINDS.items())
-    add("--batch_size", nargs="+", type=positive_int, help=f"images per pass (default: {sizes})")
-    add("--mode", nargs="+", choices=MODES, default=["plain", "fused"], help="see above (default: plain fused)")
-    add("--precision", nargs="+", choices=PRECISIONS, default=["float32"], help="of ours (default: float32)")
-    add("--compare", nargs="+", choices=PEERS, default=[], help="other packages; end_to_end, effdet also forward")
+    add("--batch_size", nargs="+", type=positive_int, metavar="N", help=f"images per pass (default: {sizes})")
+    add(
+        "--mode",
+        nargs="+",
+        choices=MODES,
+        metavar="MODE",
+        default=["plain", "fused"],
+        help="see above (default: plain fused)",
+    )
+    add(
+        "--precision",
+        nargs="+",
+        choices=PRECISIONS,
+        metavar="PRECISION",
+        default=["float32"],
+        help="of ours: float32, bf16, fp16 (default: float32)",
+    )
+    add(
+        "--compare",
+        nargs="+",
+        choices=PEERS,
+        metavar="PACKAGE",
+        default=[],
+        help="effdet, torchvision; end_to_end, effdet also forward",
+    )
     add("--image_size", type=positive_int, help="side of the input, pixels (default: the coefficient's, 512 for D0)")
     add("--cuda", **BOOLEAN, help="run on a GPU (default: if there is one)")
     add("--device", type=non_negative_int, default=0, help="which GPU (default: 0)")
