@@ -39,7 +39,7 @@ def baseline_postprocess(outputs: Outputs, height: int, width: int, score_thresh
         passed = scores > score_threshold
         found = Detections(boxes[passed], scores[passed], class_ids[passed])
         kept = batched_nms(found.boxes, found.scores, found.class_ids, EVALUATION_IOU_THRESHOLD)
-        detections.append(found[kept])
+        detections.append(Detections(found.boxes[kept].cpu(), found.scores[kept].cpu(), found.class_ids[kept].cpu()))
     return detections
 
 
@@ -55,12 +55,12 @@ def baseline_detections(
 
     The time of post-processing goes to `stopwatch`.
     """
-    weight = next(network.parameters())
+    device = next(network.parameters()).device
     letterboxes = [Letterbox.fit(picture.shape[:2], canvas) for picture in pictures]
     pixels = np.stack([baseline_prepare(picture, box, project) for picture, box in zip(pictures, letterboxes)])
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(weight.device, weight.dtype)
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(device)
     outputs = network(images)
-    synchronize(weight.device)
+    synchronize(device)
     with stopwatch.measuring("post-processing"):
         found = baseline_postprocess(outputs, *canvas, EVALUATION_SCORE_THRESHOLD)
         return [in_picture(*pair) for pair in zip(found, letterboxes)]

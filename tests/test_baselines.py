@@ -29,13 +29,14 @@ from efficientdet.recipe import RECIPES
 from efficientdet.transforms import Letterbox
 
 CPU = torch.device("cpu")
+SIDE = 256
 THRESHOLDS = EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD
 
 
 def finding_network(project: Project) -> EfficientDet:
-    """A D0 that finds something at 128 x 128."""
+    """A D0 that finds something at SIDE x SIDE."""
     network = EfficientDet(0, project.num_classes, project.anchor_ratios, project.anchor_scales).eval()
-    network.load_state_dict(realistic_weights(0, 128, project, CPU))
+    network.load_state_dict(realistic_weights(0, SIDE, project, CPU))
     return network
 
 
@@ -103,8 +104,8 @@ def test_postprocessing(mean):
 def test_detections():
     project, pictures = load_project("shapes"), [random_picture(), random_picture()[:, ::-1]]
     network, stopwatch = finding_network(project), Stopwatch()
-    ours = Detector(network, project, CPU, 128)(pictures, *THRESHOLDS, batch_size=2)
-    baselines = baseline_detections(network, pictures, (128, 128), project, stopwatch)
+    ours = Detector(network, project, CPU, SIDE)(pictures, *THRESHOLDS, batch_size=2)
+    baselines = baseline_detections(network, pictures, (SIDE, SIDE), project, stopwatch)
     assert stopwatch.seconds.keys() == {"post-processing"}
     for found, expected in zip(ours, baselines, strict=True):
         assert len(found) > 20
@@ -114,10 +115,10 @@ def test_detections():
 
 def test_evaluation(shapes_project):
     project = load_project(shapes_project.yml)
-    dataset = CocoDataset(shapes_project.data, "val", project, (128, 128))
+    dataset = CocoDataset(shapes_project.data, "val", project, (SIDE, SIDE))
     network = finding_network(project)
     options = DetectionOptions(*THRESHOLDS)
-    ours = detect_dataset(Detector(network, project, CPU, 128), dataset, options, 2, 0, Stopwatch())
+    ours = detect_dataset(Detector(network, project, CPU, SIDE), dataset, options, 2, 0, Stopwatch())
     baselines = baseline_evaluation(network, dataset, Stopwatch())
     assert len(ours) > 3
     for image_id in dataset.image_ids:
