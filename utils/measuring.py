@@ -62,7 +62,7 @@ class Rounds(NamedTuple):
     warmup: int = 1  # rounds that do not count
     least: int = 3  # that count
     most: int = 15
-    seconds: float = 20.0  # after so long, no warm-up any more, and no round beyond `least`
+    seconds: float = 20.0  # from the first passes on, after which there is no round beyond `least`
 
 
 def measure(
@@ -86,13 +86,12 @@ def measure(
         for key, process in processes.items():
             measured[key] = Measured(process.images() or 0)
 
-        start, opening = time.perf_counter(), -1 - rounds.warmup
+        opening = -1 - rounds.warmup
         for number in range(opening, rounds.most):
-            late = number > opening and time.perf_counter() - start > rounds.seconds
-            if late and number >= rounds.least:
+            if number == opening + 1:  # the first passes may have waited for a compiler
+                start = time.perf_counter()
+            if number >= rounds.least and time.perf_counter() - start > rounds.seconds:
                 break
-            if late and number < 0:
-                continue
             for key, process in processes.items():
                 bar.set_description(f"{title}, {key}")
                 result = process.one_pass()
