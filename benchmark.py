@@ -61,7 +61,7 @@ from efficientdet.random_inputs import realistic_weights
 from efficientdet.shapes import draw_if_absent
 from efficientdet.workloads import KINDS, PRECISIONS, Contender, Material, contenders, make_workload
 from utils.cli import BOOLEAN, non_negative_int, positive_int
-from utils.device import chosen_device
+from utils.device import check_compiler, chosen_device
 from utils.errors import InputError, exit_on_input_error
 from utils.files import make_writable_folder
 from utils.measuring import Rounds, matmul_speeds, measure
@@ -148,6 +148,8 @@ def check(args: argparse.Namespace, device: torch.device) -> None:
         raise InputError("--precision fp16 needs a GPU: pass bf16 or float32")
     if device.type == "cpu" and "cudagraph" in args.mode:
         raise InputError("--mode cudagraph needs a GPU: pass plain, fused or compiled")
+    if "compiled" in args.mode:
+        check_compiler(device)
     for peer in args.compare:
         takers = [what for what, kind in KINDS.items() if peer in kind.peers]
         if not set(takers) & set(args.what):

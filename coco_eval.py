@@ -35,7 +35,7 @@ from efficientdet.project import Project, load_project
 from efficientdet.shapes import draw_if_absent
 from utils import distributed
 from utils.cli import BOOLEAN, default_workers, fraction, image_size, non_negative_int, positive_int
-from utils.device import chosen_device, inference_dtype, inference_mode
+from utils.device import chosen_device, inference_dtype, network_mode
 from utils.errors import exit_on_input_error
 from utils.files import make_writable_folder
 from utils.memory import keep_freed_memory
@@ -110,7 +110,7 @@ def main(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace, project: Project, device: torch.device) -> None:
     dtype = inference_dtype("fp16" if args.float16 else args.amp, device)
-    mode = inference_mode(args.compile, device)
+    mode = network_mode(args.compile, device)
     if distributed.rank() == 0:
         draw_if_absent(project, args.data_path)
     distributed.any_over_processes()  # the others wait for it

@@ -33,7 +33,7 @@ from efficientdet.pipeline import detect_frames
 from efficientdet.project import load_project
 from efficientdet.sources import Failure, Frame, list_sources, open_sources
 from utils.cli import boolean, fraction, image_size, non_negative_int, positive_int
-from utils.device import chosen_device, inference_dtype, inference_mode
+from utils.device import chosen_device, inference_dtype, network_mode
 from utils.errors import InputError, exit_on_input_error
 from utils.files import make_writable_folder
 from utils.memory import keep_freed_memory
@@ -145,7 +145,7 @@ def main(args: argparse.Namespace) -> int:
     dtype = inference_dtype(args.amp, device)
     if args.compile and args.rect:
         raise InputError("--compile would begin anew with each shape of input that --rect makes: leave one of them out")
-    mode = inference_mode(args.compile, device)
+    mode = network_mode(args.compile, device)
     if device.type == "cpu":
         keep_freed_memory()
     weights = chosen_weights(args.weights, project.name, args.compound_coef, args.saved_path)
@@ -250,6 +250,7 @@ def time_runs(detector: Detector, image: np.ndarray, options: DetectionOptions, 
     """Mean seconds from a prepared picture to its detections, as the reference's speed test measures them."""
     options = replace(options, flip=False, rect=False, tile=None)
     prepared = detector.prepare([image], options, batch_size=1)
+    detector.detect(prepared, options)  # may be the first single one, and compiled for it
     start = time.perf_counter()
     for _ in range(runs):
         detector.detect(prepared, options)

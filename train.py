@@ -24,7 +24,6 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from efficientdet.activation_checkpointing import checkpoint_activations
-from efficientdet.anchors import cached_anchors
 from efficientdet.checkpoint import (
     Checkpoints,
     find_weights,
@@ -42,9 +41,9 @@ from efficientdet.engine import (
     TrainingStep,
     evaluate_networks,
     fitting_batch_size,
-    is_out_of_memory,
     set_training_mode,
 )
+from efficientdet.fast_path import compile_network
 from efficientdet.loss import DetectionLoss
 from efficientdet.model import EfficientDet
 from efficientdet.monitor import Monitor, write_debug_pictures
@@ -62,10 +61,10 @@ from utils.cli import (
     non_negative_int,
     positive_int,
 )
-from utils.device import autocast_dtype, cuda_device
+from utils.device import autocast_dtype, check_compiler, cuda_device
 from utils.errors import InputError, exit_on_input_error
 from utils.files import make_writable_folder
-from utils.memory import keep_freed_memory
+from utils.memory import is_out_of_memory, keep_freed_memory
 from utils.stop import StopRequest
 
 WORKERS = default_workers()
@@ -220,8 +219,8 @@ def train(args: argparse.Namespace, project: Project, device: torch.device) -> N
     val_loss = DetectionLoss(**loss_settings)
     trained = network
     if args.compile:  # for training alone: validation has batches of other sizes
-        torch.compiler.assume_constant_result(cached_anchors)
-        trained = torch.compile(network)
+        check_compiler(device)
+        trained = compile_network(network)
     step = TrainingStep(in_parallel(trained, device, args, share), loss, optimizer, amp, recipe.clip_norm)
 
     # Where it stands.
@@ -534,9 +533,11 @@ def attempt(step: TrainingStep, batches: list[Batch]) -> StepResult | None:
 def advice_on_memory(step: TrainingStep, batch: Batch, args: argparse.Namespace) -> str:
     """What to do about a batch that does not fit, by trying smaller ones. The network is not to be used afterwards."""
     size = f"--batch_size {args.batch_size}"
-    spare = "" if args.checkpoint_activations or args.compile else "--checkpoint_activations, or "
+    spare = "" if args.checkpoint_activations else "--checkpoint_activations, or "
     if distributed.world_size() > 1:  # the others wait for this process: no time to try
         return f"out of memory with {size} on {distributed.world_size()} processes: pass {spare}half as many images"
+    if args.compile:  # each size would be compiled for minutes
+        return f"out of memory with {size}: pass half as many images, or leave --compile out"
     fitting = fitting_batch_size(lambda part: step([part]), batch)
     if not fitting:
         return f"out of memory with {size}, and with a single image, too: pass {spare}a smaller --image_size or -c"

@@ -15,7 +15,7 @@ from efficientnet.model import MBConvBlock
 
 
 def checkpoint_activations(network: EfficientDet) -> None:
-    """Let each MBConv block, BiFPN cell and prediction head of `network` keep but its inputs for the backward pass.
+    """Let each MBConv block, BiFPN cell and prediction head of `network` keep only its inputs for the backward pass.
 
     Losses, gradients and batch norm statistics stay the same, on a CPU bit for bit, and so do modules and state dict.
     Where no gradients are wanted (evaluation, frozen parts) nothing is computed twice.

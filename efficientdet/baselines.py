@@ -1,4 +1,4 @@
-"""The ways that come first to mind, which ours is measured against. Each computes the same as ours."""
+"""Straightforward ways to do what the package does, for the benchmark. Each computes the same as ours."""
 
 from collections.abc import Callable, Sequence
 

@@ -81,7 +81,11 @@ class Detector:
         self.dtype = dtype
         self.size_divisor = network.config.size_divisor
         self.canvas = network.config.input_shape(project.image_size if image_size is None else image_size)
+        self.mode = mode
         self.finder = optimize(network, device, dtype, mode)
+        self._normalization = [
+            255 * torch.tensor(values, device=device).view(3, 1, 1) for values in (project.mean, project.std)
+        ]
 
     def __call__(
         self,
@@ -125,8 +129,10 @@ class Detector:
     def prepare(self, arrays: Sequence[np.ndarray], options: DetectionOptions, batch_size: int) -> Prepared:
         """(H, W, 3) uint8 RGB arrays -> what `detect` takes, in batches of up to `batch_size` of their windows.
 
-        May run in a thread, beside `detect`.
+        May run in a thread, beside `detect`. ValueError for a compiled network and `options.rect`.
         """
+        if options.rect and self.mode == "compiled":
+            raise ValueError("rect changes the input's shape from batch to batch: a compiled network would begin anew")
         sizes = [array.shape[:2] for array in arrays]
         parts = [(n, window) for n, size in enumerate(sizes) for window in windows(*size, options.tile)]
         batches = (
@@ -145,23 +151,18 @@ class Detector:
             height, width = (-(-side // self.size_divisor) * self.size_divisor for side in needed)
             letterboxes = [replace(letterbox, canvas=(height, width)) for letterbox in letterboxes]
         cuts = [window.of(arrays[n]) for n, window in parts]
-        return PreparedBatch(self._input(cuts, letterboxes), letterboxes, list(parts))
+        images = torch.stack([self._input(*pair) for pair in zip(cuts, letterboxes)])
+        return PreparedBatch(images.permute(0, 3, 1, 2), letterboxes, list(parts))
 
-    def _input(self, pictures: Sequence[np.ndarray], letterboxes: Sequence[Letterbox]) -> Tensor:
-        """Pictures (H, W, 3) uint8 RGB -> the network's input (N, 3, H, W), in memory channels-last."""
-        normalization = self.project.mean, self.project.std
-        if self.device.type == "cpu":
-            images = [letterbox.image(picture, *normalization) for letterbox, picture in zip(letterboxes, pictures)]
-            return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-        # A quarter of the bytes travel, without anybody's waiting for them, and the GPU does the rest.
-        images = [
-            letterbox.image_on_device(
-                torch.from_numpy(np.ascontiguousarray(picture)).pin_memory().to(self.device, non_blocking=True),
-                *normalization,
-            )
-            for letterbox, picture in zip(letterboxes, pictures)
-        ]
-        return torch.stack(images).to(memory_format=torch.channels_last)
+    def _input(self, picture: np.ndarray, letterbox: Letterbox) -> Tensor:
+        """(H, W, 3) uint8 RGB -> (canvas height, canvas width, 3) float32, normalised, on the device."""
+        canvas_bytes = 4 * 3 * letterbox.canvas[0] * letterbox.canvas[1]
+        if self.device.type == "cpu" or picture.nbytes > canvas_bytes:
+            pixels = letterbox.image(picture, self.project.mean, self.project.std)
+            return _sent(torch.from_numpy(pixels), self.device)
+        # Fewer bytes travel, and the GPU does the rest.
+        pixels = _sent(torch.from_numpy(np.array(picture)), self.device)
+        return letterbox.image_on_device(pixels, *self._normalization).permute(1, 2, 0)
 
     def detect(self, prepared: Prepared, options: DetectionOptions) -> list[Detections]:
         """The objects in each picture, as `__call__` gives them."""
@@ -228,6 +229,11 @@ class Detector:
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
             raise ValueError(f"an image must be an (H, W, 3) uint8 RGB array, not {image.shape} {image.dtype}")
         return image
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy on `device`, for which nobody waits; on the CPU the tensor itself."""
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def load_detector(

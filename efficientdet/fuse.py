@@ -22,7 +22,7 @@ def fuse_for_inference(network: EfficientDet, device: torch.device) -> Efficient
     Fusion weights become numbers. The copy is channels-last in memory, keeps no gradients, and overwrites activations
     in place. Its state dict is not the published one any more.
     """
-    fused = copy.deepcopy(network).eval().requires_grad_(False).to(device)
+    fused = copy.deepcopy(network).eval().requires_grad_(False)
     for module in list(fused.modules()):
         match module:
             case EfficientNet():
@@ -46,7 +46,7 @@ def fuse_for_inference(network: EfficientDet, device: torch.device) -> Efficient
                 module.inplace = True
     fused.regressor = _FusedHead(fused.regressor)
     fused.classifier = _FusedHead(fused.classifier)
-    return fused.to(memory_format=torch.channels_last)
+    return fused.to(device, memory_format=torch.channels_last)
 
 
 def _fold(conv: SameConv2d, norm: nn.BatchNorm2d) -> nn.Identity:

@@ -10,6 +10,8 @@ from torchvision.ops import batched_nms, nms
 
 from efficientdet.boxes import clip_boxes, decode
 
+_MOST_AT_ONCE = 2**16  # boxes; their comparisons take half a gigabyte of a GPU
+
 
 @dataclass(frozen=True)
 class Detections:
@@ -112,14 +114,19 @@ def _best_first(found: Detections, max_detections: int | None) -> Detections:
 
 def _survivors(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
     """The indices of the boxes (K, 4) that non-maximum suppression within each group (K,) leaves, in their order."""
+    if len(boxes) == 0:
+        return groups
     if boxes.device.type == "cpu":
         # One call for all of them would compare each box with all others. Small groups take a fraction of that.
         by_group = groups.argsort(stable=True)
         sizes = groups[by_group].unique_consecutive(return_counts=True)[1].tolist()
         kept = [group[nms(boxes[group], scores[group], iou_threshold)] for group in by_group.split(sizes)]
-        return torch.cat([by_group[:0], *kept]).sort().values
-    # It moves the groups apart in space: in float32 those of a large batch would get coarse coordinates.
-    return batched_nms(boxes.double(), scores.double(), groups, iou_threshold).sort().values
+        return torch.cat(kept).sort().values
+    boxes, scores = boxes.double(), scores.double()  # in float32 the farthest groups would get coarse coordinates
+    if len(boxes) > _MOST_AT_ONCE:
+        return batched_nms(boxes, scores, groups, iou_threshold).sort().values  # group after group
+    apart = groups[:, None] * (boxes.max() + 1)  # each group in a place of its own
+    return nms(boxes + apart, scores, iou_threshold).sort().values
 
 
 def concatenate(parts: Sequence[Detections]) -> Detections:

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -62,16 +61,15 @@ class Letterbox:
             _normalize(canvas[:height, :width], mean, std)
         return canvas
 
-    def image_on_device(self, image: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-        """As `image`, computed where `image` (H, W, 3), uint8, is: -> (3, canvas height, canvas width) float32."""
-        height, width = self.resized
+    def image_on_device(self, image: Tensor, mean_255: Tensor, std_255: Tensor) -> Tensor:
+        """As `image`, computed on the device of `image` (H, W, 3), uint8: -> (3, canvas height, canvas width) float32.
+
+        `mean_255` and `std_255`, (3, 1, 1) float32 there, are 255 times the project's.
+        """
         pixels = image.permute(2, 0, 1)[None].float()
         resized = F.interpolate(pixels, self.resized, mode="bilinear", align_corners=False)[0]
-        canvas = resized.new_zeros(3, *self.canvas)
-        for channel, values, channel_mean, channel_std in zip(canvas, resized, mean, std):
-            # Numbers, not tensors: those would have to be copied to the device first.
-            torch.sub(values, 255 * channel_mean, out=channel[:height, :width]).div_(255 * channel_std)
-        return canvas
+        normalized = resized.sub_(mean_255).div_(std_255)
+        return F.pad(normalized, (0, self.canvas[1] - self.resized[1], 0, self.canvas[0] - self.resized[0]))
 
     def boxes_to_canvas(self, boxes_xyxy):
         """Boxes (..., 4) of the picture, as an array or tensor, in pixels of the canvas."""

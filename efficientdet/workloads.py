@@ -26,7 +26,7 @@ from efficientdet.dataset import Batch, BatchLoader, CocoDataset, EpochSampler
 from efficientdet.detector import DetectionOptions, Detector
 from efficientdet.engine import TrainingStep
 from efficientdet.evaluate import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
-from efficientdet.fast_path import MODES, optimize
+from efficientdet.fast_path import MODES, compile_network, optimize
 from efficientdet.inference import Stopwatch, detect_dataset
 from efficientdet.loss import DetectionLoss
 from efficientdet.model import EfficientDet
@@ -46,7 +46,7 @@ PREPARED = 40  # pictures
 
 @dataclass(frozen=True)
 class Contender:
-    """Who does what."""
+    """A row of a table: who does what, at which size."""
 
     what: str  # a key of KINDS
     name: str  # a mode of `fast_path`; "plain" or "ours"; a peer
@@ -60,7 +60,7 @@ class Contender:
 
 
 class Material(NamedTuple):
-    """What it is done with."""
+    """What all contenders of a group share."""
 
     device: torch.device
     project: Project
@@ -78,12 +78,12 @@ class Kind(NamedTuple):
     in_precisions: tuple[str, ...] = ()  # the contenders that are there in each precision; the others in float32
     peers: tuple[str, ...] = ()
     needs_data: bool = False  # of a project
-    forward_passes: int = 0  # to which its floating-point operations amount; 0: they do not matter
+    forward_passes: int = 0  # that take as many floating-point operations; 0: they are not counted
 
 
 def make_workload(contender: Contender, material: Material) -> Workload:
     """To be called in the contender's own process. InputError for data that cannot be used."""
-    if material.device.type == "cpu" and contender.name != "plain":
+    if material.device.type == "cpu" and contender.name in (*MODES, "ours") and contender.name != "plain":
         keep_freed_memory()
     torch.manual_seed(0)
     return KINDS[contender.what].make(contender, material)
@@ -99,7 +99,7 @@ def forward(contender: Contender, material: Material) -> Workload:
         precision = PRECISIONS[contender.precision]
         network = optimize(trained(contender, material), material.device, precision, contender.name).network
     if contender.name == "compiled":
-        network = torch.compile(network, fullgraph=True)
+        network = compile_network(network)
     if contender.name in MODES and contender.name != "plain":
         images = images.contiguous(memory_format=torch.channels_last)
 
@@ -176,7 +176,7 @@ def train(contender: Contender, material: Material) -> Workload:
     batch = Batch(images.contiguous(memory_format=torch.channels_last), targets, letterboxes=[], image_ids=[])
     optimizer = make_optimizer(RECIPES["reference"], network)
     amp = None if contender.precision == "float32" else PRECISIONS[contender.precision]
-    run = torch.compile(network) if contender.name == "compiled" else network
+    run = compile_network(network) if contender.name == "compiled" else network
     step = TrainingStep(run, DetectionLoss(), optimizer, amp)
 
     def run_once() -> None:
@@ -271,13 +271,11 @@ def evaluation(contender: Contender, material: Material) -> Workload:
         options = DetectionOptions(EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD)
         run_once = partial(detect_dataset, detector, dataset, options, contender.batch_size, material.num_workers)
 
-    def timed() -> float | None:
-        stopwatch = Stopwatch()
+    def silent() -> None:
         with contextlib.redirect_stderr(io.StringIO()):  # a progress bar
-            run_once(stopwatch)
-        return stopwatch.seconds["post-processing"]
+            run_once(Stopwatch())
 
-    return Workload(timed, len(dataset), device)
+    return Workload(silent, len(dataset), device)
 
 
 _EVERY_MODE = {mode: mode for mode in MODES}

@@ -15,7 +15,6 @@ from efficientdet.engine import (
     LossMean,
     TrainingStep,
     fitting_batch_size,
-    is_out_of_memory,
     set_training_mode,
     validate,
 )
@@ -486,15 +485,6 @@ def test_other_errors_than_of_memory_pass_through(error):
     with pytest.raises(type(error)) as caught:
         fitting_batch_size(step, tiny_batch(images=4))
     assert caught.value is error
-
-
-def test_what_is_out_of_memory():
-    assert not is_out_of_memory(RuntimeError())
-    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
-    with pytest.raises(RuntimeError) as caught:  # the computer's own memory
-        torch.empty(2**60, dtype=torch.uint8)
-    assert is_out_of_memory(caught.value)
 
 
 # Validation.

@@ -39,9 +39,14 @@ class BlockingCopy(Exception):
 
 
 class NoBlockingCopies(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.counted = 0  # how often elements that are not zero were counted
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
+        self.counted += func is torch.ops.aten.nonzero.default
         if func in COPIES and not kwargs.get("non_blocking"):
             devices = {x.device.type for x in (*args, result) if isinstance(x, Tensor)}
             if len(devices) > 1:
@@ -103,19 +108,14 @@ def test_pictures_way_into_the_network():
     picture = torch.zeros(300, 400, 3, dtype=torch.uint8)
     letterbox = Letterbox.fit((300, 400), (128, 128))
     with NoBlockingCopies():
-        image = letterbox.image_on_device(picture, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+        image = letterbox.image_on_device(picture, torch.ones(3, 1, 1), torch.ones(3, 1, 1))
     assert (image.device.type, image.shape, image.dtype) == ("cuda", (3, 128, 128), torch.float32)
 
 
 def test_choice_of_candidates_asks_but_for_their_number():
-    with FakeTensorMode(shape_env=ShapeEnv()), torch.device("cuda"), NoBlockingCopies():  # takes unknown numbers
+    with FakeTensorMode(shape_env=ShapeEnv()), torch.device("cuda"), NoBlockingCopies() as watch:
+        # Such a mode takes unknown numbers.
         outputs = torch.zeros(2, 100, 3), torch.zeros(2, 100, 4), torch.rand(100, 4)
         found = find_candidates(outputs, 128, 128, 0.4)
     assert {part.device.type for part in found} == {"cuda"}
-
-
-def test_gradient_norm():
-    parameter = torch.nn.Parameter(torch.zeros(4))
-    parameter.grad = torch.ones(4)
-    with NoBlockingCopies():
-        torch.nn.utils.clip_grad_norm_([parameter], 10.0)
+    assert watch.counted == 1

@@ -122,7 +122,8 @@ def test_a_device_makes_the_same_of_a_picture(shape):
     picture = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
     letterbox = Letterbox.fit(shape, (64, 96))
     expected = torch.from_numpy(letterbox.image(picture, MEAN, STD)).permute(2, 0, 1)
-    computed = letterbox.image_on_device(torch.from_numpy(picture), MEAN, STD)
+    mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    computed = letterbox.image_on_device(torch.from_numpy(picture), mean, std)
     torch.testing.assert_close(computed, expected, rtol=0, atol=2e-4)  # a grey level is 0.017
 
 

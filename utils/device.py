@@ -58,26 +58,25 @@ def inference_dtype(amp: str, device: torch.device) -> torch.dtype:
     return _AMP[amp] or torch.float32
 
 
-def inference_mode(compile_network: bool, device: torch.device) -> str:
+def network_mode(compile_network: bool, device: torch.device) -> str:
     """How a network runs, by the scripts' `--compile`: `efficientdet.fast_path.optimize` has the modes."""
     if not compile_network:
         return "fused"
-    _check_compiler(device)
+    check_compiler(device)
     return "compiled"
 
 
-def _check_compiler(device: torch.device) -> None:
+def check_compiler(device: torch.device) -> None:
     """InputError when torch.compile lacks what it builds programs for `device` with."""
-    if device.type == "cpu":
-        # Looked for by name, as importing what knows better takes seconds.
-        compiler = shutil.which(os.environ.get("CXX", "")) or shutil.which("g++") or shutil.which("clang++")
-        if not compiler:
-            raise InputError("--compile needs a C++ compiler: install g++ (on Debian and Ubuntu, the package g++)")
-        headers = Path(sysconfig.get_path("include"))
-        if not (headers / "Python.h").is_file():
-            raise InputError(
-                f"--compile needs Python's headers, and there is no {headers / 'Python.h'}: install them "
-                "(on Debian and Ubuntu, the package python3-dev)"
-            )
-    elif importlib.util.find_spec("triton") is None:
-        raise InputError("--compile needs the package triton on a GPU: pip install triton")
+    # Looked for by name, as importing what knows better takes seconds.
+    names = (os.environ.get("CXX"), "g++", "clang++", "gcc", "cc")
+    if not any(name and shutil.which(name) for name in names[: 3 if device.type == "cpu" else None]):
+        raise InputError("compiling needs a C++ compiler: install one (on Debian and Ubuntu, the package g++)")
+    headers = Path(sysconfig.get_path("include"))
+    if not (headers / "Python.h").is_file():
+        raise InputError(
+            f"compiling needs Python's headers, and there is no {headers / 'Python.h'}: install them "
+            "(on Debian and Ubuntu, the package python3-dev)"
+        )
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise InputError("compiling for a GPU needs the package triton: pip install triton")

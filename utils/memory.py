@@ -26,5 +26,5 @@ def keep_freed_memory() -> bool:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether the memory of a GPU, or the computer's, did not suffice."""
-    told = any(text in str(error) for text in ("can't allocate memory", "CUDA error: out of memory"))
+    told = any(text in str(error) for text in ("can't allocate memory", "CUDA error: out of memory", "ALLOC_FAILED"))
     return told or isinstance(error, MemoryError | torch.OutOfMemoryError)
