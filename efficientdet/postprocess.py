@@ -87,12 +87,26 @@ def choose_detections(
     if class_ids is not None:
         wanted = torch.isin(candidates.class_ids, torch.tensor(class_ids, device=candidates.class_ids.device))
         candidates = Candidates(*(part[wanted] for part in candidates))
-    # A class of an image is a group of its own, so that one call serves the batch.
-    groups = candidates.class_ids * num_images + candidates.image_ids
-    kept = _survivors(candidates.boxes, candidates.scores, groups, iou_threshold)
-    image_ids, *found = (part[kept].cpu() for part in candidates)
-    sizes = image_ids.bincount(minlength=num_images).tolist()
-    return [_best_first(Detections(*parts), max_detections) for parts in zip(*(part.split(sizes) for part in found))]
+    on_gpu = candidates.boxes.device.type != "cpu"
+    if on_gpu:
+        kept = _survivors_of_batch(candidates, num_images, iou_threshold)
+        candidates = Candidates(*(part[kept].cpu() for part in candidates))
+    sizes = candidates.image_ids.bincount(minlength=num_images).tolist()
+    images = [Detections(*parts) for parts in zip(*(part.split(sizes) for part in candidates[1:]))]
+    if on_gpu:
+        return [found[found.scores.argsort(descending=True)[:max_detections]] for found in images]
+    # One call for the batch would compare the boxes of all images, and take six times as long.
+    return [suppress(found, iou_threshold, max_detections) for found in images]
+
+
+def _survivors_of_batch(candidates: Candidates, num_images: int, iou_threshold: float) -> Tensor:
+    """The indices of the candidates that non-maximum suppression leaves, in their order, by one call."""
+    groups = candidates.class_ids * num_images + candidates.image_ids  # a class of an image is one of its own
+    boxes, scores = candidates.boxes.double(), candidates.scores.double()  # float32 is coarse far from the origin
+    if not 0 < len(boxes) <= _MOST_AT_ONCE:
+        return batched_nms(boxes, scores, groups, iou_threshold).sort().values  # group after group
+    apart = groups[:, None] * (boxes.max() + 1)  # each group in a place of its own
+    return nms(boxes + apart, scores, iou_threshold).sort().values
 
 
 def postprocess(
@@ -105,28 +119,7 @@ def postprocess(
 
 def suppress(found: Detections, iou_threshold: float, max_detections: int | None = None) -> Detections:
     """Non-maximum suppression within each class: the best first, at most `max_detections`."""
-    return _best_first(found[_survivors(found.boxes, found.scores, found.class_ids, iou_threshold)], max_detections)
-
-
-def _best_first(found: Detections, max_detections: int | None) -> Detections:
-    return found[found.scores.sort(descending=True).indices[:max_detections]]
-
-
-def _survivors(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
-    """The indices of the boxes (K, 4) that non-maximum suppression within each group (K,) leaves, in their order."""
-    if len(boxes) == 0:
-        return groups
-    if boxes.device.type == "cpu":
-        # One call for all of them would compare each box with all others. Small groups take a fraction of that.
-        by_group = groups.argsort(stable=True)
-        sizes = groups[by_group].unique_consecutive(return_counts=True)[1].tolist()
-        kept = [group[nms(boxes[group], scores[group], iou_threshold)] for group in by_group.split(sizes)]
-        return torch.cat(kept).sort().values
-    boxes, scores = boxes.double(), scores.double()  # in float32 the farthest groups would get coarse coordinates
-    if len(boxes) > _MOST_AT_ONCE:
-        return batched_nms(boxes, scores, groups, iou_threshold).sort().values  # group after group
-    apart = groups[:, None] * (boxes.max() + 1)  # each group in a place of its own
-    return nms(boxes + apart, scores, iou_threshold).sort().values
+    return found[batched_nms(found.boxes, found.scores, found.class_ids, iou_threshold)[:max_detections]]
 
 
 def concatenate(parts: Sequence[Detections]) -> Detections:

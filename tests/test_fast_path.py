@@ -62,7 +62,7 @@ def test_compiled_mode_finds_the_same_and_compiles_once_for_all_batches(d0, monk
     fused, compiled = optimize(d0, CPU), optimize(d0, CPU, mode="compiled")
     with torch.inference_mode():
         for count, threshold in ((2, THRESHOLD), (5, THRESHOLD), (3, 0.6), (1, THRESHOLD)):
-            batch = images(count, 3, 128, 128)
+            batch = images(count, 3, 128, 128).roll(count, dims=-1)
             assert_same(compiled(batch, threshold), fused(batch, threshold))
 
 
@@ -90,12 +90,13 @@ def test_unknown_modes_are_refused(d0):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("mode", MODES)
-def test_every_mode_finds_the_same_on_a_gpu(d0, mode):
+def test_every_mode_sees_the_same_on_a_gpu(d0, mode, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     gpu = torch.device("cuda")
-    expected = optimize(d0, CPU)
-    finder = optimize(d0, gpu, mode=mode)
+    expected, finder = optimize(d0, CPU).network, optimize(d0, gpu, mode=mode)
     with torch.inference_mode():
-        for count in (2, 1, 2):
-            batch = images(count, 3, 128, 128)
-            found = Candidates(*(part.cpu() for part in finder(batch.to(gpu), THRESHOLD)))
-            assert_same(found, expected(batch, THRESHOLD), 1e-2)  # GPUs multiply with fewer digits
+        for number, count in enumerate((2, 1, 2)):
+            batch = images(count, 3, 128, 128).roll(number, dims=-1)
+            logits, computed = expected(batch).class_logits, finder.network(batch.to(gpu)).class_logits.cpu()
+            assert (computed - logits).abs().max() < 1e-3 * logits.std()
+            assert len(finder(batch.to(gpu), THRESHOLD).scores) > 100

@@ -3,10 +3,13 @@
 import pytest
 import torch
 
+from efficientdet.checkpoint import SHAPES_WEIGHTS
 from efficientdet.dataset import CocoDataset
 from efficientdet.detector import DetectionOptions, load_detector
+from efficientdet.evaluate import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD, score
 from efficientdet.inference import Stopwatch, detect_dataset
 from efficientdet.project import load_project
+from efficientdet.shapes import write_shapes
 from utils.errors import InputError
 
 OPTIONS = DetectionOptions(score_threshold=0.01, iou_threshold=0.5)
@@ -32,10 +35,10 @@ def test_results_are_those_of_the_detector_in_the_data_sets_order(detector, data
     expected = []
     for image_id in dataset.image_ids:
         (found,) = detector([dataset.picture(image_id)], OPTIONS.score_threshold, OPTIONS.iou_threshold)
-        for box, score, class_id in zip(found.boxes.tolist(), found.scores.tolist(), found.class_ids.tolist()):
+        for box, confidence, class_id in zip(found.boxes.tolist(), found.scores.tolist(), found.class_ids.tolist()):
             xywh = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
             category_id = dataset.category_ids[class_id]
-            expected.append({"image_id": image_id, "category_id": category_id, "score": score, "bbox": xywh})
+            expected.append({"image_id": image_id, "category_id": category_id, "score": confidence, "bbox": xywh})
     assert len(results) == len(expected) > 6
     for some, other in zip(results, expected):
         assert some == {**other, "bbox": pytest.approx(other["bbox"], abs=1e-3)}
@@ -66,3 +69,19 @@ def test_time_is_told_by_activity(detector, dataset):
     assert all(seconds > 0 for seconds in stopwatch.seconds.values())
     stopwatch.seconds = {"loading": 0.5, "network": 1.5}
     assert stopwatch.summary(6) == "6 images in 2.0 s, 3.0 a second: loading 25%, network 75%"
+
+
+@pytest.mark.slow
+def test_half_precision_keeps_the_average_precision(tmp_path):
+    write_shapes(tmp_path / "shapes", train_pictures=0)
+    project = load_project("shapes")
+    dataset = CocoDataset(tmp_path / "shapes", project.val_set, project, (384, 384))
+    options = DetectionOptions(EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD)
+    exact, half = (
+        score(dataset, detect_dataset(detector, dataset, options, 8, 2, Stopwatch())).numbers[0]
+        for detector in (
+            load_detector(0, SHAPES_WEIGHTS, project, "cpu", dtype=dtype) for dtype in (torch.float32, torch.bfloat16)
+        )
+    )
+    assert exact > 0.85
+    assert abs(half - exact) < 0.002

@@ -8,6 +8,7 @@ from torchvision.ops import nms
 from efficientdet.postprocess import (
     Candidates,
     Detections,
+    _survivors_of_batch,
     choose_detections,
     concatenate,
     find_candidates,
@@ -196,6 +197,13 @@ def test_many_candidates_are_thinned_as_one_class_of_one_image_after_the_other()
             alone += candidates.scores[rows][kept].tolist()
         assert 100 < len(alone) < 200
         assert found.scores.tolist() == sorted(alone, reverse=True)
+    # What a GPU does.
+    kept = _survivors_of_batch(candidates, images, 0.5)
+    assert kept.tolist() == sorted(kept.tolist())
+    assert candidates.scores[kept].sort().values.tolist() == sorted(
+        score for found in together for score in found.scores.tolist()
+    )
+    assert len(_survivors_of_batch(Candidates(*(part[:0] for part in candidates)), images, 0.5)) == 0
 
 
 def test_detections_are_chosen_by_mask_indices_or_slice():
