@@ -3,7 +3,7 @@
   python benchmark.py -c 0                      the reference's table for D0: one by one, and batches of 32 (2 minutes)
   python benchmark.py -c 0 1 2 3 4 5 6 7 8      the whole table: for a GPU; on a CPU, batches of 32 take hours
   python benchmark.py --what end_to_end --compare effdet torchvision               other packages (1 minute)
-  python benchmark.py --what end_to_end --mode plain fused compiled --precision float32 bf16        (5 minutes)
+  python benchmark.py --what end_to_end --mode plain fused compiled --precision float32 bf16        (3 minutes)
   python benchmark.py --what forward --batch_size 1 8 32 --json speed.json --markdown speed.md      (3 minutes)
   python benchmark.py --what train --precision float32 bf16                        training steps (1 minute)
   python benchmark.py --what loader train -p shapes           do the pictures come as fast as they are used? (1 minute)
@@ -17,7 +17,7 @@ What is measured:
   train         a training step: forward, loss, backward, AdamW
   loss          the loss of random predictions, forward and backward
   postprocess   the network's outputs -> detections
-  prepare       decoded pictures of a project -> the network's input
+  prepare       decoded pictures of a project -> the network's input, on the CPU
   loader        batches of a project's pictures to train on, from the loading processes
   eval          a project's validation set -> its results, as coco_eval.py but for the scoring
 

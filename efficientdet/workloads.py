@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -32,7 +31,7 @@ from efficientdet.loss import DetectionLoss
 from efficientdet.model import EfficientDet
 from efficientdet.optimization import make_optimizer
 from efficientdet.peers import TORCHVISION_MODELS, effdet_detections, effdet_network, torchvision_detector
-from efficientdet.postprocess import Candidates, Detections, postprocess
+from efficientdet.postprocess import Detections, find_candidates, postprocess
 from efficientdet.project import Project
 from efficientdet.random_inputs import NUM_CLASSES, random_outputs, random_picture, random_targets
 from efficientdet.recipe import RECIPES
@@ -139,29 +138,19 @@ def detections_of_ours(
         plain = optimize(network, device, dtype, "plain").network
         return lambda pictures: baseline_detections(plain, pictures, canvas, material.project, stopwatch)
     detector = Detector(network, material.project, device, canvas, dtype, contender.name)
-    find, choose, ended = detector.find, detector.choose, []
+    options = DetectionOptions(EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD)
+    is_compiled = contender.name == "compiled"  # the choice of candidates is one graph with the network then
 
-    def end_network(*_) -> None:
+    @torch.inference_mode()
+    def detect(pictures: Sequence[np.ndarray]) -> list[Detections]:
+        ((images, letterboxes, _),) = detector.prepare(pictures, options, len(pictures)).batches
+        found = detector.find(images, letterboxes, options) if is_compiled else detector.finder.network(images)
         synchronize(device)
-        ended.append(time.perf_counter())
+        with stopwatch.measuring("post-processing"):
+            candidates = found if is_compiled else [find_candidates(found, *canvas, options.score_threshold)]
+            return detector.choose(candidates, letterboxes, options)
 
-    def timed_find(*args) -> list[Candidates]:
-        candidates = find(*args)
-        end_network()
-        return candidates
-
-    def timed_choose(*args) -> list[Detections]:
-        found = choose(*args)
-        stopwatch.seconds["post-processing"] = time.perf_counter() - ended.pop()
-        return found
-
-    if contender.name == "compiled":  # the choice of candidates is in one graph with the network
-        detector.find = timed_find
-    else:
-        detector.finder.network.register_forward_hook(end_network)
-    detector.choose = timed_choose
-    thresholds = EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD
-    return lambda pictures: detector(pictures, *thresholds, batch_size=contender.batch_size)
+    return detect
 
 
 def train(contender: Contender, material: Material) -> Workload:

@@ -9,6 +9,7 @@ from golden_fill import normal_array
 from test_fuse import network
 from torch import Tensor
 
+from efficientdet import fast_path
 from efficientdet.fast_path import MODES, optimize
 from efficientdet.model import EfficientDet
 from efficientdet.postprocess import Candidates, find_candidates
@@ -64,6 +65,18 @@ def test_compiled_mode_finds_the_same_and_compiles_once_for_all_batches(d0, monk
         for count, threshold in ((2, THRESHOLD), (5, THRESHOLD), (3, 0.6), (1, THRESHOLD)):
             batch = images(count, 3, 128, 128).roll(count, dims=-1)
             assert_same(compiled(batch, threshold), fused(batch, threshold))
+
+
+@pytest.mark.parametrize(("counts", "passed"), [((1, 4, 1), [1, 4, 1]), ((4, 1, 3), [4, 2, 3])])
+def test_single_images_are_compiled_for_unless_they_are_the_rest(d0, monkeypatch, counts, passed):
+    monkeypatch.setattr(fast_path, "compile_network", lambda network, dynamic: network)
+    finder, sizes = optimize(d0, CPU, mode="compiled"), []
+    finder.network.register_forward_pre_hook(lambda network, arguments: sizes.append(len(arguments[0])))
+    with torch.inference_mode():
+        for count in counts:
+            found = finder(images(count, 3, 128, 128), THRESHOLD)
+            assert_same(found, optimize(d0, CPU)(images(count, 3, 128, 128), THRESHOLD))
+    assert sizes == passed
 
 
 @pytest.mark.parametrize(

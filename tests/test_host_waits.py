@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from scripts import untrained
+from test_loss import OFFICIAL
 from torch import Tensor
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -25,13 +26,6 @@ from efficientdet.transforms import Letterbox
 pytestmark = pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="needs a PyTorch that knows CUDA")
 
 COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
-OFFICIAL = {
-    "focal_gamma": 1.5,
-    "negative_iou": 0.5,
-    "force_best_anchor": True,
-    "box_loss": "huber",
-    "normalize": "batch",
-}
 
 
 class BlockingCopy(Exception):

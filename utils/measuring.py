@@ -126,14 +126,14 @@ class _Process:
         """None when the memory does not suffice, now or before."""
         if self._connection.closed:
             return None
-        with contextlib.suppress(BrokenPipeError):  # the reply tells why
+        with contextlib.suppress(ConnectionError):  # the reply tells why
             self._connection.send("pass")
         return self._reply()
 
     def _reply(self):
         try:
             reply = self._connection.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, ConnectionError):
             self._process.join()
             if self._process.exitcode != -signal.SIGKILL:  # which is how the system gets memory back
                 raise RuntimeError(f"a measured process ended with status {self._process.exitcode}") from None
