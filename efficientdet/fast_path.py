@@ -97,7 +97,6 @@ class CompiledFinder(nn.Module):
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network
-        torch._dynamo.config.capture_dynamic_output_shape_ops = True  # the number of candidates
         self._find = compile_network(CandidateFinder(network), dynamic=False)
         self._compiled_for = set()
 
