@@ -35,6 +35,7 @@ at their own input sizes.
 
 import argparse
 import math
+import signal
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -130,6 +131,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell's background job would ignore it
     results = Results(chosen_device(args.cuda, args.device))
     check(args, results.device)
     try:

@@ -70,17 +70,20 @@ def test_ctrl_c_tells_what_is_known(tmp_path):
             text=True,
             start_new_session=True,
         )
-        deadline = time.monotonic() + 120
-        while not re.search(r"\| [1-9]\d+/", error.read_text()) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        os.killpg(script.pid, signal.SIGINT)  # as a terminal does: to all of them
-        output, _ = script.communicate(timeout=30)
+        try:
+            deadline = time.monotonic() + 120
+            while not re.search(r"\| [1-9]\d+/", error.read_text()) and time.monotonic() < deadline:
+                time.sleep(0.1)
+            os.killpg(script.pid, signal.SIGINT)  # as a terminal does: to all of them
+            output, _ = script.communicate(timeout=30)
+        finally:
+            script.kill()  # its processes end with it
     assert script.returncode == 130, error.read_text()
     assert "Traceback" not in error.read_text()
     assert [row[0] for row in rows(output, "postprocess: ")[1:]] == ["plain", "ours"]
     assert "stopped: the rest is not measured" in output
     content = json.loads((tmp_path / "speed.json").read_text())
-    assert all(len(row["seconds"]) > 3 for row in content["rows"])
+    assert all(len(row["seconds"]) > 1 for row in content["rows"])
 
 
 @pytest.mark.parametrize(
