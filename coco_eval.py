@@ -65,8 +65,8 @@ def parse_args() -> argparse.Namespace:
         "--compile",
         **BOOLEAN,
         default=False,
-        help="compile the network first, for many pictures: it takes a minute, the next time ten seconds, "
-        "and a C++ compiler",
+        help="compile the network first, for many pictures: takes a minute, from the cache ten seconds (needs a C++ "
+        "compiler)",
     )
     add("--float16", **BOOLEAN, default=False, help="the same as --amp fp16: half precision, on a GPU")
     add("--override", **BOOLEAN, default=True, help="False scores the results file of an earlier run (default: True)")

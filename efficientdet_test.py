@@ -84,8 +84,8 @@ def parse_args() -> argparse.Namespace:
     add(
         "--compile",
         action="store_true",
-        help="compile the network first, for many frames: it takes a minute, the next time ten seconds, "
-        "and a C++ compiler",
+        help="compile the network first, for many frames: takes a minute, from the cache ten seconds (needs a C++ "
+        "compiler)",
     )
     add("--batch_size", type=positive_int, default=1, help="frames per pass, of any sizes (default: 1)")
     add = parser.add_argument_group("what counts as found").add_argument
@@ -154,9 +154,9 @@ def main(args: argparse.Namespace) -> int:
     options = DetectionOptions(
         args.threshold, args.iou_threshold, args.max_detections, args.classes, args.flip, args.rect, args.tile
     )
+    detector.class_ids(args.classes or ())  # an unknown name is told before the work begins
     if args.compile:
         print("compiling the network with the first batch ...", file=sys.stderr)
-    detector.class_ids(args.classes or ())  # an unknown name is told before the work begins
 
     interrupted = False
     with ExitStack() as stack:

@@ -104,7 +104,7 @@ class CompiledFinder(nn.Module):
         """As `CandidateFinder.forward`."""
         if len(images) == 1 and self._compiled_for == {"batches"}:  # the rest of a data set is not worth a graph
             found = self.forward(torch.cat((images, images)), score_threshold)
-            of_first = found.image_ids == 0
+            of_first = found.image_indices == 0
             return Candidates(*(part[of_first] for part in found))
         if len(images) > 1:
             torch._dynamo.mark_dynamic(images, 0)

@@ -45,7 +45,7 @@ class Detections:
 class Candidates(NamedTuple):
     """The anchors of a batch that may have found an object, K in all, image by image."""
 
-    image_ids: Tensor  # (K,) int64, index into the batch
+    image_indices: Tensor  # (K,) int64, index into the batch
     boxes: Tensor  # (K, 4) float, (x1, y1, x2, y2) in pixels of the network's input
     scores: Tensor  # (K,) float in [0, 1]
     class_ids: Tensor  # (K,) int64
@@ -63,11 +63,11 @@ def find_candidates(
     """
     class_logits, box_deltas, anchors = outputs
     best_scores = class_logits.amax(dim=-1).to(anchors.dtype).sigmoid()
-    image_ids, anchor_ids = (best_scores > score_threshold).nonzero(as_tuple=True)
+    image_indices, anchor_ids = (best_scores > score_threshold).nonzero(as_tuple=True)
     # The best class of scores, not of logits: where several saturate at 1 the first wins, as in the reference.
-    scores, class_ids = class_logits[image_ids, anchor_ids].to(anchors.dtype).sigmoid().max(dim=-1)
-    boxes = decode(box_deltas[image_ids, anchor_ids].to(anchors.dtype), anchors[anchor_ids])
-    return Candidates(image_ids, clip_boxes(boxes, height, width), scores, class_ids)
+    scores, class_ids = class_logits[image_indices, anchor_ids].to(anchors.dtype).sigmoid().max(dim=-1)
+    boxes = decode(box_deltas[image_indices, anchor_ids].to(anchors.dtype), anchors[anchor_ids])
+    return Candidates(image_indices, clip_boxes(boxes, height, width), scores, class_ids)
 
 
 def choose_detections(
@@ -91,7 +91,7 @@ def choose_detections(
     if on_gpu:
         kept = _survivors_of_batch(candidates, num_images, iou_threshold)
         candidates = Candidates(*(part[kept].cpu() for part in candidates))
-    sizes = candidates.image_ids.bincount(minlength=num_images).tolist()
+    sizes = candidates.image_indices.bincount(minlength=num_images).tolist()
     images = [Detections(*parts) for parts in zip(*(part.split(sizes) for part in candidates[1:]))]
     if on_gpu:
         return [found[found.scores.argsort(descending=True)[:max_detections]] for found in images]
@@ -101,7 +101,7 @@ def choose_detections(
 
 def _survivors_of_batch(candidates: Candidates, num_images: int, iou_threshold: float) -> Tensor:
     """The indices of the candidates that non-maximum suppression leaves, in their order, by one call."""
-    groups = candidates.class_ids * num_images + candidates.image_ids  # a class of an image is one of its own
+    groups = candidates.class_ids * num_images + candidates.image_indices  # a class of an image is one of its own
     boxes, scores = candidates.boxes.double(), candidates.scores.double()  # float32 is coarse far from the origin
     if not 0 < len(boxes) <= _MOST_AT_ONCE:
         return batched_nms(boxes, scores, groups, iou_threshold).sort().values  # group after group

@@ -30,7 +30,7 @@ def d0() -> EfficientDet:
 def assert_same(some: Candidates, other: Candidates, tolerance: float = 1e-5) -> None:
     """The same scores but for `tolerance`, and boxes but for a hundredfold of it in pixels."""
     assert len(some.scores) > 100
-    assert torch.equal(some.image_ids, other.image_ids)
+    assert torch.equal(some.image_indices, other.image_indices)
     torch.testing.assert_close(some.scores, other.scores, rtol=0, atol=tolerance)
     torch.testing.assert_close(some.boxes, other.boxes, rtol=0, atol=100 * tolerance)
 

@@ -173,7 +173,7 @@ def test_only_the_classes_asked_for():
 def test_candidates_are_the_anchors_above_the_threshold_image_by_image():
     none, two = [[0.1, 0.2], [0.3, 0.1], [0.2, 0.2]], [[0.1, 0.9], [0.2, 0.4], [0.8, 0.1]]
     found = find_candidates(outputs(two, none, two), 45, 64, 0.5)
-    assert found.image_ids.tolist() == [0, 0, 2, 2]
+    assert found.image_indices.tolist() == [0, 0, 2, 2]
     assert found.boxes.tolist() == 2 * [[10, 10, 20, 20], [40, 40, 60, 44]]  # clipped at the bottom
     torch.testing.assert_close(found.scores, torch.tensor([0.9, 0.8, 0.9, 0.8]))
     assert found.class_ids.tolist() == [1, 0, 1, 0]
@@ -184,15 +184,15 @@ def test_many_candidates_are_thinned_as_one_class_of_one_image_after_the_other()
     count, images = 600, 3
     corners = torch.rand(count, 2, generator=generator) * 100
     boxes = torch.cat((corners, corners + 5 + 40 * torch.rand(count, 2, generator=generator)), dim=1)
-    image_ids = torch.arange(count) * images // count
+    image_indices = torch.arange(count) * images // count
     candidates = Candidates(
-        image_ids, boxes, torch.rand(count, generator=generator), torch.randint(4, (count,), generator=generator)
+        image_indices, boxes, torch.rand(count, generator=generator), torch.randint(4, (count,), generator=generator)
     )
     together = choose_detections(candidates, images, 0.5)
     for image, found in enumerate(together):
         alone = []
         for class_id in range(4):
-            rows = (image_ids == image) & (candidates.class_ids == class_id)
+            rows = (image_indices == image) & (candidates.class_ids == class_id)
             kept = nms(boxes[rows], candidates.scores[rows], 0.5)
             alone += candidates.scores[rows][kept].tolist()
         assert 100 < len(alone) < 200
