@@ -65,7 +65,7 @@ from utils.cli import BOOLEAN, non_negative_int, positive_int
 from utils.device import check_compiler, chosen_device
 from utils.errors import InputError, exit_on_input_error
 from utils.files import make_writable_folder
-from utils.measuring import Rounds, matmul_speeds, measure
+from utils.measuring import Measured, Rounds, matmul_speeds, measure
 
 
 def parse_args() -> argparse.Namespace:
@@ -182,7 +182,7 @@ def measure_all(args: argparse.Namespace, results: Results) -> None:
         for number, group in enumerate(planned, 1):
             material = make_material(args, results.device, group[0], Path(folder))
             makes = {contender: partial(make_workload, contender, material) for contender in group}
-            measured = {}
+            measured: dict[Contender, Measured] = {}
             try:
                 measure(makes, rounds, f"{number}/{len(planned)} {group[0].what} D{group[0].compound_coef}", measured)
             finally:  # also after Ctrl+C

@@ -13,6 +13,7 @@ finishes all files with what was found so far.
 """
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -128,13 +129,14 @@ def parse_args() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> int:
     """Returns the exit status."""
     for stream in (sys.stdin, sys.stdout):  # names of files may hold bytes that are no text
-        if stream is not None:
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")
     for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell's background job would ignore the first
         signal.signal(number, signal.default_int_handler)
     entries = list(list_sources(args.sources or [str(EXAMPLES)], sys.stdin or ()))
-    if all(isinstance(entry, Failure) for entry in entries):
-        raise InputError("; ".join(entry.reason for entry in entries) or "the list of sources on stdin is empty")
+    failures = [entry for entry in entries if isinstance(entry, Failure)]
+    if len(failures) == len(entries):
+        raise InputError("; ".join(entry.reason for entry in failures) or "the list of sources on stdin is empty")
     if args.json:
         check_json_target(args.json, args.output)
     if "image" in args.save:  # the other files are called like no source
@@ -197,9 +199,9 @@ class Report:
 
     def __init__(self, args: argparse.Namespace, class_names: tuple[str, ...]):
         self.messages = sys.stderr if args.json == "-" else sys.stdout
-        self.counts = Counter()
-        self.frame = None  # the last one
-        self._drawn = None  # the same, annotated, for the window
+        self.counts: Counter[str] = Counter()
+        self.frame: Frame | None = None  # the last one
+        self._drawn: np.ndarray | None = None  # the same, annotated, for the window
         self._args = args
         self._class_names = class_names
         self._start = time.perf_counter()
@@ -216,23 +218,26 @@ class Report:
             if self._lines is not None:
                 self._lines.write_failure(result)
             return
-        self.frame, found = result
-        self.counts["picture" if self.frame.number is None else "video frame"] += 1
+        frame, found = result
+        self.frame = frame
+        self.counts["picture" if frame.number is None else "video frame"] += 1
         self.counts["object"] += len(found)
         wanted = self._args.show or "image" in self._args.save
-        drawn = annotate(self.frame.image, found, self._class_names) if wanted else None
-        path = self._outputs.write(self.frame, found, drawn)
+        drawn = annotate(frame.image, found, self._class_names) if wanted else None
+        path = self._outputs.write(frame, found, drawn)
         if self._args.show:
             self._drawn = drawn
         if self._lines is not None:
-            self._lines.write(self.frame, found)
+            self._lines.write(frame, found)
         if not self._args.quiet:
-            print(text_table(self.frame, found, self._class_names, path), file=self.messages, flush=True)
+            print(text_table(frame, found, self._class_names, path), file=self.messages, flush=True)
 
     def show(self) -> bool:
         """Show the last frame, once, if `--show` asks for it; False when the user has seen enough."""
         drawn, self._drawn = self._drawn, None
-        return drawn is None or self._window.show(drawn, wait=self.frame.number is None)
+        if drawn is None or self._window is None or self.frame is None:
+            return True
+        return self._window.show(drawn, wait=self.frame.number is None)
 
     def summary(self) -> str:
         seconds = time.perf_counter() - self._start

@@ -200,7 +200,7 @@ def train(args: argparse.Namespace, project: Project, device: torch.device) -> N
     # The network, and what updates it.
     saved_path = args.saved_path / project.name
     network, last = open_network(args, project, saved_path)
-    network.to(device, memory_format=torch.channels_last)
+    network.to(device).to(memory_format=torch.channels_last)
     set_training_mode(network, args.head_only, args.freeze_bn)
     average = WeightAverage(network, recipe.ema_decay) if recipe.ema_decay else None
     if args.checkpoint_activations:
@@ -217,7 +217,7 @@ def train(args: argparse.Namespace, project: Project, device: torch.device) -> N
         sum_over_processes=distributed.sum_over_processes,
     )
     val_loss = DetectionLoss(**loss_settings)
-    trained = network
+    trained: nn.Module = network
     if args.compile:  # for training alone: validation has batches of other sizes
         check_compiler(device)
         trained = compile_network(network)
@@ -248,7 +248,7 @@ def train(args: argparse.Namespace, project: Project, device: torch.device) -> N
 
     def save() -> None:
         random = distributed.gathered(random_state(device))
-        if not is_main:
+        if monitor is None:
             return
         state = {
             "progress": asdict(progress),
@@ -266,7 +266,7 @@ def train(args: argparse.Namespace, project: Project, device: torch.device) -> N
         tqdm.write(f"saved {checkpoints.save(network, state, progress.epoch, progress.step)}")
 
     log_path = args.log_path / project.name
-    monitor = None
+    monitor = None  # but on rank 0
     if is_main:
         make_writable_folder(saved_path)
         make_writable_folder(log_path)

@@ -24,7 +24,8 @@ def checkpoint_activations(network: EfficientDet) -> None:
         if isinstance(module, MBConvBlock | BiFPNCell | PredictionHead):
             contexts = partial(_contexts, module)
             # An attribute of the instance goes before the method of its class.
-            module.forward = partial(checkpoint, module.forward, use_reentrant=False, context_fn=contexts)
+            forward = partial(checkpoint, module.forward, use_reentrant=False, context_fn=contexts)
+            module.forward = forward  # type: ignore[method-assign]
 
 
 def _contexts(module: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:

@@ -145,8 +145,8 @@ def threshold_curve(found: Found, chosen: np.ndarray, boxes: int, thresholds: np
     """Of the detections that the mask `chosen` (D,) names, for the `boxes` objects that they should find."""
     right = chosen & (found.truth >= 0)
     wrong = chosen & (found.truth < 0) & ~found.ignored
-    counts = [mask.sum() - np.searchsorted(np.sort(found.scores[mask]), thresholds) for mask in (right, wrong)]
-    return ThresholdCurve(thresholds, *counts, boxes)
+    rights, wrongs = (mask.sum() - np.searchsorted(np.sort(found.scores[mask]), thresholds) for mask in (right, wrong))
+    return ThresholdCurve(thresholds, rights, wrongs, boxes)
 
 
 def confusion_matrix(details: Details, pairs: Pairs, sure: np.ndarray) -> np.ndarray:
@@ -168,8 +168,8 @@ def confusion_matrix(details: Details, pairs: Pairs, sure: np.ndarray) -> np.nda
         if not taken[i] and not hit[j]:
             taken[i] = hit[j] = True
             matrix[truth.classes[j], found.classes[i]] += 1
-    np.add.at(matrix, (background, found.classes[~taken]), 1)
-    np.add.at(matrix, (truth.classes[~hit & ~truth.crowd], background), 1)
+    np.add.at(matrix[background], found.classes[~taken], 1)
+    np.add.at(matrix[:, background], truth.classes[~hit & ~truth.crowd], 1)
     return matrix
 
 
@@ -225,10 +225,11 @@ def _counts(errors: Errors) -> list[int]:
 
 def _averages(precision: np.ndarray, recall: np.ndarray) -> tuple[float, float, float]:
     """AP, AP50 and AR of a part of COCO's tables, IoU thresholds first."""
-    return tuple(
+    AP, AP50, AR = (
         float(values[values >= 0].mean()) if (values >= 0).any() else np.nan
         for values in (precision, precision[_AP50], recall)
     )
+    return AP, AP50, AR
 
 
 def _mean_curve(curves: np.ndarray) -> np.ndarray:

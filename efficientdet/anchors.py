@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ def make_anchors(
     return torch.cat(levels)
 
 
-def cached_anchors(*args) -> Tensor:
+def cached_anchors(*args: Any) -> Tensor:
     """`make_anchors` of its arguments, which a dtype and a device follow: made once for each of them.
 
     The tensor is shared: do not change it in place.

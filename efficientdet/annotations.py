@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 
@@ -82,7 +83,7 @@ def read_set(folder: Path, set_name: str, project: Project, max_images: int | No
     images = sorted(named, key=lambda image: (str(type(image["id"])), image["id"]))[:max_images]
     class_of = _match_categories(categories, project, note)
     # Numbers and texts of digits mean the same id.
-    positions = {str(image["id"]): None for image in all_images}
+    positions: dict[str, int | None] = {str(image["id"]): None for image in all_images}
     positions |= {str(image["id"]): position for position, image in enumerate(images)}
     classes = {str(category["id"]): class_of.get(category["id"], UNKNOWN_CLASS) for category in categories}
     boxes = _read_boxes(content["annotations"], positions, classes, note)
@@ -179,13 +180,13 @@ def _with_file_names(images: list[dict], note: _Note) -> list[dict]:
     return named
 
 
-def _is_pixels(value: object) -> bool:
+def _is_pixels(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and 0 < value <= MOST_PIXELS
 
 
 def _size(image: dict) -> tuple[int, int]:
-    size = image.get("height"), image.get("width")
-    return size if all(map(_is_pixels, size)) else (0, 0)
+    height, width = image.get("height"), image.get("width")
+    return (height, width) if _is_pixels(height) and _is_pixels(width) else (0, 0)
 
 
 def _match_categories(categories: list[dict], project: Project, note: _Note) -> dict[int | str, int]:
@@ -266,8 +267,8 @@ def _read_boxes(
             class_id = classes.get(category_id, UNKNOWN_CLASS)
             rows.append((position, annotation["id"], class_id, bbox, area, bool(is_crowd)))
     rows.sort(key=lambda row: row[0])
-    images, annotation_ids, class_ids, bboxes, areas, crowd = zip(*rows) if rows else ((),) * 6
-    xywh, crowd = np.array(bboxes, np.float64).reshape(-1, 4), np.array(crowd, bool)
+    images, annotation_ids, class_ids, bboxes, areas, crowds = zip(*rows) if rows else ((),) * 6
+    xywh, crowd = np.array(bboxes, np.float64).reshape(-1, 4), np.array(crowds, bool)
     return Boxes(
         annotation_ids=list(annotation_ids),
         images=np.array(images, np.int64),

@@ -122,7 +122,9 @@ def figures(group: Mapping[Contender, Measured], matmul_speeds: Mapping[str, flo
         median = _median(measured)
         flops = _flops(contender)
         limit = matmul_speeds.get(contender.precision)
-        after = [result.postprocessing_seconds for result in measured.passes]
+        after = [
+            result.postprocessing_seconds for result in measured.passes if result.postprocessing_seconds is not None
+        ]
         first = measured.first
         rows.append(
             {
@@ -139,7 +141,7 @@ def figures(group: Mapping[Contender, Measured], matmul_speeds: Mapping[str, flo
                 "images_per_second": median and measured.images / median,
                 "time_of_plain": _share_of("plain", contender, group),
                 "time_of_effdet": _share_of("effdet", contender, group),
-                "postprocessing_share": sum(after) / sum(seconds) if seconds and None not in after else None,
+                "postprocessing_share": sum(after) / sum(seconds) if seconds and len(after) == len(seconds) else None,
                 "first_pass_seconds": first and first.seconds,
                 "peak_mib": first and (first.bytes_at_peak - first.bytes_before) / MIB,
                 "process_mib": first and first.bytes_at_peak / MIB,

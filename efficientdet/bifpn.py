@@ -72,7 +72,7 @@ class BiFPNCell(nn.Module):
             self.conv8_down = SeparableConv(channels, channels)
 
         self.is_first = backbone_channels is not None
-        if self.is_first:
+        if backbone_channels is not None:
             c3, c4, c5 = backbone_channels
             self.p5_down_channel = _project(c5, channels)
             self.p4_down_channel = _project(c4, channels)

@@ -105,7 +105,7 @@ def main(args: argparse.Namespace) -> int:
     pairs = equal_pictures(scans[0], scans[-1])
     findings += overlap_findings(sets[0], sets[-1], pairs)
     if len(sets) > 1:
-        findings += shared_names(*sets, pairs)
+        findings += shared_names(sets[0], sets[-1], pairs)
     findings += unlisted_pictures(sets)
 
     if args.anchors:
@@ -133,17 +133,15 @@ def show_samples(
     if not usable:
         return f"no samples are shown: no picture in {train.pictures} can be used"
     recipe, project = RECIPES[args.recipe], train.project
-    scales = tuple(
-        given if given is not None else of_recipe
-        for given, of_recipe in ((args.min_scale, recipe.min_scale), (args.max_scale, recipe.max_scale))
-    )
+    least = recipe.min_scale if args.min_scale is None else args.min_scale
+    most = recipe.max_scale if args.max_scale is None else args.max_scale
     data = args.data_path / project.name
-    dataset = CocoDataset(data, train.name, project, canvas, args.seed, scales, args.max_images)
+    dataset = CocoDataset(data, train.name, project, canvas, args.seed, (least, most), args.max_images)
     chosen = np.random.default_rng(args.seed).permutation(usable)[: args.show]
     drawn, captions = [], []
     for index in chosen.tolist():
         sample = dataset[SampleKey(index, epoch=0)]
-        pixels = (sample.image * np.float32(project.std) + np.float32(project.mean)) * 255
+        pixels = (sample.image * np.asarray(project.std, np.float32) + np.asarray(project.mean, np.float32)) * 255
         boxes, class_ids = sample.target
         labels = [project.class_names[class_id] for class_id in class_ids]
         drawn.append(draw_boxes(np.rint(pixels).clip(0, 255).astype(np.uint8), boxes, class_ids, labels))

@@ -14,9 +14,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from efficientdet.config import CONFIGS
@@ -303,7 +304,7 @@ class Checkpoints:
             _remove(self.folder / name)
         return path
 
-    def save_best(self, network: EfficientDet) -> Path:
+    def save_best(self, network: nn.Module) -> Path:
         """Write the weights as the best."""
         path = best_path(self.folder, self._coef)
         _save(_cpu_tensors(network), path)
@@ -358,7 +359,7 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def _cpu_tensors(network: EfficientDet) -> dict[str, Tensor]:
+def _cpu_tensors(network: nn.Module) -> dict[str, Tensor]:
     return {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
 
 
@@ -370,7 +371,7 @@ def _save(content: dict, path: Path) -> None:
         temporary.write_bytes(buffer.getbuffer())
 
 
-def _load(path: Path):
+def _load(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes the unpickler raise nearly anything

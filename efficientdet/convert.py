@@ -179,8 +179,10 @@ def project_text(name: str, class_names: list[str]) -> str:
 def coco_content(pictures: list[LabelledPicture], file_names: list[str], class_names: list[str]) -> dict:
     """A set in COCO's format; ids are counted from 1."""
     category_ids = {name: number for number, name in enumerate(class_names, 1)}
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for image_id, (picture, file_name) in enumerate(zip(pictures, file_names), 1):
+        assert picture.size is not None, "the picture has not been checked"
         height, width = picture.size
         images.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
         for box in picture.boxes:
@@ -202,7 +204,7 @@ def coco_content(pictures: list[LabelledPicture], file_names: list[str], class_n
 
 def _file_names(pictures: list[LabelledPicture]) -> list[str]:
     """Paths from the deepest folder that holds all of the pictures: short, and no two alike."""
-    paths = [os.path.abspath(picture.path) for picture in pictures]
+    paths = [os.path.abspath(str(picture.path)) for picture in pictures]
     folder = os.path.commonpath([os.path.dirname(path) for path in paths])
     return [os.path.relpath(path, folder) for path in paths]
 

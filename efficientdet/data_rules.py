@@ -11,7 +11,7 @@ import torch
 from efficientdet.anchors import best_anchor_iou
 from efficientdet.annotations import AnnotatedSet
 from efficientdet.config import ModelConfig
-from efficientdet.findings import Finding
+from efficientdet.findings import Finding, Level
 from efficientdet.loss import POSITIVE_IOU
 from efficientdet.transforms import MIN_BOX_SIDE, Letterbox
 from utils.images import PICTURE_SUFFIXES
@@ -39,7 +39,7 @@ class Objects:
 def objects_on_canvas(annotated: AnnotatedSet, canvas: tuple[int, int], config: ModelConfig) -> Objects:
     """The set's objects in an input of `canvas` (height, width) pixels, and how well the anchors there reach them."""
     boxes, project = annotated.boxes, annotated.project
-    rows = np.flatnonzero(boxes.learnable & (annotated.sizes > 0).all(axis=1)[boxes.images])
+    rows = np.flatnonzero(boxes.learnable & np.all(annotated.sizes > 0, axis=1)[boxes.images])
     xyxy = boxes.xywh[rows]
     xyxy[:, 2:] += xyxy[:, :2]
     sizes, size_of = np.unique(annotated.sizes[boxes.images[rows]], axis=0, return_inverse=True)
@@ -79,7 +79,7 @@ def box_findings(annotated: AnnotatedSet) -> Iterator[Finding]:
     sized = (picture_height > 0) & (picture_width > 0) & (least >= MIN_BOX_SIDE)
     beyond = np.max((-x, -y, x + width - picture_width, y + height - picture_height), axis=0)
     outside = (x >= picture_width) | (y >= picture_height) | (x + width <= 0) | (y + height <= 0)
-    for level, kind, faulty, advice in (
+    rules: Sequence[tuple[Level, str, np.ndarray, str]] = (
         (
             "error",
             "boxes of negative width or height",
@@ -105,8 +105,9 @@ def box_findings(annotated: AnnotatedSet) -> Iterator[Finding]:
             "detections end at the border, so cut it there; "
             "if there are many, make sure that they are [x, y, width, height], not two corners",
         ),
-    ):
-        for row in np.flatnonzero(faulty):
+    )
+    for level, kind, faulty, advice in rules:
+        for row in np.flatnonzero(faulty).tolist():
             bbox = ", ".join(f"{value:g}" for value in boxes.xywh[row])
             size = f" in {picture_width[row]} x {picture_height[row]} pixels" if sized[row] else ""
             yield _on_box(level, kind, annotated, row, f"has the bbox [{bbox}]{size}", advice)
@@ -290,12 +291,12 @@ def shared_names(
             )
 
 
-def on_image(level: str, kind: str, annotated: AnnotatedSet, index: int, message: str, advice: str) -> Finding:
+def on_image(level: Level, kind: str, annotated: AnnotatedSet, index: int, message: str, advice: str) -> Finding:
     """A finding on an image of a set."""
     return Finding(level, kind, annotated.picture(index), f"image {annotated.images[index]['id']!r}", message, advice)
 
 
-def _on_box(level: str, kind: str, annotated: AnnotatedSet, row: int, message: str, advice: str) -> Finding:
+def _on_box(level: Level, kind: str, annotated: AnnotatedSet, row: int, message: str, advice: str) -> Finding:
     index = annotated.boxes.images[row]
     subject = f"annotation {annotated.boxes.annotation_ids[row]!r} of image {annotated.images[index]['id']!r}"
     return Finding(level, kind, annotated.picture(index), subject, message, advice)

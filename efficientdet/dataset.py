@@ -3,10 +3,9 @@
 import contextlib
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +21,8 @@ from utils.errors import InputError
 from utils.images import read_image
 
 
-class SampleKey(NamedTuple):
+@dataclass(frozen=True)
+class SampleKey:
     """Which image, and in which epoch: the augmentation depends on these and the seed alone, not on who draws it."""
 
     index: int
@@ -36,7 +36,7 @@ class Sample:
     image: np.ndarray  # (H, W, 3) float32, normalised
     target: Target  # in pixels of `image`
     letterbox: Letterbox
-    image_id: int
+    image_id: int | str
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Batch:
     images: Tensor  # (N, 3, H, W) float32, normalised, channels-last in memory
     targets: Targets  # in pixels of `images`
     letterboxes: list[Letterbox]
-    image_ids: list[int]
+    image_ids: list[int | str]
 
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory, from where it is copied to a GPU while the GPU works."""
@@ -108,7 +108,7 @@ class CocoDataset(Dataset):
         return len(self.image_ids)
 
     def __getitem__(self, key: int | SampleKey) -> Sample:
-        index, epoch = key if isinstance(key, SampleKey) else (key, None)
+        index, epoch = (key.index, key.epoch) if isinstance(key, SampleKey) else (key, None)
         image_id = self.image_ids[index]
         image, target = self.picture(image_id), self.target(image_id)
         letterbox = None
@@ -122,13 +122,13 @@ class CocoDataset(Dataset):
         target = Target(letterbox.boxes_to_canvas(target.boxes), target.class_ids)
         return Sample(pixels, target, letterbox, image_id)
 
-    def picture(self, image_id: int) -> np.ndarray:
+    def picture(self, image_id: int | str) -> np.ndarray:
         """(H, W, 3) uint8 RGB, the way round that the annotations' width and height say."""
         index = self.index_of[image_id]
-        size = tuple(self.annotated.sizes[index].tolist())
-        return read_image(self.annotated.picture(index), size if all(size) else None)
+        height, width = self.annotated.sizes[index].tolist()
+        return read_image(self.annotated.picture(index), (height, width) if height and width else None)
 
-    def target(self, image_id: int) -> Target:
+    def target(self, image_id: int | str) -> Target:
         """The objects to learn, in pixels of the picture: no crowd regions, none below one pixel."""
         boxes = self.annotated.boxes
         rows = self.annotated.rows(self.index_of[image_id])
@@ -203,6 +203,8 @@ class BatchLoader:
         sampler: EpochSampler | Sequence[int] | None = None,
         pin_memory: bool = False,
     ):
+        self._batch_size = batch_size
+        self._drawn: Sized = dataset if sampler is None else sampler
         self._loader = DataLoader(
             _ErrorsAsValues(dataset),
             batch_size,
@@ -221,8 +223,7 @@ class BatchLoader:
     @property
     def num_images(self) -> int:
         """How many images one iteration from here gives."""
-        drawn = len(self._loader.sampler)
-        return len(self._loader) * self._loader.batch_size if self._loader.drop_last else drawn
+        return len(self._loader) * self._batch_size if self._loader.drop_last else len(self._drawn)
 
     def __iter__(self) -> Iterator[Batch]:
         """InputError for the first picture that cannot be used."""
@@ -257,7 +258,9 @@ class _ErrorsAsValues(Dataset):
 
 
 def _collate_or_error(samples: list[Sample | InputError]) -> Batch | InputError:
-    return next((sample for sample in samples if isinstance(sample, InputError)), None) or collate(samples)
+    usable = [sample for sample in samples if isinstance(sample, Sample)]
+    errors = [sample for sample in samples if isinstance(sample, InputError)]
+    return errors[0] if errors else collate(usable)
 
 
 def _leave_stopping_to_the_main_process(worker_id: int) -> None:

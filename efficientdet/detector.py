@@ -134,7 +134,7 @@ class Detector:
         if options.rect and self.mode == "compiled":
             raise ValueError("rect changes the input's shape from batch to batch: a compiled network would begin anew")
         sizes = [array.shape[:2] for array in arrays]
-        parts = [(n, window) for n, size in enumerate(sizes) for window in windows(*size, options.tile)]
+        parts = [(n, window) for n, (h, w) in enumerate(sizes) for window in windows(h, w, options.tile)]
         batches = (
             self._prepare_batch(parts[start : start + batch_size], arrays, options.rect)
             for start in range(0, len(parts), batch_size)
@@ -158,15 +158,15 @@ class Detector:
         """(H, W, 3) uint8 RGB -> (canvas height, canvas width, 3) float32, normalised, on the device."""
         canvas_bytes = 4 * 3 * letterbox.canvas[0] * letterbox.canvas[1]
         if self.device.type == "cpu" or picture.nbytes > canvas_bytes:
-            pixels = letterbox.image(picture, self.project.mean, self.project.std)
-            return _sent(torch.from_numpy(pixels), self.device)
+            prepared = letterbox.image(picture, self.project.mean, self.project.std)
+            return _sent(torch.from_numpy(prepared), self.device)
         # Fewer bytes travel, and the GPU does the rest.
         pixels = _sent(torch.from_numpy(np.array(picture)), self.device)
         return letterbox.image_on_device(pixels, *self._normalization).permute(1, 2, 0)
 
     def detect(self, prepared: Prepared, options: DetectionOptions) -> list[Detections]:
         """The objects in each picture, as `__call__` gives them."""
-        parts = [[] for _ in prepared.sizes]
+        parts: list[list[tuple[Window, Detections]]] = [[] for _ in prepared.sizes]
         # The best of a window may be parts of objects that another window shows whole.
         in_windows = options if options.tile is None else replace(options, max_detections=None)
         for images, letterboxes, batch_windows in prepared.batches:

@@ -110,8 +110,8 @@ class TrainingStep:
 
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.clip_norm)
-        means = sum_over_processes(sums) / (len(micro_batches) * world_size())
-        *means, norm = torch.cat((means, norm[None])).tolist()  # one look at the device for everything
+        mean_losses = sum_over_processes(sums) / (len(micro_batches) * world_size())
+        *means, norm = torch.cat((mean_losses, norm[None])).tolist()  # one look at the device for everything
         loss_is_finite = all(map(math.isfinite, means))
         scale = self.scaler.get_scale()  # 1 where nothing is scaled
         overflow = loss_is_finite and not math.isfinite(norm) and scale > _FP16_LEAST_SCALE
@@ -176,9 +176,8 @@ def validate(
             with autocast(device, amp):
                 outputs = network(on_device.images)
             losses = loss(outputs, on_device.targets)
-            detections = postprocess(
-                outputs, *batch.images.shape[-2:], EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD
-            )
+            height, width = batch.images.shape[-2:]
+            detections = postprocess(outputs, height, width, EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD)
             found[name] = losses, [in_picture(*pair) for pair in zip(detections, batch.letterboxes)]
         yield batch, found
 
@@ -233,8 +232,8 @@ def evaluate_networks(
     `batches` are this process's part of it. Nothing comes back after a request to stop. `bar` counts images.
     """
     sums = {name: LossMean() for name in networks}
-    results = {name: [] for name in networks}
-    shown = {name: {} for name in networks}
+    results: dict[str, list[dict]] = {name: [] for name in networks}
+    shown: dict[str, dict[int | str, Detections]] = {name: {} for name in networks}
     for batch, found in validate(networks, loss, batches, device, amp):
         for name, (losses, detections) in found.items():
             sums[name].add(len(batch.image_ids), losses)
@@ -250,7 +249,7 @@ def evaluate_networks(
         return {}
     outcomes = {}
     for name in networks:
-        losses = LossMean(*map(sum, zip(*(vars(part).values() for part in gathered(sums[name])))))
+        mean = LossMean(*map(sum, zip(*(vars(part).values() for part in gathered(sums[name])))))
         entries = [entry for part in gathered(results[name]) for entry in part]
-        outcomes[name] = Outcome(losses, from_rank_0(partial(score, dataset, entries)), shown[name])
+        outcomes[name] = Outcome(mean, from_rank_0(partial(score, dataset, entries)), shown[name])
     return outcomes

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -22,7 +23,7 @@ from utils.images import write_image
 WORST_IMAGES = 12
 
 
-def report_folder(parent: Path, set_name: str, source: str) -> Path:
+def report_folder(parent: Path, set_name: str, source: Path | str) -> Path:
     """A folder that does not exist yet, named by the set, the weights or the file with the results, and the time."""
     name = f"eval-{set_name}-{Path(source).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder, number = parent / name, 1
@@ -118,7 +119,7 @@ def _file_name(dataset: CocoDataset, image: ImageResult) -> str:
     return dataset.annotated.images[dataset.index_of[image.image_id]]["file_name"]
 
 
-def _plain(value: object) -> object:
+def _plain(value: Any) -> Any:
     """Arrays as lists, and None for NaN."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}

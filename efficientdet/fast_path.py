@@ -1,7 +1,6 @@
 """The ways to run a trained network, from as it is to as fast as the hardware lets it."""
 
 import copy
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +23,8 @@ class CandidateFinder(nn.Module):
         self.network = network  # images -> `Outputs`
 
     def forward(self, images: Tensor, score_threshold: float) -> Candidates:
-        return find_candidates(self.network(images), *images.shape[-2:], score_threshold)
+        height, width = images.shape[-2:]
+        return find_candidates(self.network(images), height, width, score_threshold)
 
 
 def optimize(
@@ -59,12 +59,12 @@ def optimize(
 def _halve(network: EfficientDet, dtype: torch.dtype) -> None:
     """Give `network` weights of `dtype` but for its outermost layers; it still takes float32 images."""
     backbone, heads = network.backbone_net["model"], (network.classifier, network.regressor)
-    exact_stem, *exact_headers = copy.deepcopy([backbone._conv_stem, *(head.header for head in heads)])
+    exact_stem, *exact_headers = copy.deepcopy([backbone.get_submodule("_conv_stem"), *(head.header for head in heads)])
     network.to(dtype)
-    backbone._conv_stem = _InFloat32(exact_stem, dtype)
+    backbone.register_module("_conv_stem", _InFloat32(exact_stem, dtype))
     if dtype == torch.bfloat16:
         for head, header in zip(heads, exact_headers):
-            head.header = _InFloat32(header, torch.float32)
+            head.register_module("header", _InFloat32(header, torch.float32))
 
 
 class _InFloat32(nn.Module):
@@ -79,7 +79,7 @@ class _InFloat32(nn.Module):
         return self.module(x.float()).to(self.output_dtype)
 
 
-def compile_network(network: nn.Module, dynamic: bool | None = None) -> Callable:
+def compile_network(network: nn.Module, dynamic: bool | None = None) -> nn.Module:
     """`network` through torch.compile, as one graph, in which the anchors are constants.
 
     What is compiled is kept on disk by PyTorch, so that the next process waits a quarter as long.
@@ -88,7 +88,7 @@ def compile_network(network: nn.Module, dynamic: bool | None = None) -> Callable
         dynamic: as for torch.compile; False compiles anew for each shape but for sizes that are marked as dynamic.
     """
     torch.compiler.assume_constant_result(cached_anchors)
-    return torch.compile(network, fullgraph=True, dynamic=dynamic)
+    return torch.compile(network, fullgraph=True, dynamic=dynamic)  # type: ignore[return-value]  # a module, too
 
 
 class CompiledFinder(nn.Module):
@@ -98,7 +98,7 @@ class CompiledFinder(nn.Module):
         super().__init__()
         self.network = network
         self._find = compile_network(CandidateFinder(network), dynamic=False)
-        self._compiled_for = set()
+        self._compiled_for: set[str] = set()
 
     def forward(self, images: Tensor, score_threshold: float) -> Candidates:
         """As `CandidateFinder.forward`."""

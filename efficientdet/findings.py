@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+Level = Literal["error", "warning"]
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -13,7 +15,7 @@ class Finding:
     An error spoils what is learnt or measured. A warning may be as it should be, and is to be looked at.
     """
 
-    level: Literal["error", "warning"]
+    level: Level
     kind: str  # what this fault and its like are called, in the plural: "missing pictures"
     file: Path  # the picture or the annotation file that is to be changed
     subject: str  # "image 12", "annotation 7 of image 12"; empty when it is the file

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ def fuse_for_inference(network: EfficientDet, device: torch.device) -> Efficient
     Fusion weights become numbers. The copy is channels-last in memory, keeps no gradients, and overwrites activations
     in place. Its state dict is not the published one any more.
     """
-    fused = copy.deepcopy(network).eval().requires_grad_(False)
+    fused: Any = copy.deepcopy(network).eval().requires_grad_(False)
     for module in list(fused.modules()):
         match module:
             case EfficientNet():
@@ -36,7 +37,7 @@ def fuse_for_inference(network: EfficientDet, device: torch.device) -> Efficient
                 module._bn2 = _fold(module._project_conv, module._bn2)
             case BiFPNCell():
                 if module.fast_attention:
-                    module._fuse = _constant_fusion(module)
+                    module._fuse = _constant_fusion(module)  # type: ignore[method-assign]
                 for child in module.children():
                     if isinstance(child, SeparableConv):
                         child.bn = _fold(child.pointwise_conv, child.bn)
@@ -49,15 +50,15 @@ def fuse_for_inference(network: EfficientDet, device: torch.device) -> Efficient
     return fused.to(device, memory_format=torch.channels_last)
 
 
-def _fold(conv: SameConv2d, norm: nn.BatchNorm2d) -> nn.Identity:
-    """Scale and shift `conv` in place as `norm` would; what stands where `norm` stood does nothing."""
+def _fold(conv: Any, norm: Any) -> Any:
+    """Scale and shift a `SameConv2d` in place as a batch norm would; what stands where that stood does nothing."""
     conv.conv.weight, conv.conv.bias = fuse_conv_bn_weights(
         conv.conv.weight, conv.conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     )
     return nn.Identity()
 
 
-def _evenly_padded(conv: SameConv2d) -> nn.Conv2d:
+def _evenly_padded(conv: SameConv2d) -> Any:
     """A depthwise convolution of stride 2 that spares the padded copy of its input, with the same results.
 
     Sides are even there, so SAME padding has a pixel more after than before. A kernel that begins with a row and a
@@ -92,7 +93,7 @@ class _FusedHead(nn.Module):
         self.outputs_per_anchor = head.outputs_per_anchor
         self.levels = nn.ModuleList(copy.deepcopy(head.conv_list) for _ in head.bn_list)
         for convs, norms in zip(self.levels, head.bn_list):
-            for conv, norm in zip(convs, norms):
+            for conv, norm in zip(convs.children(), norms.children()):
                 _fold(conv.pointwise_conv, norm)
         self.header = head.header
         self.swish = nn.SiLU(inplace=True)
@@ -101,7 +102,7 @@ class _FusedHead(nn.Module):
         """As `PredictionHead.forward`."""
         outputs = []
         for x, convs in zip(pyramid, self.levels):
-            for conv in convs:
+            for conv in convs.children():
                 x = self.swish(conv(x))
             outputs.append(flatten_anchors(self.header(x), self.outputs_per_anchor))
         return torch.cat(outputs, dim=1)

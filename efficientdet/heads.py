@@ -29,8 +29,8 @@ class PredictionHead(nn.Module):
         """Levels (N, C, h, w), finest first -> (N, A, outputs_per_anchor) in (level, row, column, anchor) order."""
         return torch.cat([self._level(x, norms) for x, norms in zip(pyramid, self.bn_list)], dim=1)
 
-    def _level(self, x: Tensor, norms: nn.ModuleList) -> Tensor:
-        for conv, norm in zip(self.conv_list, norms):
+    def _level(self, x: Tensor, norms: nn.Module) -> Tensor:
+        for conv, norm in zip(self.conv_list, norms.children()):
             x = self.swish(norm(conv(x)))
         return flatten_anchors(self.header(x), self.outputs_per_anchor)
 

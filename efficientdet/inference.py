@@ -1,7 +1,7 @@
 """A whole data set through the detector, and where the time went."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ from utils.overlap import ordered_map
 class Stopwatch:
     """Seconds spent on each of several activities in turn."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
@@ -95,7 +95,7 @@ def _batches(
     options: DetectionOptions,
     batch_size: int,
     num_threads: int,
-) -> Iterator[tuple[list[int | str], PreparedBatch]]:
+) -> Generator[tuple[list[int | str], PreparedBatch]]:
     """The images of `share` in their order: their ids, and what the network takes.
 
     By threads, not by `BatchLoader`'s processes: a pass through a few pictures is over before those have started.

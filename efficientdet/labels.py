@@ -72,7 +72,7 @@ class Labels:
     notes: list[str] = field(default_factory=list)  # sentences that the user should read
 
 
-def attempt(faults: list[Fault], read: Callable[..., T], *args) -> T | None:
+def attempt(faults: list[Fault], read: Callable[..., T], *args: object) -> T | None:
     """What `read(*args)` gives; None when it raises a Fault, which then joins `faults`."""
     try:
         return read(*args)
@@ -139,18 +139,19 @@ def check_pictures(labels: Labels, clip: bool, num_threads: int) -> list[Labelle
     a person sees it. With `clip`, boxes that reach beyond their picture are cut, instead of being a fault.
     """
 
-    def key(picture: LabelledPicture) -> tuple[str, str]:
-        return picture.set_name or "train", os.path.abspath(picture.path)
+    def key(set_name: str | None, path: Path) -> tuple[str, str]:
+        return set_name or "train", os.path.abspath(path)
 
     first: dict[tuple[str, str], LabelledPicture] = {}
     for picture in labels.pictures:
         if picture.path:
-            first.setdefault(key(picture), picture)
+            first.setdefault(key(picture.set_name, picture.path), picture)
 
     def check(picture: LabelledPicture) -> LabelledPicture:
         if picture.path is None:
             return picture
-        return _check_picture(picture, first[key(picture)], labels.class_names, clip)
+        first_alike = first[key(picture.set_name, picture.path)]
+        return _check_picture(picture, picture.path, first_alike, labels.class_names, clip)
 
     return thread_map(
         check, labels.pictures, max_workers=num_threads, desc="checking the pictures", unit="img", dynamic_ncols=True
@@ -158,20 +159,20 @@ def check_pictures(labels: Labels, clip: bool, num_threads: int) -> list[Labelle
 
 
 def _check_picture(
-    picture: LabelledPicture, first: LabelledPicture, class_names: list[str] | None, clip: bool
+    picture: LabelledPicture, path: Path, first: LabelledPicture, class_names: list[str] | None, clip: bool
 ) -> LabelledPicture:
-    """The picture, checked; `first` is the first of its set with the same path."""
+    """The picture at `path`, checked; `first` is the first of its set with the same path."""
     faults = list(picture.faults)
 
     def with_fault(problem: str, detail: str) -> LabelledPicture:
         return replace(picture, faults=[*faults, Fault(picture.file, picture.line, problem, detail)])
 
     if first is not picture:
-        return with_fault("a picture that is labelled twice", f"{picture.path} is also in {first.file}")
-    if not os.path.isfile(picture.path):  # Path's own raises for names that are too long
-        return with_fault(MISSING_PICTURE, str(picture.path))
+        return with_fault("a picture that is labelled twice", f"{path} is also in {first.file}")
+    if not os.path.isfile(path):  # Path's own raises for names that are too long
+        return with_fault(MISSING_PICTURE, str(path))
     try:
-        size = read_image(picture.path, picture.size).shape[:2]
+        size = read_image(path, picture.size).shape[:2]
     except InputError as error:
         return with_fault("a picture that cannot be used", str(error))
     scale = size if picture.normalised else (1, 1)

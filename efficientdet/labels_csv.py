@@ -152,7 +152,7 @@ def _read_row(
         raise Fault(file, line, "a set that is none of train, val and test", repr(set_name))
     sides = [row[key] for key in ("picture height", "picture width") if row.get(key)]
     height_width = [int(finite_number(text, file, line)) for text in sides]
-    size = tuple(height_width) if len(height_width) == 2 and all(height_width) else None
+    size = (height_width[0], height_width[1]) if len(height_width) == 2 and all(height_width) else None
     return SET_NAMES.get(set_name.lower()), size, _read_box(file, line, row)
 
 

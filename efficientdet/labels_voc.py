@@ -67,7 +67,9 @@ def read_voc(source: Path, images: Path | None = None, zero_based: bool = False,
 def _set_lists(root: Path) -> dict[Path, str | None]:
     """The files that list a set's pictures -> the set; None for trainval, which counts only where it is not divided."""
     folder = root / "ImageSets" / "Main"
-    found = {folder / f"{name}.txt": name for name in ("train", "val", "test") if (folder / f"{name}.txt").is_file()}
+    found: dict[Path, str | None] = {
+        folder / f"{name}.txt": name for name in ("train", "val", "test") if (folder / f"{name}.txt").is_file()
+    }
     if not {"train", "val"} & set(found.values()) and (folder / "trainval.txt").is_file():
         found[folder / "trainval.txt"] = None
     return found
@@ -118,7 +120,7 @@ def _read_annotation(
     return LabelledPicture(
         path=attempt(faults, _find_picture, xml_file, root, by_name),
         file=xml_file,
-        line=root.get("line"),
+        line=_line(root),
         set_name=set_name,
         size=attempt(faults, _read_size, xml_file, root),
         boxes=[box for box in boxes if box],
@@ -148,7 +150,7 @@ def _parse(path: Path) -> Element:
         raise Fault(path, parser.CurrentLineNumber, "a file that is not valid XML", str(error)) from error
     root = builder.close()
     if root.tag != "annotation":
-        raise Fault(path, root.get("line"), "an XML file that is no Pascal VOC annotation", f"<{root.tag}>")
+        raise Fault(path, _line(root), "an XML file that is no Pascal VOC annotation", f"<{root.tag}>")
     return root
 
 
@@ -169,7 +171,7 @@ def _find_picture(xml_file: Path, root: Element, by_name: dict[str, list[Path]])
     if len(nearest) == 1:
         return nearest[0]
     filename = root.find("filename")
-    line = (root if filename is None else filename).get("line")
+    line = _line(root if filename is None else filename)
     if nearest:
         detail = " or ".join(map(str, nearest))
         raise Fault(xml_file, line, "a file that may belong to several pictures: give them different names", detail)
@@ -187,7 +189,7 @@ def _read_size(xml_file: Path, root: Element) -> tuple[int, int] | None:
 
 
 def _read_object(xml_file: Path, element: Element, zero_based: bool, is_crowd: bool) -> LabelledBox:
-    line = element.get("line")
+    line = _line(element)
     class_name = (_child(xml_file, element, "name").text or "").strip()
     if not class_name:
         raise Fault(xml_file, line, "an object without a class")
@@ -196,18 +198,22 @@ def _read_object(xml_file: Path, element: Element, zero_based: bool, is_crowd: b
     if not zero_based:
         if 0 <= x1 < 1 or 0 <= y1 < 1:
             problem = "a coordinate below 1, where Pascal VOC begins: pass --zero_based if yours begin at 0"
-            raise Fault(xml_file, box.get("line"), problem, f"xmin {x1:g}, ymin {y1:g}")
+            raise Fault(xml_file, _line(box), problem, f"xmin {x1:g}, ymin {y1:g}")
         x1, y1 = x1 - 1, y1 - 1
     return LabelledBox(class_name, (x1, y1, x2, y2), line, is_crowd)
+
+
+def _line(element: Element) -> int:
+    return int(element.attrib["line"])
 
 
 def _child(xml_file: Path, element: Element, tag: str) -> Element:
     child = element.find(tag)
     if child is None:
-        raise Fault(xml_file, element.get("line"), f"an element <{element.tag}> without <{tag}>")
+        raise Fault(xml_file, _line(element), f"an element <{element.tag}> without <{tag}>")
     return child
 
 
 def _number(xml_file: Path, element: Element, tag: str) -> float:
     child = _child(xml_file, element, tag)
-    return finite_number((child.text or "").strip(), xml_file, child.get("line"))
+    return finite_number((child.text or "").strip(), xml_file, _line(child))

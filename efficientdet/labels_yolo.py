@@ -49,11 +49,11 @@ def read_yolo(source: Path, class_names: list[str] | None = None) -> Labels:
     notes: list[str] = []
     if class_names is not None:
         names = dict(enumerate(class_names))
-    elif "names" in content:
+    elif yaml_file and "names" in content:
         names = _names(content["names"], yaml_file)
     else:
         names = dict(enumerate(read_class_names(_names_file(folder))))
-    if {"train", "val"} & content.keys():
+    if yaml_file and {"train", "val"} & content.keys():
         unlabelled = _pictures_of_yaml(content, yaml_file, notes)
     else:
         images = folder / "images" if (folder / "images").is_dir() else folder
@@ -62,7 +62,7 @@ def read_yolo(source: Path, class_names: list[str] | None = None) -> Labels:
     pictures = [_with_labels(picture, names) for picture in bar]
     without = sum(after is before for before, after in zip(unlabelled, pictures))
     if without == len(pictures):
-        example = f", such as {_label_file(unlabelled[0].path)} for {unlabelled[0].path}" if unlabelled else ""
+        example = f", such as {_label_file(unlabelled[0].file)} for {unlabelled[0].file}" if unlabelled else ""
         raise InputError(f"{len(pictures)} pictures and no label file were found in {folder}{example}")
     if without:
         notes.append(f"{without} pictures have no label file: they have no objects")
@@ -149,6 +149,7 @@ def _normal(path: Path) -> Path:
 
 
 def _unlabelled(path: Path, set_name: str | None) -> LabelledPicture:
+    """A picture that stands for itself until its label file is found."""
     return LabelledPicture(path, path, None, set_name, normalised=True)
 
 
@@ -167,7 +168,7 @@ def _label_file(picture: Path) -> Path:
 
 def _with_labels(picture: LabelledPicture, names: dict[int, str]) -> LabelledPicture:
     """The picture with the boxes of its label file; itself when there is none."""
-    file = _label_file(picture.path)
+    file = _label_file(picture.file)
     if not os.path.isfile(file):
         return picture
     try:
@@ -200,7 +201,7 @@ def _read_line(file: Path, line: int, text: str, names: dict[int, str]) -> Label
 def _labels_without_picture(pictures: list[LabelledPicture]) -> list[LabelledPicture]:
     """Faults for the files in `labels` that correspond to no picture in `images`."""
     alone = []
-    for images in sorted({folder for picture in pictures if (folder := _images_folder(picture.path))}):
+    for images in sorted({folder for picture in pictures if (folder := _images_folder(picture.file))}):
         labels = images.with_name("labels")
         present = {path.relative_to(images).with_suffix("") for path in files_below(images)}
         for file in files_below(labels, {".txt"}):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -185,7 +185,7 @@ class _FocalLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, logits: Tensor, classes: Tensor, positive: Tensor, weights: Tensor, gamma: float) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, classes: Tensor, positive: Tensor, weights: Tensor, gamma: float) -> Tensor:
         """`logits` (N, A, C); `classes` (N, A), of which those of `positive` anchors count; `weights` (N, A)."""
         on_cpu = logits.device.type == "cpu"
         shape, dtype = logits.shape, logits.dtype
@@ -205,7 +205,7 @@ class _FocalLoss(torch.autograd.Function):
             chunk = logits[part].to(weights.dtype)
             loss, derivative = _absent(chunk, weights[part, None], gamma, with_derivative=gradient is not None)
             total += loss
-            if gradient is not None:
+            if gradient is not None and derivative is not None:  # both or none
                 gradient[part] = derivative
 
         # Positive anchors have one class each. A GPU looks at all anchors, as it does not stop to count them.
@@ -214,14 +214,14 @@ class _FocalLoss(torch.autograd.Function):
         own_logits = logits[rows, columns].to(weights.dtype)
         present_loss, derivative = _present(own_logits, own_weights, gamma, with_derivative=gradient is not None)
         total += present_loss - _absent(own_logits, own_weights, gamma, with_derivative=False)[0]
-        if gradient is not None:
+        if gradient is not None and derivative is not None:
             derivative = torch.where(positive[rows], derivative.to(gradient.dtype), gradient[rows, columns])
             gradient[rows, columns] = derivative
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         # The factor is nearly always 1. A CPU can look without waiting, and then spares a pass and a tensor.
         if grad_output.device.type != "cpu" or grad_output != 1:

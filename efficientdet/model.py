@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -59,23 +60,20 @@ class EfficientDet(nn.Module):
         self.scales = tuple(float(scale) for scale in scales)
 
         backbone = EfficientNet(config.backbone)
-        cell = {
-            "channels": config.bifpn_channels,
-            "pyramid_levels": config.pyramid_levels,
-            "fast_attention": config.fast_attention,
-        }
+        cell = partial(BiFPNCell, config.bifpn_channels, config.pyramid_levels, config.fast_attention)
         self.bifpn = nn.Sequential(
-            BiFPNCell(**cell, backbone_channels=backbone.feature_channels),
-            *(BiFPNCell(**cell) for _ in range(config.bifpn_cells - 1)),
+            cell(backbone_channels=backbone.feature_channels),
+            *(cell() for _ in range(config.bifpn_cells - 1)),
         )
-        head = {
-            "channels": config.bifpn_channels,
-            "num_anchors": len(self.ratios) * len(self.scales),
-            "num_layers": config.head_layers,
-            "num_levels": len(config.pyramid_levels),
-        }
-        self.regressor = PredictionHead(outputs_per_anchor=4, **head)
-        self.classifier = PredictionHead(outputs_per_anchor=num_classes, **head)
+        head = partial(
+            PredictionHead,
+            channels=config.bifpn_channels,
+            num_anchors=len(self.ratios) * len(self.scales),
+            num_layers=config.head_layers,
+            num_levels=len(config.pyramid_levels),
+        )
+        self.regressor = head(outputs_per_anchor=4)
+        self.classifier = head(outputs_per_anchor=num_classes)
         self.backbone_net = nn.ModuleDict({"model": backbone})
         initialize(self)
         initialize_class_prior(self.classifier.header.pointwise_conv)
@@ -123,4 +121,4 @@ def initialize(module: nn.Module) -> None:
 def initialize_class_prior(class_header: nn.Module) -> None:
     """Set the class header's bias so that every score begins at `PRIOR_PROBABILITY`."""
     bias = -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY)
-    nn.init.constant_(class_header.conv.bias, bias)
+    nn.init.constant_(class_header.get_parameter("conv.bias"), bias)

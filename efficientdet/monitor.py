@@ -70,7 +70,8 @@ class Monitor:
 
 def write_debug_pictures(batch: Batch, outputs: Outputs, project: Project, folder: Path) -> None:
     """For each image of the batch `{project}_{image_id}.jpg`: predictions on the left, the truth on the right."""
-    detections = postprocess(outputs, *batch.images.shape[-2:], SHOWN_SCORE_THRESHOLD, SHOWN_IOU_THRESHOLD)
+    height, width = batch.images.shape[-2:]
+    detections = postprocess(outputs, height, width, SHOWN_SCORE_THRESHOLD, SHOWN_IOU_THRESHOLD)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (project.mean, project.std))
     for i, (image_id, found) in enumerate(zip(batch.image_ids, detections)):
         pixels = (batch.images[i].cpu() * std + mean).mul(255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()

@@ -5,20 +5,20 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path, PurePath
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 
 from efficientdet.evaluate import coco_results
 from efficientdet.postprocess import Detections
-from efficientdet.sources import Failure, Frame
+from efficientdet.sources import Failure, Frame, Source
 from utils.errors import InputError
 from utils.files import written_whole
 from utils.images import PICTURE_SUFFIXES, write_image
-from utils.video import VIDEO_SUFFIXES, VideoWriter
+from utils.video import DEFAULT_RATE, VIDEO_SUFFIXES, VideoWriter
 from utils.visualize import draw_boxes
 
 _COCO_FILE, _CSV_FILE = "detections.json", "detections.csv"
@@ -119,8 +119,9 @@ class Outputs:
 
     def __init__(self, folder: Path, formats: Iterable[str], class_names: Sequence[str]):
         self.folder = folder
-        self._names = set()
-        self._source = self._name = None
+        self._names: set[str] = set()
+        self._source: Source | None = None
+        self._name = ""
         with ExitStack() as stack:
             self._writers = [_WRITERS[name](folder, class_names, stack) for name in formats]
             self._stack = stack.pop_all()
@@ -154,7 +155,8 @@ class _Annotated:
 
     def __init__(self, folder: Path, class_names: Sequence[str], stack: ExitStack):
         self._folder = folder
-        self._video = self._source = None
+        self._video: VideoWriter | None = None
+        self._source: Source | None = None
         stack.callback(self._end_video)
 
     def write(self, frame: Frame, name: str, found: Detections, drawn: np.ndarray) -> Path:
@@ -167,7 +169,7 @@ class _Annotated:
             return path
         if self._video is None:
             path = self._folder / f"{PurePath(name).parent}.mp4"
-            self._video = VideoWriter(path, frame.source.rate, *drawn.shape[:2])
+            self._video = VideoWriter(path, frame.source.rate or DEFAULT_RATE, *drawn.shape[:2])
         self._video.write(drawn)
         return self._video.path
 
@@ -236,7 +238,13 @@ class _Crops:
             write_image(self._folders[class_id] / f"{name}_{number}{_picture_suffix(frame)}", crop)
 
 
-_WRITERS = {"image": _Annotated, "json": _CocoResults, "csv": _Csv, "txt": _YoloText, "crops": _Crops}
+_WRITERS: dict[str, Callable[..., Any]] = {
+    "image": _Annotated,
+    "json": _CocoResults,
+    "csv": _Csv,
+    "txt": _YoloText,
+    "crops": _Crops,
+}
 FORMATS = tuple(_WRITERS)
 
 

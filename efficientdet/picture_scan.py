@@ -33,7 +33,7 @@ def scan_picture(path: Path, annotated_size: tuple[int, int]) -> PictureScan:
     except InputError as error:
         return PictureScan(error=str(error))
     size = image.shape[:2]
-    digest = hashlib.blake2b(image, digest_size=16, key=str(size).encode()).digest()
+    digest = hashlib.blake2b(image.data, digest_size=16, key=str(size).encode()).digest()
     turned = False
     if size[::-1] == annotated_size != size:
         with contextlib.suppress(InputError):  # it is not: the size is that of neither way round

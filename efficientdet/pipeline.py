@@ -1,6 +1,6 @@
 """From sources to detections, with decoding, preparing and network side by side."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -18,7 +18,7 @@ _SOURCE_PATIENCE = 1.0  # seconds to wait, at the end, for a camera or a stream
 
 def detect_frames(
     detector: Detector, items: Iterable[Path | Frame | Failure], options: DetectionOptions, batch_size: int = 1
-) -> Iterator[tuple[Frame, Detections] | Failure]:
+) -> Generator[tuple[Frame, Detections] | Failure]:
     """What the detector finds in all frames of `items` (as `open_sources` gives them), in their order.
 
     Threads decode the next frames, prepare the next batch and run the network on this one while the caller deals with

@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, nms
 
 from efficientdet.boxes import clip_boxes, decode
+
+if TYPE_CHECKING:
+    from efficientdet.transforms import Letterbox
 
 _MOST_AT_ONCE = 2**16  # boxes; their comparisons take half a gigabyte of a GPU
 
@@ -21,7 +24,7 @@ class Detections:
     scores: Tensor  # (K,) float in [0, 1]
     class_ids: Tensor  # (K,) int64, index into the project's class names
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         count = len(self.boxes)
         shapes = tuple(self.boxes.shape), tuple(self.scores.shape), tuple(self.class_ids.shape)
         if shapes != ((count, 4), (count,), (count,)):
@@ -129,7 +132,7 @@ def concatenate(parts: Sequence[Detections]) -> Detections:
     )
 
 
-def in_picture(found: Detections, letterbox) -> Detections:
+def in_picture(found: Detections, letterbox: "Letterbox") -> Detections:
     """Detections on the network's input -> boxes in the pixels of the picture that `letterbox` put there.
 
     The tensors are ordinary ones, which the caller may change, even those made in inference mode.

@@ -3,8 +3,10 @@
 import ast
 import difflib
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 from utils.errors import InputError
 from utils.yaml_file import read_yaml
@@ -32,8 +34,8 @@ class Project:
     train_set: str
     val_set: str
     num_gpus: int  # 0 is the CPU
-    mean: tuple[float, float, float]  # of RGB in [0, 1]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]  # of red, green, blue in [0, 1]
+    std: tuple[float, ...]
     anchor_scales: tuple[float, ...]
     anchor_ratios: tuple[tuple[float, float], ...]  # (width, height) factors
     class_names: tuple[str, ...]  # class index -> name; empty for a slot that no category uses
@@ -50,7 +52,7 @@ def load_project(name_or_path: str | Path) -> Project:
     values = read_yaml(path, "such as 'project_name: coco'; see projects/coco.yml")
     _check_keys(values, path)
 
-    def fail(key: str, expected: str):
+    def fail(key: str, expected: str) -> NoReturn:
         raise InputError(f"{path}: {key} must be {expected}, not {values[key]!r}")
 
     for key in ("project_name", "train_set", "val_set"):
@@ -143,7 +145,7 @@ def _is_numbers(value: object, length: int | None = None) -> bool:
     )
 
 
-def _numbers_or_arithmetic(value: object, key: str, path: Path) -> object:
+def _numbers_or_arithmetic(value: object, key: str, path: Path) -> Any:
     """Lists as they are; a text such as '[2 ** 0, 2 ** (1.0 / 3.0)]' as the lists of numbers that it denotes."""
     if not isinstance(value, str):
         return value
@@ -153,7 +155,7 @@ def _numbers_or_arithmetic(value: object, key: str, path: Path) -> object:
         raise InputError(f"{path}: cannot read {key} {value!r} as lists of numbers: {error}") from error
 
 
-_OPERATORS = {
+_OPERATORS: dict[type, Callable[..., Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
@@ -167,8 +169,8 @@ _OPERATORS = {
 def _evaluate(node: ast.expr) -> object:
     """The value of a syntax tree of lists, tuples (as lists), numbers and + - * / **; ValueError for anything else."""
     match node:
-        case ast.Constant(value=int() | float()) if not isinstance(node.value, bool):
-            return float(node.value)
+        case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
+            return float(value)
         case ast.List(elts=elements) | ast.Tuple(elts=elements):
             return [_evaluate(element) for element in elements]
         case ast.UnaryOp(op=op, operand=operand) if type(op) in _OPERATORS:

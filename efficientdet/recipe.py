@@ -1,9 +1,10 @@
 """The two recipes of training. `train.py` has a flag of the same name for every value."""
 
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 
-def _value(description: str, choices: tuple[str, ...] = ()):
+def _value(description: str, choices: tuple[str, ...] = ()) -> Any:
     return field(metadata={"help": description, "choices": choices})
 
 
@@ -80,7 +81,7 @@ RECIPES = {
 }
 
 
-def make_recipe(name: str, images_per_step: int, changes: dict[str, object]) -> Recipe:
+def make_recipe(name: str, images_per_step: int, changes: dict[str, Any]) -> Recipe:
     """The recipe `name` with `changes` (values of None change nothing), and its `lr` for so many images per step.
 
     A changed `lr` is taken as it is, unless `lr_images` is changed too.
@@ -94,6 +95,6 @@ def make_recipe(name: str, images_per_step: int, changes: dict[str, object]) -> 
     return recipe
 
 
-def recipe_changes(args: object) -> dict[str, object]:
+def recipe_changes(args: object) -> dict[str, Any]:
     """The recipe's values among parsed flags."""
     return {value.name: getattr(args, value.name) for value in fields(Recipe)}

@@ -103,7 +103,8 @@ def draw_if_absent(project: Project, data_path: Path) -> None:
 
 
 def _write_set(folder: Path, set_name: str, pictures: int, seed: tuple[int, int]) -> None:
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for number in tqdm(range(pictures), desc=f"drawing {set_name}", unit="img", dynamic_ncols=True):
         image, objects = draw_picture(RandomState((*seed, number)))
         file_name = f"{number:06d}.png"

@@ -94,7 +94,9 @@ def _list_files(argument: str, pattern: str) -> Iterator[Path | Failure]:
     ]
     suffixes = ", ".join(sorted(PICTURE_SUFFIXES | VIDEO_SUFFIXES))
     deeper = f"; {os.path.join(argument, '**')!r} searches its folders, too" if os.path.isdir(argument) else ""
-    yield from files or [Failure(argument, f"{argument} holds no pictures or videos ({suffixes}){deeper}")]
+    if not files:
+        yield Failure(argument, f"{argument} holds no pictures or videos ({suffixes}){deeper}")
+    yield from files
 
 
 def open_sources(entries: Iterable[Entry | Failure]) -> Iterator[Path | Frame | Failure]:

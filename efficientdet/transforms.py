@@ -1,7 +1,7 @@
 """Pictures on their way into the network: the letterbox, and the augmentations of training."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -13,6 +13,9 @@ MIN_BOX_SIDE = 1  # pixels of the picture
 # scale of 2 leaves of an object as large as the picture, which then fills the window.
 MIN_VISIBLE = 0.2
 _HUGE = 2**27  # values of a picture, above which four bytes for each are too many
+
+
+Boxes = TypeVar("Boxes", np.ndarray, Tensor)
 
 
 class Target(NamedTuple):
@@ -71,18 +74,18 @@ class Letterbox:
         normalized = resized.sub_(mean_255).div_(std_255)
         return F.pad(normalized, (0, self.canvas[1] - self.resized[1], 0, self.canvas[0] - self.resized[0]))
 
-    def boxes_to_canvas(self, boxes_xyxy):
+    def boxes_to_canvas(self, boxes_xyxy: Boxes) -> Boxes:
         """Boxes (..., 4) of the picture, as an array or tensor, in pixels of the canvas."""
         return boxes_xyxy * self._factors(boxes_xyxy)
 
-    def boxes_to_picture(self, boxes_xyxy):
+    def boxes_to_picture(self, boxes_xyxy: Boxes) -> Boxes:
         """Boxes (..., 4) of the canvas, as an array or tensor, in pixels of the picture."""
         return boxes_xyxy / self._factors(boxes_xyxy)
 
-    def _factors(self, like):
+    def _factors(self, like: Boxes) -> Boxes:
         x, y = self.resized[1] / self.picture[1], self.resized[0] / self.picture[0]
         factors = [x, y, x, y]
-        return like.new_tensor(factors) if hasattr(like, "new_tensor") else np.asarray(factors, like.dtype)
+        return like.new_tensor(factors) if isinstance(like, Tensor) else np.asarray(factors, like.dtype)
 
 
 def _shrink_rows(image: np.ndarray, height: int) -> np.ndarray:
@@ -134,8 +137,9 @@ def random_scale_crop(
     """
     factor = rng.uniform(*scale_range)
     picture = image.shape[:2]
-    scaled = Letterbox.fit(picture, tuple(max(1, int(side * factor)) for side in canvas)).resized
-    resized = tuple(min(sides) for sides in zip(scaled, canvas))
+    enlarged = max(1, int(canvas[0] * factor)), max(1, int(canvas[1] * factor))
+    scaled = Letterbox.fit(picture, enlarged).resized
+    resized = min(scaled[0], canvas[0]), min(scaled[1], canvas[1])
     height, width = (max(1, round(side * part / full)) for side, part, full in zip(picture, resized, scaled))
     top, left = rng.integers(0, (picture[0] - height + 1, picture[1] - width + 1)).tolist()
 

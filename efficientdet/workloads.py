@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -115,7 +115,7 @@ def end_to_end(contender: Contender, material: Material) -> Workload:
     stopwatch = Stopwatch()
     if contender.name == "effdet":
         model = effdet_network(contender.compound_coef, contender.side, material.device, "predict")
-        run_once = partial(effdet_detections, model, pictures, contender.side, material.project)
+        run_once: Callable[[], object] = partial(effdet_detections, model, pictures, contender.side, material.project)
     elif contender.name in TORCHVISION_MODELS:
         run_once = partial(torchvision_detector(contender.name, material.device), pictures)
     else:
@@ -144,7 +144,7 @@ def detections_of_ours(
     @torch.inference_mode()
     def detect(pictures: Sequence[np.ndarray]) -> list[Detections]:
         ((images, letterboxes, _),) = detector.prepare(pictures, options, len(pictures)).batches
-        found = detector.find(images, letterboxes, options) if is_compiled else detector.finder.network(images)
+        found: Any = detector.find(images, letterboxes, options) if is_compiled else detector.finder.network(images)
         synchronize(device)
         with stopwatch.measuring("post-processing"):
             candidates = found if is_compiled else [find_candidates(found, *canvas, options.score_threshold)]
@@ -311,6 +311,7 @@ def trained(contender: Contender, material: Material) -> EfficientDet:
     """The network with the material's weights."""
     project = material.project
     network = EfficientDet(contender.compound_coef, project.num_classes, project.anchor_ratios, project.anchor_scales)
+    assert material.weights is not None, f"{contender.what} was given no weights"
     load_weights(network.eval(), material.weights)
     return network
 

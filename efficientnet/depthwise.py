@@ -1,5 +1,7 @@
 """Depthwise convolution with fast half-precision gradients on the CPU."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,14 +25,14 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int, padding: tuple[int,
 
 class _HalfPrecisionDepthwise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int]) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.padding = stride, padding
         return F.conv2d(x, weight, None, stride, padding, groups=weight.shape[0])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         x_grad = _input_gradient(grad, x, weight, ctx.stride, ctx.padding) if ctx.needs_input_grad[0] else None
         weight_grad = _weight_gradient(grad, x, weight, ctx.stride, ctx.padding) if ctx.needs_input_grad[1] else None
@@ -39,17 +41,17 @@ class _HalfPrecisionDepthwise(torch.autograd.Function):
 
 def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int]) -> Tensor:
     if stride == 1:
-        return _gradients(grad, x, weight, stride, padding, (True, False))[0]
+        return _gradient(grad, x, weight, stride, padding, of_weight=False)
     # With a stride, only float32 is fast. Of its input the function needs but shape and layout.
     like_x = torch.empty_like(x, dtype=torch.float32)
-    return _gradients(grad.float(), like_x, weight.float(), stride, padding, (True, False))[0].to(x.dtype)
+    return _gradient(grad.float(), like_x, weight.float(), stride, padding, of_weight=False).to(x.dtype)
 
 
 def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int]) -> Tensor:
     """Put together from blocks of 3 x 3: each is the gradient of a smaller kernel in a shifted window of the input."""
     size = weight.shape[2]
     if size <= _FAST_KERNEL:
-        return _gradients(grad, x, weight, stride, padding, (False, True))[1]
+        return _gradient(grad, x, weight, stride, padding, of_weight=True)
     vertical, horizontal = padding
     x = F.pad(x, (horizontal, horizontal, vertical, vertical))
     rows, columns = (stride * (length - 1) + _FAST_KERNEL for length in grad.shape[2:])
@@ -61,15 +63,17 @@ def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, paddi
         for left in corners:
             window = x[:, :, top : top + rows, left : left + columns]
             kernel = weight[:, :, block, block].contiguous()  # its shape matters, not its values
-            part = _gradients(grad, window, kernel, stride, (0, 0), (False, True))[1]
+            part = _gradient(grad, window, kernel, stride, (0, 0), of_weight=True)
             result[:, :, top : top + _FAST_KERNEL, left : left + _FAST_KERNEL] = part
     return result
 
 
-def _gradients(
-    grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int], wanted: tuple[bool, bool]
-) -> tuple[Tensor | None, Tensor | None, None]:
-    """PyTorch's own gradients of the input and of the weights, as far as they are `wanted`."""
+def _gradient(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int], of_weight: bool
+) -> Tensor:
+    """PyTorch's own gradient of the weights, or else of the input."""
+    wanted = [not of_weight, of_weight, False]
+    strides, groups = [stride, stride], weight.shape[0]
     return torch.ops.aten.convolution_backward(
-        grad, x, weight, None, [stride, stride], list(padding), [1, 1], False, [0, 0], weight.shape[0], [*wanted, False]
-    )
+        grad, x, weight, None, strides, list(padding), [1, 1], False, [0, 0], groups, wanted
+    )[of_weight]

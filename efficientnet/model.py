@@ -5,13 +5,14 @@ Attribute names are the keys of the published weights (`_conv_stem`, `_blocks`, 
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from efficientnet.layers import SameConv2d, drop_connect
 
-BATCH_NORM = {"eps": 1e-3, "momentum": 0.01}  # PyTorch's momentum is 1 - TensorFlow's 0.99
+BATCH_NORM: dict[str, Any] = {"eps": 1e-3, "momentum": 0.01}  # PyTorch's momentum is 1 - TensorFlow's 0.99
 DROP_CONNECT_RATE = 0.2
 SQUEEZE_RATIO = 0.25
 STEM_CHANNELS = 32

@@ -23,9 +23,9 @@ from efficientnet.model import BASELINE_STAGES, BATCH_NORM, SCALING, EfficientNe
 
 # A key that no other network has, and the keys of the classification head, which a detector has no use for.
 _EFFICIENTNET_PYTORCH_MARK = "_conv_stem.weight"
-_EFFICIENTNET_PYTORCH_HEAD = ("_conv_head.", "_bn1.", "_fc.")
+_EFFICIENTNET_PYTORCH_HEAD: tuple[str, ...] = ("_conv_head.", "_bn1.", "_fc.")
 _TORCHVISION_MARK = "features.1.0.block.1.fc1.weight"  # EfficientNet V2 has no squeeze-and-excitation there
-_TORCHVISION_HEAD = ("features.8.", "classifier.")
+_TORCHVISION_HEAD: tuple[str, ...] = ("features.8.", "classifier.")
 
 _TORCHVISION_EPS = (1e-5, 1e-5, 1e-5, 1e-5, 1e-5, 1e-3, 1e-3, 1e-3)  # B0 to B7
 _TORCHVISION_STEM = {"_conv_stem.conv": "features.0.0", "_bn0": "features.0.1"}

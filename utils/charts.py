@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -50,7 +50,7 @@ class BarChart:
 def _style() -> Iterator[None]:
     import matplotlib
 
-    settings = {
+    settings: dict[Any, Any] = {
         "text.parse_math": False,  # a class may be called $
         "font.family": ["sans-serif"],
         "axes.titlesize": 11,
@@ -137,7 +137,7 @@ def _draw_lines(axes: "Axes", chart: LineChart) -> None:
         axes.set_axis_off()
         return
     if all(x == round(x) for points in lines.values() for x, _ in points):
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="x", integer=True)
     if chart.y_limits:
         axes.set_ylim(*chart.y_limits)
     if chart.mark_x is not None:

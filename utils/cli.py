@@ -4,6 +4,7 @@ argparse reports a type's ValueError by the function's name: "invalid positive_i
 """
 
 import os
+from typing import Any
 
 
 def boolean(text: str) -> bool:
@@ -17,7 +18,7 @@ def boolean(text: str) -> bool:
 
 
 # For add_argument: a flag that may stand alone (`--debug`) or carry its value (`--debug True`).
-BOOLEAN = {"type": boolean, "nargs": "?", "const": True, "metavar": "True|False"}
+BOOLEAN: dict[str, Any] = {"type": boolean, "nargs": "?", "const": True, "metavar": "True|False"}
 
 
 def positive_int(text: str) -> int:

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -113,11 +113,11 @@ def any_over_processes(*flags: bool) -> list[bool]:
     return (sum_over_processes(counts) > 0).tolist()
 
 
-def gathered(value: object) -> list:
+def gathered(value: T) -> list[T]:
     """The `value` of every process, by rank."""
     if world_size() == 1:
         return [value]
-    values = [None] * world_size()
+    values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
 
@@ -126,7 +126,7 @@ def from_rank_0(make: Callable[[], T]) -> T:
     """What `make` gives on rank 0, where alone it is called; an InputError of it is raised in all processes."""
     if world_size() == 1:
         return make()
-    made = [None, None]
+    made: list[Any] = [None, None]  # the result, or the message of an error
     if rank() == 0:
         try:
             made[0] = make()

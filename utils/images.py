@@ -43,7 +43,7 @@ def decode_image(data: bytes, name: str, size: tuple[int, int] | None = None) ->
     if size is not None and image.shape[:2] != tuple(size):
         shown = image.shape[:2]
         image = _decode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-        if image.shape[:2] != tuple(size):
+        if image is None or image.shape[:2] != tuple(size):
             raise InputError(
                 f"{name} is {shown[1]} x {shown[0]} pixels (width x height), but its annotation file says "
                 f"{size[1]} x {size[0]}: the boxes would not fit; correct one of them"

@@ -15,7 +15,7 @@ from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Thread
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -130,7 +130,7 @@ class _Process:
             self._connection.send("pass")
         return self._reply()
 
-    def _reply(self):
+    def _reply(self) -> Any:
         try:
             reply = self._connection.recv()
         except (EOFError, ConnectionError):
@@ -148,7 +148,7 @@ class _Process:
     def __enter__(self) -> "_Process":
         return self
 
-    def __exit__(self, kind: type | None, *_) -> None:
+    def __exit__(self, kind: type | None, *_: object) -> None:
         self._end(_PATIENCE if kind is None else 0.0)
 
     def _end(self, patience: float) -> None:
@@ -192,7 +192,9 @@ def _serve(connection: Connection, make: Callable[[], Workload]) -> None:
 
 def _end_with_parent() -> None:
     """Even in the middle of a pass, which may take minutes."""
-    parent_process().join()
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
     os._exit(1)
 
 
@@ -235,7 +237,7 @@ def matmul_speeds(device: torch.device, dtypes: Mapping[str, torch.dtype]) -> di
 
     That is about the most that it can do. `dtypes` and the result are by the names of precisions.
     """
-    measured = {}
+    measured: dict[str, Measured] = {}
     contenders = {name: partial(_matmul, device, dtype) for name, dtype in dtypes.items()}
     measure(contenders, Rounds(least=10, most=10), "matrix multiplication", measured)
     operations = 2 * _MATRIX_SIDE[device.type] ** 3

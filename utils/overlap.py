@@ -6,10 +6,9 @@ OpenCV and PyTorch let other threads run while they compute, so decoding, prepar
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -17,7 +16,7 @@ Result = TypeVar("Result")
 _POLL_SECONDS = 0.05  # how often a waiting thread looks whether it shall stop
 
 
-def in_background(iterable: Iterable[Item], depth: int, patience: float | None = None) -> Iterator[Item]:
+def in_background(iterable: Iterable[Item], depth: int, patience: float | None = None) -> Generator[Item]:
     """The items of `iterable` in their order, made by a thread that runs up to `depth` items ahead.
 
     Nothing is made before the first item is asked for. An exception of `iterable` is raised where it would have been:
@@ -52,14 +51,18 @@ def ordered_map(
     threads: int,
     depth: int,
     patience: float | None = None,
-) -> Iterator[Result]:
+) -> Generator[Result]:
     """`function` of each item, in the items' order, computed by several threads.
 
     At most `depth` + 2 items are taken from `iterable` before their result is asked for. `iterable` runs in a thread
     of its own. Exceptions, stopping and `patience` are as in `in_background`.
     """
     with ThreadPoolExecutor(threads) as pool:
-        futures = in_background(map(partial(pool.submit, function), iterable), depth, patience)
+
+        def submit(item: Item) -> Future[Result]:
+            return pool.submit(function, item)
+
+        futures = in_background(map(submit, iterable), depth, patience)
         try:
             yield from map(Future.result, futures)
         finally:
@@ -127,11 +130,11 @@ class _Stage(threading.Thread):
         super().__init__(daemon=True)
         self.stopped = threading.Event()
         self._iterable = iterable
-        self._made = queue.Queue(depth)
+        self._made: queue.Queue[Any] = queue.Queue(depth)
 
     def run(self) -> None:
         end = _End()
-        iterator = None
+        iterator: Any = None
         try:
             iterator = iter(self._iterable)
             for item in iterator:
@@ -154,7 +157,7 @@ class _Stage(threading.Thread):
             with contextlib.suppress(queue.Full):
                 return self._made.put(item, timeout=_POLL_SECONDS)
 
-    def take(self) -> object:
+    def take(self) -> Any:
         """The next item, in the consumer's thread."""
         while True:
             with contextlib.suppress(queue.Empty):

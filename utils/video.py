@@ -25,7 +25,7 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".m
 DEFAULT_RATE = 30.0  # frames per second, where a video does not tell
 _LARGEST_RATE = 1000.0
 _STREAM_TIMEOUT = 10_000  # milliseconds that a stream may be silent
-_MPEG4 = cv2.VideoWriter_fourcc(*"mp4v")
+_MPEG4 = cv2.VideoWriter.fourcc(*"mp4v")
 _WINDOW_SIDES = (1280, 720)  # largest, width and height in pixels
 
 

@@ -25,14 +25,18 @@ _USUAL_BOX_SIDE = 80  # pixels; a smaller box gets smaller letters, or they woul
 def class_color(class_id: int) -> tuple[int, int, int]:
     """The (red, green, blue) of a class, the same in every run, for any number of classes."""
     if class_id < len(_NAMED_COLORS):
-        return tuple(webcolors.name_to_rgb(_NAMED_COLORS[class_id]))
+        red, green, blue = webcolors.name_to_rgb(_NAMED_COLORS[class_id])
+        return red, green, blue
     # Multiples of the golden ratio spread hues evenly however many there are.
     hue = class_id * _GOLDEN_RATIO % 1
     saturation = 0.6 + 0.4 * (class_id // 7 % 2)
-    return tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, saturation, 1.0))
+    red, green, blue = (round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, saturation, 1.0))
+    return red, green, blue
 
 
-def draw_boxes(image: np.ndarray, boxes: np.ndarray, class_ids: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+def draw_boxes(
+    image: np.ndarray, boxes: np.ndarray, class_ids: Sequence[int] | np.ndarray, labels: Sequence[str]
+) -> np.ndarray:
     """A copy of `image` (H, W, 3) uint8 RGB with boxes (K, 4) xyxy in its pixels, each with its label.
 
     Lines and letters suit the picture's size, those of small boxes also the box. Boxes drawn later lie above, so pass
