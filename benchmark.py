@@ -229,6 +229,11 @@ def conclude(args: argparse.Namespace, results: Results) -> None:
         write_markdown(args.markdown, results)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The script, and `efficientdet-benchmark`."""
     with exit_on_input_error():
         main(parse_args())
+
+
+if __name__ == "__main__":
+    command()

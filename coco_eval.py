@@ -157,6 +157,11 @@ def evaluate(args: argparse.Namespace, project: Project, device: torch.device) -
     print(evaluation.summary)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The script, and `efficientdet-eval`."""
     with exit_on_input_error():
         main(parse_args())
+
+
+if __name__ == "__main__":
+    command()

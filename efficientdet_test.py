@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 from efficientdet import Detections, Detector, load_detector
+from efficientdet.bundled import SHAPES_PICTURES
 from efficientdet.checkpoint import chosen_weights
 from efficientdet.detector import DEMO_IOU_THRESHOLD, DEMO_SCORE_THRESHOLD, DetectionOptions
 from efficientdet.outputs import FORMATS, JsonLines, Outputs, annotate, check_folder, check_json_target, text_table
@@ -41,7 +42,6 @@ from utils.memory import keep_freed_memory
 from utils.stop import StopRequest
 from utils.video import Window
 
-EXAMPLES = Path(__file__).resolve().parent / "projects" / "shapes"  # pictures that come with the project
 TILE = 640  # pixels, for --tile without a number
 
 
@@ -133,7 +133,7 @@ def main(args: argparse.Namespace) -> int:
             stream.reconfigure(errors="surrogateescape")
     for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell's background job would ignore the first
         signal.signal(number, signal.default_int_handler)
-    entries = list(list_sources(args.sources or [str(EXAMPLES)], sys.stdin or ()))
+    entries = list(list_sources(args.sources or [str(SHAPES_PICTURES)], sys.stdin or ()))
     failures = [entry for entry in entries if isinstance(entry, Failure)]
     if len(failures) == len(entries):
         raise InputError("; ".join(entry.reason for entry in failures) or "the list of sources on stdin is empty")
@@ -265,10 +265,15 @@ def time_runs(detector: Detector, image: np.ndarray, options: DetectionOptions, 
     return (time.perf_counter() - start) / runs
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The script, and `efficientdet-test`."""
     with exit_on_input_error():
         try:
             sys.exit(main(parse_args()))
         except BrokenPipeError:  # the reader of the pipe has seen enough, as `head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(128 + signal.SIGPIPE)
+
+
+if __name__ == "__main__":
+    command()

@@ -606,6 +606,11 @@ def progress_bar(title: str, batches: BatchLoader) -> tqdm:
     return tqdm(desc=title, total=images, unit="img", bar_format=layout, dynamic_ncols=True, disable=hidden)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The script, and `efficientdet-train`."""
     with exit_on_input_error():
         main(parse_args())
+
+
+if __name__ == "__main__":
+    command()

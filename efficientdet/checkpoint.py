@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from efficientdet.bundled import SHAPES_WEIGHTS
 from efficientdet.config import CONFIGS
 from efficientdet.model import EfficientDet, initialize, initialize_class_prior
 from efficientnet.pretrained import convert_backbone_weights
@@ -27,8 +28,6 @@ from utils.errors import InputError
 from utils.files import written_whole
 
 WEIGHTS_FOLDER = Path("weights")
-# These come with the code.
-SHAPES_WEIGHTS = Path(__file__).resolve().parent.parent / WEIGHTS_FOLDER / "efficientdet-d0_shapes.pth"
 _RELEASES = "https://github.com/zylo117/Yet-Another-Efficient-Pytorch/releases/download"
 _PUBLISHED_BYTES = {0: 15_862_583}  # where known; other sizes are the server's word
 _BACKBONE_RELEASE = "https://github.com/lukemelas/EfficientNet-PyTorch/releases/download/1.0"

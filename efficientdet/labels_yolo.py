@@ -61,12 +61,13 @@ def read_yolo(source: Path, class_names: list[str] | None = None) -> Labels:
     bar = tqdm(unlabelled, desc=f"reading {folder.name}", unit="file", dynamic_ncols=True)
     pictures = [_with_labels(picture, names) for picture in bar]
     without = sum(after is before for before, after in zip(unlabelled, pictures))
+    paths = [picture.path for picture in unlabelled if picture.path]
     if without == len(pictures):
-        example = f", such as {_label_file(unlabelled[0].file)} for {unlabelled[0].file}" if unlabelled else ""
+        example = f", such as {_label_file(paths[0])} for {paths[0]}" if paths else ""
         raise InputError(f"{len(pictures)} pictures and no label file were found in {folder}{example}")
     if without:
         notes.append(f"{without} pictures have no label file: they have no objects")
-    return Labels(pictures + _labels_without_picture(unlabelled), [names[index] for index in sorted(names)], notes)
+    return Labels(pictures + _labels_without_picture(paths), [names[index] for index in sorted(names)], notes)
 
 
 def _data_yaml(source: Path) -> Path | None:
@@ -149,7 +150,6 @@ def _normal(path: Path) -> Path:
 
 
 def _unlabelled(path: Path, set_name: str | None) -> LabelledPicture:
-    """A picture that stands for itself until its label file is found."""
     return LabelledPicture(path, path, None, set_name, normalised=True)
 
 
@@ -168,8 +168,7 @@ def _label_file(picture: Path) -> Path:
 
 def _with_labels(picture: LabelledPicture, names: dict[int, str]) -> LabelledPicture:
     """The picture with the boxes of its label file; itself when there is none."""
-    file = _label_file(picture.file)
-    if not os.path.isfile(file):
+    if picture.path is None or not os.path.isfile(file := _label_file(picture.path)):
         return picture
     try:
         lines = read_lines(file)
@@ -198,10 +197,10 @@ def _read_line(file: Path, line: int, text: str, names: dict[int, str]) -> Label
     return LabelledBox(names[int(class_index)], xyxy, line)
 
 
-def _labels_without_picture(pictures: list[LabelledPicture]) -> list[LabelledPicture]:
+def _labels_without_picture(pictures: list[Path]) -> list[LabelledPicture]:
     """Faults for the files in `labels` that correspond to no picture in `images`."""
     alone = []
-    for images in sorted({folder for picture in pictures if (folder := _images_folder(picture.file))}):
+    for images in sorted({folder for picture in pictures if (folder := _images_folder(picture))}):
         labels = images.with_name("labels")
         present = {path.relative_to(images).with_suffix("") for path in files_below(images)}
         for file in files_below(labels, {".txt"}):

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from efficientdet.bundled import PROJECTS
 from utils.errors import InputError
 from utils.yaml_file import read_yaml
 
+_EXAMPLE = PROJECTS / "coco.yml"
 _KEYS = (
     "project_name",
     "train_set",
@@ -49,7 +51,7 @@ class Project:
 def load_project(name_or_path: str | Path) -> Project:
     """Read `projects/{name}.yml`, or a YAML file given by its path. InputError says what is wrong, and where."""
     path = _project_path(name_or_path)
-    values = read_yaml(path, "such as 'project_name: coco'; see projects/coco.yml")
+    values = read_yaml(path, f"such as 'project_name: coco'; see {_EXAMPLE}")
     _check_keys(values, path)
 
     def fail(key: str, expected: str) -> NoReturn:
@@ -97,15 +99,15 @@ def _project_path(name_or_path: str | Path) -> Path:
         if not path.is_file():
             raise InputError(f"there is no project file {path}")
         return path
-    # The current folder's projects come first; those beside the package are found from any folder.
-    folders = list(dict.fromkeys((Path("projects"), Path(__file__).resolve().parent.parent / "projects")))
+    # The current folder's projects come first; those that come with the code are found from any folder.
+    folders = list(dict.fromkeys((Path("projects"), PROJECTS)))
     for folder in folders:
         path = folder / f"{name_or_path}.yml"
         if path.is_file():
             return path
     known = sorted({file.stem for folder in folders for file in folder.glob("*.yml")})
     raise InputError(
-        f"there is no project file projects/{name_or_path}.yml: write one after projects/coco.yml, "
+        f"there is no project file projects/{name_or_path}.yml: write one after {_EXAMPLE}, "
         f"or choose of {', '.join(known) or 'none yet'}"
     )
 
@@ -118,7 +120,7 @@ def _check_keys(values: dict, path: Path) -> None:
             hint = f"did you mean {close[0]!r}?" if close else f"the keys are {', '.join(_KEYS + _OPTIONAL_KEYS)}"
             raise InputError(f"{path}: unknown key {key!r}: {hint}")
     if missing:
-        raise InputError(f"{path}: the key {missing[0]!r} is missing; see projects/coco.yml for an example")
+        raise InputError(f"{path}: the key {missing[0]!r} is missing; see {_EXAMPLE} for an example")
 
 
 def _class_names(values: object, path: Path) -> tuple[str, ...]:

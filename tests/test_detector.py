@@ -9,7 +9,8 @@ from scripts import untrained, write_weights
 from torchvision.ops import box_iou
 
 from efficientdet import Detections, EfficientDet, load_detector
-from efficientdet.checkpoint import SHAPES_WEIGHTS, Checkpoints, last_path
+from efficientdet.bundled import SHAPES_WEIGHTS
+from efficientdet.checkpoint import Checkpoints, last_path
 from efficientdet.detector import DetectionOptions, Detector
 from efficientdet.model import Outputs
 from efficientdet.postprocess import find_candidates

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from efficientdet.checkpoint import SHAPES_WEIGHTS
+from efficientdet.bundled import SHAPES_WEIGHTS
 from efficientdet.dataset import CocoDataset
 from efficientdet.detector import DetectionOptions, load_detector
 from efficientdet.evaluate import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD, score
