@@ -4,6 +4,7 @@
   python coco_eval.py -p shapes                                        the weights and data that come with the project
   python coco_eval.py -p my_project -c 2 -w best                       the best that train.py has made so far
   python coco_eval.py -p my_project -c 2 -w logs/my_project/efficientdet-d2_30_4000.pth
+  python coco_eval.py -p my_project -w model.onnx                      a file of efficientdet.export, in its own engine
   python coco_eval.py -p my_project -c 2 -w best --report              and a page on what is wrong
   python coco_eval.py -p my_project --results detections.json          any detector's results, without weights
 
@@ -49,7 +50,7 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add("-p", "--project", default="coco", help="a name under projects/, or a YAML file (default: coco)")
     add("-c", "--compound_coef", type=int, default=0, choices=range(9), help="D0 to D7, 8 is D7X (default: 0)")
-    add("-w", "--weights", metavar="FILE|best|last", help="weights file (default: the one in weights/)")
+    add("-w", "--weights", metavar="FILE|best|last", help="weights, or an exported file (default: the one in weights/)")
     add(
         "--nms_threshold",
         type=fraction,
@@ -129,8 +130,9 @@ def evaluate(args: argparse.Namespace, project: Project, device: torch.device) -
         results = read_results(source, dataset)
     else:
         weights = chosen_weights(args.weights, project.name, args.compound_coef, args.saved_path)
-        facts = {"weights": str(weights), "input": f"{canvas[1]} x {canvas[0]}"}
-        detector = load_detector(args.compound_coef, weights, project, device, canvas, dtype, mode)
+        detector = load_detector(args.compound_coef, weights, project, device, args.image_size, dtype, mode)
+        height, width = detector.canvas
+        facts = {"weights": str(weights), "input": f"{width} x {height}"}
         if args.compile:
             distributed.say("compiling the network with the first batch ...")
         options = DetectionOptions(

@@ -7,6 +7,7 @@
   python efficientdet_test.py rtsp://10.0.0.7/live --save csv  a stream, until Ctrl+C
   find . -name '*.jpg' | python efficientdet_test.py - --json - --save none | jq .objects
   python efficientdet_test.py photo.jpg -p my_project -c 2 -w best
+  python efficientdet_test.py photo.jpg -w model.onnx          a file of efficientdet.export (.xml, .pt2, .torchscript)
 
 What cannot be used is told in one sentence and counted, and the rest goes on; the exit status is then 1. Ctrl+C
 finishes all files with what was found so far.
@@ -30,6 +31,7 @@ from efficientdet import Detections, Detector, load_detector
 from efficientdet.bundled import SHAPES_PICTURES
 from efficientdet.checkpoint import chosen_weights
 from efficientdet.detector import DEMO_IOU_THRESHOLD, DEMO_SCORE_THRESHOLD, DetectionOptions
+from efficientdet.exported import is_exported
 from efficientdet.outputs import FORMATS, JsonLines, Outputs, annotate, check_folder, check_json_target, text_table
 from efficientdet.pipeline import detect_frames
 from efficientdet.project import load_project
@@ -71,7 +73,7 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument_group("with which detector").add_argument
     add("-p", "--project", help="a name under projects/, or a YAML file (default: coco; shapes without sources)")
     add("-c", "--compound_coef", type=int, default=0, choices=range(9), help="D0 to D7, 8 is D7X (default: 0)")
-    add("-w", "--weights", metavar="FILE|best|last", help="weights file (default: the one in weights/)")
+    add("-w", "--weights", metavar="FILE|best|last", help="weights, or an exported file (default: the one in weights/)")
     add("--saved_path", type=Path, default=Path("logs"), help="where -w best and last look (default: logs/)")
     add(
         "--image_size",
@@ -143,7 +145,9 @@ def main(args: argparse.Namespace) -> int:
         check_folder(args.output, entries)
     if args.save:
         make_writable_folder(args.output)
-    project = load_project(args.project or ("coco" if args.sources else "shapes"))
+    project = None  # an exported file knows what it was made with
+    if args.project or not is_exported(args.weights):
+        project = load_project(args.project or ("coco" if args.sources else "shapes"))
     device = chosen_device(args.cuda, args.device)
     dtype = inference_dtype(args.amp, device)
     if args.compile and args.rect:
@@ -151,7 +155,8 @@ def main(args: argparse.Namespace) -> int:
     mode = network_mode(args.compile, device)
     if device.type == "cpu":
         keep_freed_memory()
-    weights = chosen_weights(args.weights, project.name, args.compound_coef, args.saved_path)
+    project_name = "" if project is None else project.name
+    weights = chosen_weights(args.weights, project_name, args.compound_coef, args.saved_path)
     detector = load_detector(args.compound_coef, weights, project, device, args.image_size, dtype, mode)
     options = DetectionOptions(
         args.threshold, args.iou_threshold, args.max_detections, args.classes, args.flip, args.rect, args.tile
@@ -162,7 +167,7 @@ def main(args: argparse.Namespace) -> int:
 
     interrupted = False
     with ExitStack() as stack:
-        report = stack.enter_context(closing(Report(args, project.class_names)))
+        report = stack.enter_context(closing(Report(args, detector.project.class_names)))
         results = stack.enter_context(closing(detect_frames(detector, open_sources(entries), options, args.batch_size)))
         try:
             for result in results:
@@ -187,7 +192,7 @@ def main(args: argparse.Namespace) -> int:
         seconds = time_runs(detector, report.frame.image, options, args.speed_runs)
         height, width = detector.canvas
         print(
-            f"speed of D{args.compound_coef} at {width} x {height} on {device}: {seconds:.4f} s a picture, "
+            f"speed of D{detector.compound_coef} at {width} x {height} on {device}: {seconds:.4f} s a picture, "
             f"{1 / seconds:.2f} FPS (batch 1, network and post-processing, mean of {args.speed_runs} runs)",
             file=report.messages,
         )

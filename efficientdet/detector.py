@@ -12,7 +12,8 @@ from torch import Tensor
 
 from efficientdet.boxes import clip_boxes, flip_boxes
 from efficientdet.checkpoint import find_weights, load_weights
-from efficientdet.fast_path import optimize
+from efficientdet.exported import ExportedFinder, ExportedModel, is_exported
+from efficientdet.fast_path import CandidateFinder, CompiledFinder, optimize
 from efficientdet.model import EfficientDet
 from efficientdet.postprocess import (
     Candidates,
@@ -49,7 +50,7 @@ class DetectionOptions:
 class PreparedBatch(NamedTuple):
     """Windows of pictures, ready for the network."""
 
-    images: Tensor  # (N, 3, H, W) float, normalised
+    images: Tensor  # (N, 3, H, W) float, normalised; uint8 for an exported network that normalises by itself
     letterboxes: list[Letterbox]
     windows: list[tuple[int, Window]]  # of which picture, and which part of it
 
@@ -69,7 +70,7 @@ class Detector:
 
     def __init__(
         self,
-        network: EfficientDet,
+        network: EfficientDet | ExportedModel,
         project: Project,
         device: torch.device,
         image_size: int | tuple[int, int] | None = None,
@@ -78,11 +79,23 @@ class Detector:
     ):
         self.project = project
         self.device = device
-        self.dtype = dtype
+        self.compound_coef = network.compound_coef
         self.size_divisor = network.config.size_divisor
-        self.canvas = network.config.input_shape(project.image_size if image_size is None else image_size)
+        self.dtype = dtype
         self.mode = mode
-        self.finder = optimize(network, device, dtype, mode)
+        self._padding = (0, 0, 0)
+        self._takes_any_shape = mode != "compiled"
+        self._input_dtype = torch.promote_types(dtype, torch.float32)
+        self.finder: CandidateFinder | CompiledFinder | ExportedFinder
+        if isinstance(network, ExportedModel):
+            self.canvas = network.canvas(image_size)
+            self.finder = ExportedFinder(network)
+            self._takes_any_shape = network.metadata.dynamic
+            self._input_dtype = network.input_dtype
+            self._padding = network.metadata.padding
+        else:
+            self.canvas = network.config.input_shape(project.image_size if image_size is None else image_size)
+            self.finder = optimize(network, device, dtype, mode)
         self._normalization = [
             255 * torch.tensor(values, device=device).view(3, 1, 1) for values in (project.mean, project.std)
         ]
@@ -129,10 +142,13 @@ class Detector:
     def prepare(self, arrays: Sequence[np.ndarray], options: DetectionOptions, batch_size: int) -> Prepared:
         """(H, W, 3) uint8 RGB arrays -> what `detect` takes, in batches of up to `batch_size` of their windows.
 
-        May run in a thread, beside `detect`. ValueError for a compiled network and `options.rect`.
+        May run in a thread, beside `detect`. InputError for `options.rect` and a network that takes one shape only.
         """
-        if options.rect and self.mode == "compiled":
-            raise ValueError("rect changes the input's shape from batch to batch: a compiled network would begin anew")
+        if options.rect and not self._takes_any_shape:
+            raise InputError(
+                "less padding (--rect) changes the input's shape from batch to batch, and this network takes one only: "
+                "leave it out"
+            )
         sizes = [array.shape[:2] for array in arrays]
         parts = [(n, window) for n, (h, w) in enumerate(sizes) for window in windows(h, w, options.tile)]
         batches = (
@@ -155,7 +171,9 @@ class Detector:
         return PreparedBatch(images.permute(0, 3, 1, 2), letterboxes, list(parts))
 
     def _input(self, picture: np.ndarray, letterbox: Letterbox) -> Tensor:
-        """(H, W, 3) uint8 RGB -> (canvas height, canvas width, 3) float32, normalised, on the device."""
+        """(H, W, 3) uint8 RGB -> (canvas height, canvas width, 3), as the network takes it, on the device."""
+        if self._input_dtype == torch.uint8:
+            return _sent(torch.from_numpy(letterbox.pixels(picture, self._padding)), self.device)
         canvas_bytes = 4 * 3 * letterbox.canvas[0] * letterbox.canvas[1]
         if self.device.type == "cpu" or picture.nbytes > canvas_bytes:
             prepared = letterbox.image(picture, self.project.mean, self.project.std)
@@ -186,7 +204,7 @@ class Detector:
     @torch.inference_mode()
     def find(self, images: Tensor, letterboxes: Sequence[Letterbox], options: DetectionOptions) -> list[Candidates]:
         """What may be objects in a batch (N, 3, H, W), and with `options.flip` in its pictures' mirror images."""
-        images = images.to(self.device, torch.promote_types(self.dtype, torch.float32))
+        images = images.to(self.device, self._input_dtype)
         found = [self.finder(images, options.score_threshold)]
         if options.flip:
             mirrored = images.clone()
@@ -239,7 +257,7 @@ def _sent(tensor: Tensor, device: torch.device) -> Tensor:
 def load_detector(
     compound_coef: int = 0,
     weights: str | Path | None = None,
-    project: str | Path | Project = "coco",
+    project: str | Path | Project | None = None,
     device: torch.device | str | None = None,
     image_size: int | tuple[int, int] | None = None,
     dtype: torch.dtype = torch.float32,
@@ -248,22 +266,30 @@ def load_detector(
     """A detector ready for inference.
 
     Args:
-        compound_coef: 0 (D0) to 7 (D7), 8 for D7X.
-        weights: a weights file; published ones are downloaded into `weights/` on first use. None leaves the weights
-            random, for benchmarks.
-        project: a name under `projects/`, a YAML file, or a `Project`.
+        compound_coef: 0 (D0) to 7 (D7), 8 for D7X. Exported files know their own.
+        weights: a weights file; published ones are downloaded into `weights/` on first use. Or a file of
+            `efficientdet.export`, which runs in its own engine. None leaves the weights random, for benchmarks.
+        project: a name under `projects/`, a YAML file, or a `Project`. None is what an exported file was made with,
+            and "coco" for all others.
         device: None takes the first GPU if there is one, else the CPU.
         image_size: side of the square input, or its (height, width), in pixels, rounded up to what the pyramid can
             take; None takes the project's or the coefficient's own.
         dtype: bfloat16 (or float16 on a GPU) is faster where the hardware has it, and less exact.
-        mode: how the network runs, see `efficientdet.fast_path.optimize`.
+        mode: how the network runs, see `efficientdet.fast_path.optimize`. Not for exported files.
 
     Raises InputError for files that cannot be used, ValueError for values that make no detector.
     """
-    if not isinstance(project, Project):
+    device = available_device() if device is None else torch.device(device)
+    if isinstance(project, str | Path):
         project = load_project(project)
+    if weights is not None and is_exported(weights):
+        if mode != "fused":
+            raise InputError(f"{weights} is a finished graph, which cannot be compiled: leave --compile out")
+        exported = ExportedModel(weights, device, dtype)
+        return Detector(exported, exported.project(project), device, image_size)
+    if project is None:
+        project = load_project("coco")
     network = EfficientDet(compound_coef, project.num_classes, project.anchor_ratios, project.anchor_scales)
     if weights is not None:
         load_weights(network, find_weights(weights))
-    device = available_device() if device is None else torch.device(device)
     return Detector(network, project, device, image_size, dtype, mode)

@@ -13,7 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from efficientdet.bifpn import BiFPNCell, SeparableConv
 from efficientdet.heads import PredictionHead, flatten_anchors
 from efficientdet.model import EfficientDet
-from efficientnet.layers import SameConv2d
+from efficientnet.layers import SameConv2d, SameMaxPool2d, same_padding
 from efficientnet.model import EfficientNet, MBConvBlock
 
 
@@ -47,6 +47,10 @@ def fuse_for_inference(network: EfficientDet, device: torch.device) -> Efficient
                 module.inplace = True
     fused.regressor = _FusedHead(fused.regressor)
     fused.classifier = _FusedHead(fused.classifier)
+    for module in list(fused.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, SameConv2d | SameMaxPool2d):
+                setattr(module, name, _padded_as_ever(child))
     return fused.to(device, memory_format=torch.channels_last)
 
 
@@ -69,6 +73,19 @@ def _evenly_padded(conv: SameConv2d) -> Any:
     wide = nn.Conv2d(channels, channels, kernel_size, stride=2, padding=kernel_size // 2 - 1, groups=channels)
     wide.weight, wide.bias = nn.Parameter(weight, requires_grad=False), conv.conv.bias
     return wide
+
+
+def _padded_as_ever(layer: SameConv2d | SameMaxPool2d) -> nn.Module:
+    """The same layer with its padding as a number: sides are multiples of every stride, so it never varies.
+
+    Exported, the network needs no arithmetic on shapes then.
+    """
+    before, after = same_padding(2 * layer.stride, layer.kernel_size, layer.stride)
+    if isinstance(layer, SameConv2d) and before == after:
+        layer.conv.padding = (before, before)
+        return layer.conv
+    unpadded = layer.conv if isinstance(layer, SameConv2d) else nn.MaxPool2d(layer.kernel_size, layer.stride)
+    return nn.Sequential(nn.ZeroPad2d((before, after, before, after)), unpadded)
 
 
 def _constant_fusion(cell: BiFPNCell) -> Callable[..., Tensor]:

@@ -64,6 +64,17 @@ class Letterbox:
             _normalize(canvas[:height, :width], mean, std)
         return canvas
 
+    def pixels(self, image: np.ndarray, padding: tuple[int, int, int]) -> np.ndarray:
+        """(H, W, 3) uint8 RGB -> (canvas height, canvas width, 3) uint8 RGB, `padding` around it.
+
+        For networks that normalise by themselves. The rounding is not free, see `image`.
+        """
+        height, width = self.resized
+        canvas = np.empty((*self.canvas, 3), np.uint8)
+        canvas[height:] = canvas[:, width:] = padding
+        cv2.resize(image, (width, height), dst=canvas[:height, :width], interpolation=cv2.INTER_LINEAR)
+        return canvas
+
     def image_on_device(self, image: Tensor, mean_255: Tensor, std_255: Tensor) -> Tensor:
         """As `image`, computed on the device of `image` (H, W, 3), uint8: -> (3, canvas height, canvas width) float32.
 

@@ -1,0 +1,199 @@
+"""Export a network for deployment, and prove that the exported file computes the same.
+
+  python -m efficientdet.export -p shapes                        ONNX, of the weights that come with the project
+  python -m efficientdet.export -p shapes --nms                  image in, boxes, scores, classes and count out
+  python -m efficientdet.export -p my_project -c 2 -w best --format onnx torchscript pt2 openvino
+  python -m efficientdet.export -p my_project -c 2 -w best --nms --dynamic      any height and width
+  python -m efficientdet.export -p my_project -c 2 -w best --format openvino --half
+
+Formats: onnx for ONNX Runtime and most others; openvino (two files, .xml and .bin) for Intel's; pt2 is torch.export's
+and torchscript its predecessor's, both for PyTorch without this project.
+
+The file takes a batch of any size. Its images are uint8 RGB (N, height, width, 3): pictures scaled to fit, at the top
+left, the rest filled with the padding colour. With --normalization outside they are float32 (N, 3, height, width),
+normalised, the rest zero. It gives class_logits (N, A, classes), box_deltas (N, A, 4) and anchors (A, 4); with --nms
+boxes (N, D, 4) as x1, y1, x2, y2 in pixels of the input, scores (N, D), classes (N, D) and count (N). Class names,
+anchors, mean, std, size, padding and thresholds are in its metadata.
+
+The proof runs the file in its own engine on real pictures, beside PyTorch in float32. When an output differs by more
+than the tolerance, the command fails and no file is written.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+
+from efficientdet.bundled import SHAPES_PICTURES
+from efficientdet.checkpoint import chosen_weights, find_weights, load_weights
+from efficientdet.deployable import Suppression
+from efficientdet.detector import DetectionOptions, Detector
+from efficientdet.evaluate import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
+from efficientdet.export_formats import check_packages, write_exported
+from efficientdet.export_proof import Proof, prove, time_both
+from efficientdet.exported import FORMATS, ExportedModel, Metadata
+from efficientdet.model import EfficientDet
+from efficientdet.project import Project, load_project
+from efficientdet.sources import Failure, Frame, list_sources, load, open_sources
+from utils.cli import fraction, image_size, non_negative_int, positive_int
+from utils.errors import InputError, exit_on_input_error
+from utils.files import make_writable_folder, written_whole
+from utils.memory import keep_freed_memory
+
+_CPU = torch.device("cpu")
+
+
+def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m efficientdet.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument_group("what to export").add_argument
+    add("-p", "--project", default="coco", help="a name under projects/, or a YAML file (default: coco)")
+    add("-c", "--compound_coef", type=int, default=0, choices=range(9), help="D0 to D7, 8 is D7X (default: 0)")
+    add("-w", "--weights", metavar="FILE|best|last", help="weights file (default: the one in weights/)")
+    add("--saved_path", type=Path, default=Path("logs"), help="where -w best and last look (default: logs/)")
+    add = parser.add_argument_group("how").add_argument
+    add("--format", nargs="+", choices=FORMATS, default=["onnx"], help="one or several (default: onnx)")
+    add("-o", "--output", type=Path, metavar="FILE", help="default: named and placed as the weights, by its format")
+    add("--image_size", type=image_size, metavar="SIDE|WIDTHxHEIGHT", help="of the input (default: the project's)")
+    add("--dynamic", action="store_true", help="any height and width the pyramid can take (onnx, openvino)")
+    add("--normalization", choices=("inside", "outside"), default="inside", help="see above (default: inside)")
+    add("--half", action="store_true", help="weights in float16: half the size")
+    add = parser.add_argument_group("what counts as found").add_argument
+    add("--nms", action="store_true", help="choose the detections in the graph")
+    add("--score_threshold", type=fraction, default=EVALUATION_SCORE_THRESHOLD, help="with --nms (%(default)s)")
+    add("--iou_threshold", type=fraction, default=EVALUATION_IOU_THRESHOLD, help="with --nms (%(default)s)")
+    add("--max_detections", type=positive_int, default=100, help="with --nms, of an image (%(default)s)")
+    add = parser.add_argument_group("the proof").add_argument
+    add("--pictures", metavar="SOURCE", help="picture, folder or pattern (default: the project's validation set)")
+    add("--num_pictures", type=positive_int, default=8, help="how many of them (default: 8)")
+    add("--data_path", type=Path, default=Path("datasets"), help="folder of the projects' data (default: datasets/)")
+    add("--runs", type=non_negative_int, default=10, help="passes to measure the speed, 0 for none (default: 10)")
+    return parser.parse_args(args)
+
+
+def main(args: argparse.Namespace) -> None:
+    check(args)
+    keep_freed_memory()
+    project = load_project(args.project)
+    weights = find_weights(chosen_weights(args.weights, project.name, args.compound_coef, args.saved_path))
+    network = EfficientDet(args.compound_coef, project.num_classes, project.anchor_ratios, project.anchor_scales)
+    load_weights(network, weights)
+    metadata = describe(args, network.eval(), project)
+    frames = pictures_for_proof(args, project)
+    for export_format in dict.fromkeys(args.format):
+        path = args.output or weights.with_suffix(FORMATS[export_format])
+        make_writable_folder(path.parent)
+        with TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
+            unproven = Path(folder) / path.name
+            print(f"D{args.compound_coef} from {weights} as {export_format} ...", flush=True)
+            write_exported(network, metadata, export_format, unproven)
+            prove_and_tell(args, unproven, network, project, frames)
+            for file in sorted(Path(folder).iterdir()):  # OpenVINO's weights before what names them
+                with written_whole(path.with_suffix(file.suffix)) as temporary:
+                    file.replace(temporary)
+        print(f"  -> {path}")
+
+
+def prove_and_tell(
+    args: argparse.Namespace, path: Path, network: EfficientDet, project: Project, frames: Sequence[Frame]
+) -> None:
+    """InputError when the file at `path` does not compute what `network` computes."""
+    exported = ExportedModel(path, _CPU)
+    inputs = network_inputs(exported, project, frames)
+    proof = prove(exported, network, inputs)
+    print_proof(proof, len(frames))
+    failure = proof.first_failure
+    if failure is not None:
+        raise InputError(
+            f"{path.name} does not compute what PyTorch computes, and is not kept: {failure.name} differs by "
+            f"{failure.largest:.2g}, and {failure.allowed:.2g} is allowed; leave --half out, or try another --format"
+        )
+    size = sum(file.stat().st_size for file in path.parent.iterdir()) / 1e6
+    speed = ""
+    if args.runs:
+        of_file, of_pytorch = time_both(path, network, inputs[0], args.runs)
+        speed = (
+            f"{1000 * of_file:.1f} ms a picture, PyTorch {1000 * of_pytorch:.1f} ms "
+            f"(batch 1, {torch.get_num_threads()} threads, median of {args.runs}); "
+        )
+    print(f"  {speed}{size:.1f} MB")
+
+
+def check(args: argparse.Namespace) -> None:
+    """InputError for what cannot be exported, before any work."""
+    for export_format in args.format:
+        check_packages(export_format)
+        if args.dynamic and export_format not in ("onnx", "openvino"):
+            raise InputError(f"--format {export_format} has a fixed height and width: leave --dynamic out")
+    if args.output is not None:
+        if len(args.format) > 1:
+            raise InputError("--output names one file: pass one --format, or leave it out")
+        suffix = FORMATS[args.format[0]]
+        if args.output.suffix != suffix:
+            raise InputError(
+                f"--output {args.output} must end with {suffix}, by which the other scripts know the format"
+            )
+
+
+def describe(args: argparse.Namespace, network: EfficientDet, project: Project) -> Metadata:
+    """What the files will say of themselves."""
+    limits = Suppression(args.score_threshold, args.iou_threshold, args.max_detections)
+    red, green, blue = (round(255 * value) for value in project.mean)
+    return Metadata(
+        compound_coef=args.compound_coef,
+        class_names=project.class_names,
+        mean=project.mean,
+        std=project.std,
+        normalization=args.normalization,
+        image_size=network.config.input_shape(args.image_size or project.image_size),
+        dynamic=args.dynamic,
+        size_divisor=network.config.size_divisor,
+        padding=(red, green, blue),  # the nearest to zero when normalised
+        precision="float16" if args.half else "float32",
+        suppression=limits if args.nms else None,
+        pyramid_levels=network.config.pyramid_levels,
+        anchor_scale=network.config.anchor_scale,
+        anchor_scales=project.anchor_scales,
+        anchor_ratios=project.anchor_ratios,
+    )
+
+
+def pictures_for_proof(args: argparse.Namespace, project: Project) -> list[Frame]:
+    """The first pictures of --pictures, of the validation set, or of those that come with the project."""
+    validation_set = args.data_path / project.name / project.val_set
+    chosen = args.pictures or str(validation_set if validation_set.is_dir() else SHAPES_PICTURES)
+    frames: list[Frame] = []
+    for item in open_sources(list_sources([chosen])):
+        frame = load(item)
+        if isinstance(frame, Failure):
+            raise InputError(frame.reason)
+        frames.append(frame)
+        if len(frames) == args.num_pictures:
+            break
+    return frames
+
+
+def network_inputs(exported: ExportedModel, project: Project, frames: Sequence[Frame]) -> list[Tensor]:
+    """Each picture as the file takes it: (1, 3, H, W)."""
+    detector = Detector(exported, project, _CPU)
+    prepared = detector.prepare([frame.image for frame in frames], DetectionOptions(), batch_size=1)
+    return [batch.images for batch in prepared.batches]
+
+
+def print_proof(proof: Proof, num_pictures: int) -> None:
+    print(f"  {f'beside PyTorch, on {num_pictures} pictures':<38} largest difference      allowed")
+    for difference in proof.differences:
+        print(f"  {difference.name:<38} {difference.largest:>18.1e} {difference.allowed:>12.1e}")
+    matches = proof.matches
+    print(f"  detections: {matches.matched} match, {matches.unmatched} do not")
+    if not matches.matched:
+        print("  (nothing was detected: the detections prove nothing; name other --pictures)")
+
+
+if __name__ == "__main__":
+    with exit_on_input_error():
+        main(parse_args())

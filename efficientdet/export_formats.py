@@ -1,0 +1,178 @@
+"""A network -> a file of each format, which holds one graph and `Metadata`."""
+
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import Dim
+
+from efficientdet.deployable import (
+    DETECTION_OUTPUTS,
+    RAW_OUTPUTS,
+    Deployable,
+    Suppression,
+    opaque_surviving_scores,
+)
+from efficientdet.exported import METADATA_FILE, RT_INFO, Metadata
+from efficientdet.fast_path import optimize
+from efficientdet.model import EfficientDet
+from utils.packages import require_packages
+
+PACKAGES = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("onnx", "onnxscript", "openvino"),
+    "torchscript": (),
+    "pt2": (),
+}
+_CPU = torch.device("cpu")
+_OPSET = 18
+
+
+def make_deployable(network: EfficientDet, metadata: Metadata, own_suppression: bool = False) -> Deployable:
+    """`network` as the file that `metadata` describes computes it, on the CPU.
+
+    Args:
+        own_suppression: leave non-maximum suppression to the file's format.
+    """
+    dtype = torch.float16 if metadata.precision == "float16" else torch.float32
+    fused: Any = optimize(network, _CPU, dtype).network
+    normalization = (metadata.mean, metadata.std) if metadata.normalization == "inside" else None
+    surviving: Any = opaque_surviving_scores if own_suppression else None
+    image_size = None if metadata.dynamic else metadata.image_size
+    return Deployable(fused, normalization, image_size, metadata.suppression, surviving).eval()
+
+
+def write_exported(network: EfficientDet, metadata: Metadata, export_format: str, path: Path) -> None:
+    """Write the file that `metadata` describes at `path`, which ends as the format has it."""
+    with _quietly(), torch.no_grad():
+        _WRITERS[export_format](network, metadata, path)
+
+
+def _write_onnx(network: EfficientDet, metadata: Metadata, path: Path) -> None:
+    deployable = make_deployable(network, metadata, own_suppression=True)
+    program = torch.onnx.export(
+        deployable,
+        (_example(metadata),),
+        input_names=["images"],
+        output_names=DETECTION_OUTPUTS if metadata.suppression else RAW_OUTPUTS,
+        dynamic_shapes=_dynamic_shapes(metadata),
+        opset_version=_OPSET,
+        custom_translation_table=_translations(metadata.suppression),
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    model = program.model_proto
+    model.producer_name = "efficientdet-pytorch"
+    for name, text in metadata.to_texts().items():
+        model.metadata_props.add(key=name, value=text)
+    path.write_bytes(model.SerializeToString())
+
+
+def _translations(suppression: Suppression | None) -> dict[Any, Any]:
+    """How to say `opaque_surviving_scores` in ONNX's own operators."""
+    if suppression is None:
+        return {}
+    from onnxscript import FLOAT, INT64
+    from onnxscript import opset18 as op
+
+    def surviving_scores(
+        boxes: FLOAT, scores: FLOAT, class_ids: INT64, num_classes: int, score_threshold: float, iou_threshold: float
+    ) -> FLOAT:
+        # (N, classes, K): each candidate counts in its own class alone.
+        classes = op.Constant(value_ints=list(range(num_classes)))
+        is_class = op.Equal(op.Unsqueeze(class_ids, [1]), op.Unsqueeze(classes, [0, 2]))
+        by_class = op.Where(is_class, op.Unsqueeze(scores, [1]), op.Constant(value_float=0.0))
+        most = op.Constant(value_ints=[suppression.max_detections])
+        selected = op.NonMaxSuppression(
+            boxes,
+            by_class,
+            most,
+            op.Constant(value_floats=[iou_threshold]),
+            op.Constant(value_floats=[score_threshold]),
+        )  # (M, 3): image, class, candidate
+        places = op.Gather(selected, op.Constant(value_ints=[0, 2]), axis=1)
+        nothing = op.Mul(scores, op.Constant(value_float=0.0))
+        return op.ScatterND(nothing, places, op.GatherND(scores, places))
+
+    return {torch.ops.efficientdet.surviving_scores.default: surviving_scores}
+
+
+def _write_openvino(network: EfficientDet, metadata: Metadata, path: Path) -> None:
+    """By way of ONNX. Half precision is one of the stored weights: the engine chooses what it computes in."""
+    import openvino
+
+    with tempfile.TemporaryDirectory() as folder:
+        onnx_path = Path(folder) / "model.onnx"
+        _write_onnx(network, replace(metadata, precision="float32"), onnx_path)
+        model = openvino.Core().read_model(onnx_path)
+        for name, text in metadata.to_texts().items():
+            model.set_rt_info(text, [RT_INFO, name])
+        openvino.save_model(model, path, compress_to_fp16=metadata.precision == "float16")
+
+
+def _write_torchscript(network: EfficientDet, metadata: Metadata, path: Path) -> None:
+    traced = torch.jit.trace(make_deployable(network, metadata), _example(metadata), check_trace=False)
+    torch.jit.save(traced, str(path), _extra_files={METADATA_FILE: json.dumps(metadata.to_texts())})
+
+
+def _write_pt2(network: EfficientDet, metadata: Metadata, path: Path) -> None:
+    deployable = make_deployable(network, metadata)
+    program = torch.export.export(deployable, (_example(metadata),), dynamic_shapes=_dynamic_shapes(metadata))
+    torch.export.save(program, path, extra_files={METADATA_FILE: json.dumps(metadata.to_texts())})
+
+
+def _example(metadata: Metadata) -> Tensor:
+    """A batch of two images; where their sides may vary, these are small and unequal."""
+    divisor = metadata.size_divisor
+    height, width = (2 * divisor, 3 * divisor) if metadata.dynamic else metadata.image_size
+    if metadata.normalization == "inside":
+        return torch.zeros(2, height, width, 3, dtype=torch.uint8)
+    return torch.zeros(2, 3, height, width)
+
+
+def _dynamic_shapes(metadata: Metadata) -> tuple[dict[int, Any]]:
+    """The sizes that may vary: of the batch, and height and width unless they are fixed."""
+    sizes: dict[int, Any] = {0: Dim("batch")}
+    if metadata.dynamic:
+        first = 1 if metadata.normalization == "inside" else 2
+        sizes[first] = metadata.size_divisor * Dim("rows")
+        sizes[first + 1] = metadata.size_divisor * Dim("columns")
+    return (sizes,)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the notes of the exporters on their own working."""
+    loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)
+
+
+def check_packages(export_format: str) -> None:
+    """InputError when a package that the format needs is missing."""
+    require_packages(PACKAGES[export_format], f"--format {export_format}")
+
+
+_WRITERS = {
+    "onnx": _write_onnx,
+    "openvino": _write_openvino,
+    "torchscript": _write_torchscript,
+    "pt2": _write_pt2,
+}

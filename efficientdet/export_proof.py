@@ -1,0 +1,177 @@
+"""What shows that an exported file computes what PyTorch computes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from efficientdet.boxes import pairwise_iou
+from efficientdet.deployable import RAW_OUTPUTS, Suppression
+from efficientdet.evaluate import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
+from efficientdet.export_formats import make_deployable
+from efficientdet.exported import ExportedModel, Metadata
+from efficientdet.model import EfficientDet
+from efficientdet.postprocess import Detections, postprocess
+from utils.measuring import Measured, Rounds, Workload, measure
+from utils.memory import keep_freed_memory
+
+_CPU = torch.device("cpu")
+_MOST_DETECTIONS = 100  # of an image, as COCO counts them
+_SAME_OBJECT = 0.9  # IoU
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a file may be from PyTorch in float32."""
+
+    outputs: float  # the largest difference of a raw output, in its standard deviations
+    scores: float  # of detections that match
+    boxes: float  # of detections that match, in sides of the input
+    unmatched: float  # share of the detections: near-equal ones change places, and some lie at a threshold
+
+
+TOLERANCES = {
+    "float32": Tolerance(outputs=1e-3, scores=1e-3, boxes=1e-4, unmatched=0.01),
+    "float16": Tolerance(outputs=0.1, scores=0.02, boxes=5e-3, unmatched=0.05),
+}
+
+
+class Difference(NamedTuple):
+    """A row of the proof."""
+
+    name: str
+    largest: float
+    allowed: float
+
+    @property
+    def is_proven(self) -> bool:
+        return self.largest <= self.allowed  # not for NaN
+
+
+class Matches(NamedTuple):
+    """Detections of the file beside PyTorch's."""
+
+    matched: int = 0
+    unmatched: int = 0  # of either
+    scores: float = 0.0  # the largest difference between two that match
+    boxes: float = 0.0  # the same of a coordinate, pixels of the input
+
+    def plus(self, other: "Matches") -> "Matches":
+        counts = self.matched + other.matched, self.unmatched + other.unmatched
+        return Matches(*counts, max(self.scores, other.scores), max(self.boxes, other.boxes))
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The differences over all pictures."""
+
+    differences: list[Difference]  # those of the raw outputs first
+    matches: Matches
+
+    @property
+    def first_failure(self) -> Difference | None:
+        return next((difference for difference in self.differences if not difference.is_proven), None)
+
+
+@torch.inference_mode()
+def prove(exported: ExportedModel, network: EfficientDet, inputs: Sequence[Tensor]) -> Proof:
+    """Run the file and, beside it, `network` in float32 by PyTorch.
+
+    Args:
+        inputs: images (1, 3, H, W), as the file takes them.
+    """
+    metadata = exported.metadata
+    tolerance = TOLERANCES[metadata.precision]
+    reference = make_deployable(network, replace(metadata, precision="float32"))
+    outputs: dict[str, Difference] = {}
+    matches = Matches()
+    for images in inputs:
+        pixels = images.permute(0, 2, 3, 1) if reference.takes_pixels else images
+        wanted, got = reference(pixels), exported(images)
+        if metadata.suppression is None:
+            for name, expected, value in zip(RAW_OUTPUTS, wanted, got):
+                largest = (value - expected).abs().max() / expected.std()
+                outputs[name] = _worse(outputs.get(name), Difference(name, largest.item(), tolerance.outputs))
+        height, width = images.shape[-2:]
+        pair = (_detections(values, metadata.suppression, height, width) for values in (wanted, got))
+        matches = matches.plus(match(*pair))
+    total = max(1, matches.matched + matches.unmatched)
+    side = max(metadata.image_size)
+    return Proof(
+        [
+            *outputs.values(),
+            Difference("share of detections without a match", matches.unmatched / total, tolerance.unmatched),
+            Difference("scores", matches.scores, tolerance.scores),
+            Difference("boxes (pixels)", matches.boxes, tolerance.boxes * side),
+        ],
+        matches,
+    )
+
+
+def _worse(a: Difference | None, b: Difference) -> Difference:
+    return b if a is None or not b.largest <= a.largest else a  # NaN is the worst
+
+
+def _detections(outputs: Sequence[Tensor], suppression: Suppression | None, height: int, width: int) -> Detections:
+    """Of one image."""
+    if suppression is not None:
+        boxes, scores, classes, count = outputs
+        found = int(count)
+        return Detections(boxes[0, :found], scores[0, :found], classes[0, :found])
+    raw = outputs[0], outputs[1], outputs[2]
+    (all_found,) = postprocess(raw, height, width, EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD)
+    return all_found[:_MOST_DETECTIONS]
+
+
+def match(expected: Detections, got: Detections) -> Matches:
+    """Each of `expected`, the best first, takes that of `got` of its class that lies nearest, if it is near enough."""
+    ious = pairwise_iou(expected.boxes.double(), got.boxes.double())
+    ious[expected.class_ids[:, None] != got.class_ids] = 0
+    matched, scores, boxes = 0, 0.0, 0.0
+    for row in range(len(expected) if len(got) else 0):
+        iou, column = ious[row].max(dim=0)
+        if iou < _SAME_OBJECT:
+            continue
+        ious[:, column] = 0
+        matched += 1
+        scores = max(scores, (expected.scores[row] - got.scores[column]).abs().item())
+        boxes = max(boxes, (expected.boxes[row] - got.boxes[column]).abs().max().item())
+    return Matches(matched, len(expected) + len(got) - 2 * matched, scores, boxes)
+
+
+def time_both(path: Path, network: EfficientDet, images: Tensor, runs: int) -> tuple[float, float]:
+    """Median seconds of the file and of PyTorch for an image (1, 3, H, W): in turns, in processes of their own."""
+    measured: dict[str, Measured] = {}
+    metadata = ExportedModel(path, _CPU).metadata
+    contenders = {
+        "the file": partial(_run_file, path, images),
+        "PyTorch": partial(_run_pytorch, network, replace(metadata, precision="float32"), images),
+    }
+    measure(contenders, Rounds(least=runs, most=runs), path.name, measured)
+    medians = [torch.tensor([run.seconds for run in measured[name].passes]).median().item() for name in contenders]
+    return medians[0], medians[1]
+
+
+def _run_file(path: Path, images: Tensor) -> Workload:
+    exported = ExportedModel(path, _CPU)
+
+    def run_once() -> None:
+        exported(images)
+
+    return Workload(run_once, 1, _CPU)
+
+
+def _run_pytorch(network: EfficientDet, metadata: Metadata, images: Tensor) -> Workload:
+    keep_freed_memory()
+    deployable = make_deployable(network, metadata)
+    pixels = images.permute(0, 2, 3, 1) if deployable.takes_pixels else images
+
+    @torch.inference_mode()
+    def run_once() -> None:
+        deployable(pixels)
+
+    return Workload(run_once, 1, _CPU)

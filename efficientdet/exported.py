@@ -1,0 +1,292 @@
+"""Exported files: what they say of themselves, and how each is run in its own engine."""
+
+import json
+import os
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torchvision.ops  # noqa: F401  (TorchScript and pt2 files may need its operators)
+from torch import Tensor
+
+from efficientdet.config import model_config
+from efficientdet.deployable import Suppression
+from efficientdet.model import Outputs
+from efficientdet.postprocess import Candidates, find_candidates
+from efficientdet.project import Project
+from utils.errors import InputError
+from utils.packages import require_packages
+
+FORMATS = {"onnx": ".onnx", "torchscript": ".torchscript", "pt2": ".pt2", "openvino": ".xml"}
+METADATA_FILE = "efficientdet.json"  # inside the archives of PyTorch's formats
+RT_INFO = "efficientdet"  # the group of entries in OpenVINO's files
+_PT2_ENTRY = re.compile(
+    r"models/model\.json|data/(weights|constants)/((weight|tensor)_\d+|model_(weights|constants)_config\.json)"
+    r"|data/sample_inputs/model\.pt|extra/efficientdet\.json|archive_(format|version)|byteorder|version|\.data/\w+"
+)
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What an exported file says of itself. Each entry is stored under its name, as JSON."""
+
+    compound_coef: int
+    class_names: tuple[str, ...]  # class index -> name
+    mean: tuple[float, ...]  # of red, green, blue in [0, 1]
+    std: tuple[float, ...]
+    normalization: str  # "inside": images are uint8 (N, H, W, 3) RGB; "outside": float32 (N, 3, H, W), normalised
+    image_size: tuple[int, int]  # (height, width) in pixels
+    dynamic: bool  # whether any multiples of size_divisor will do, too
+    size_divisor: int
+    padding: tuple[int, int, int]  # RGB beside and below a picture, if normalization is inside; else zeros
+    precision: str  # of the network: "float32", "float16" or "int8"
+    suppression: Suppression | None  # None: the outputs are the network's own
+    pyramid_levels: tuple[int, ...]
+    anchor_scale: float
+    anchor_scales: tuple[float, ...]
+    anchor_ratios: tuple[tuple[float, float], ...]
+
+    def to_texts(self) -> dict[str, str]:
+        """Entry -> JSON."""
+        return {name: json.dumps(value, ensure_ascii=False) for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_texts(cls, texts: Mapping[str, str], path: Path) -> "Metadata":
+        """The opposite. InputError when the file at `path` lacks an entry or has a strange one."""
+        try:
+            values: dict[str, Any] = {field.name: _as_tuples(json.loads(texts[field.name])) for field in fields(cls)}
+            if values["suppression"] is not None:
+                values["suppression"] = Suppression(**values["suppression"])
+            model_config(values["compound_coef"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{path} does not tell what it holds ({error}): export weights by python -m efficientdet.export"
+            ) from error
+        return cls(**values)
+
+    def project(self, path: Path) -> Project:
+        """As much of a project as detecting needs. `path` is the file's."""
+        return Project(
+            path, path.stem, "", "", 0, self.mean, self.std, self.anchor_scales, self.anchor_ratios, self.class_names
+        )
+
+
+def _as_tuples(value: object) -> object:
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
+
+
+def is_exported(path: str | Path | None) -> bool:
+    """Whether a file is of a format that `efficientdet.export` writes, by its name."""
+    return path is not None and Path(path).suffix in FORMATS.values()
+
+
+class Engine(NamedTuple):
+    """A file that is ready to run."""
+
+    run: Callable[[Tensor], Sequence[Tensor]]  # images -> the graph's outputs
+    texts: Mapping[str, str]  # the entries of `Metadata`
+
+
+class ExportedModel:
+    """A file of `efficientdet.export`, ready to run on `device`.
+
+    Args:
+        dtype: bfloat16 lets OpenVINO compute in it; all other files know their own.
+
+    Raises InputError for a file that cannot be used, a package that is missing, and a device or dtype that the file's
+    engine does not have.
+    """
+
+    def __init__(self, path: str | Path, device: torch.device, dtype: torch.dtype = torch.float32):
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise InputError(f"there is no exported file {self.path}")
+        if dtype != torch.float32 and (self.path.suffix, dtype) != (FORMATS["openvino"], torch.bfloat16):
+            raise InputError(f"{self.path} has a precision of its own: leave --amp out, or export it with --half")
+        engine = _ENGINES[self.path.suffix](self.path, device, dtype)
+        self.metadata = Metadata.from_texts(engine.texts, self.path)
+        self.compound_coef = self.metadata.compound_coef
+        self.config = model_config(self.compound_coef)
+        self._run = engine.run
+
+    @property
+    def input_dtype(self) -> torch.dtype:
+        return torch.uint8 if self.metadata.normalization == "inside" else torch.float32
+
+    def canvas(self, image_size: int | tuple[int, int] | None) -> tuple[int, int]:
+        """(height, width) of the input for an `image_size`, as `ModelConfig.input_shape`.
+
+        InputError when the file was made for another one.
+        """
+        own = self.metadata.image_size
+        canvas = own if image_size is None else self.config.input_shape(image_size)
+        if canvas != own and not self.metadata.dynamic:
+            raise InputError(
+                f"{self.path} takes {own[1]} x {own[0]} pixels, not {canvas[1]} x {canvas[0]} (width x height): "
+                "export the weights anew, with that --image_size or with --dynamic"
+            )
+        return canvas
+
+    def project(self, given: Project | None) -> Project:
+        """The file's own, which must have the class names of the `given` one. InputError when they differ."""
+        own = self.metadata.project(self.path)
+        if given is not None and given.class_names != own.class_names:
+            differing = [f"{a!r} is {b!r} there" for a, b in zip(own.class_names, given.class_names) if a != b]
+            lengths = f"it has {own.num_classes} classes, the project has {given.num_classes}"
+            raise InputError(
+                f"{self.path} was not exported with {given.path}: {differing[0] if differing else lengths}; pass its -p"
+            )
+        return own
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The file's outputs, which `Deployable.forward` describes, for images (N, 3, H, W) of `input_dtype`."""
+        if self.input_dtype == torch.uint8:
+            images = images.permute(0, 2, 3, 1)
+        return tuple(self._run(images.contiguous()))
+
+
+class ExportedFinder:
+    """An exported file with the choice of its candidates, as `CandidateFinder`."""
+
+    def __init__(self, network: ExportedModel):
+        self.network = network
+
+    def __call__(self, images: Tensor, score_threshold: float) -> Candidates:
+        """InputError for a threshold below that of the graph's own suppression."""
+        outputs = self.network(images)
+        inside = self.network.metadata.suppression
+        if inside is None:
+            height, width = images.shape[-2:]
+            return find_candidates(Outputs(*outputs), height, width, score_threshold)
+        if score_threshold < inside.score_threshold:
+            raise InputError(
+                f"{self.network.path} gives nothing below the --score_threshold {inside.score_threshold:g} that it was "
+                "exported with: ask for as much or more, or export it anew"
+            )
+        boxes, scores, classes, _ = outputs
+        image_indices, rows = (scores > score_threshold).nonzero(as_tuple=True)
+        return Candidates(image_indices, *(values[image_indices, rows] for values in (boxes, scores, classes)))
+
+
+@contextmanager
+def _readable(path: Path, engine: str) -> Iterator[None]:
+    """Whatever `engine` raises at a file that it cannot read becomes an InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # each engine has exceptions of its own
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(f"{engine} cannot run {path}: {lines[0]}") from error
+
+
+def _open_onnx(path: Path, device: torch.device, dtype: torch.dtype) -> Engine:
+    require_packages(["onnxruntime"], f"running {path.name}")
+    import onnxruntime
+
+    provider = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
+    if provider not in onnxruntime.get_available_providers():
+        raise InputError(
+            "this ONNX Runtime knows no GPU: pip install onnxruntime-gpu, or run on the CPU (--cuda False)"
+        )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors
+    providers = [(provider, {"device_id": device.index or 0} if device.type == "cuda" else {})]
+    with _readable(path, "ONNX Runtime"):
+        session = onnxruntime.InferenceSession(path, options, providers)
+
+    def run(images: Tensor) -> list[Tensor]:
+        return [torch.from_numpy(output) for output in session.run(None, {"images": images.cpu().numpy()})]
+
+    return Engine(run, session.get_modelmeta().custom_metadata_map)
+
+
+def _open_openvino(path: Path, device: torch.device, dtype: torch.dtype) -> Engine:
+    require_packages(["openvino"], f"running {path.name}")
+    if device.type != "cpu":
+        raise InputError(f"{path} runs on the CPU: pass --cuda False")
+    import openvino
+
+    settings = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",  # its own choice would be bf16
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    with _readable(path, "OpenVINO"):
+        core = openvino.Core()
+        model = core.read_model(path)
+        names = [field.name for field in fields(Metadata) if model.has_rt_info([RT_INFO, field.name])]
+        texts = {name: model.get_rt_info([RT_INFO, name]).astype(str) for name in names}
+        compiled = core.compile_model(model, "CPU", settings)
+
+    def run(images: Tensor) -> list[Tensor]:
+        return [torch.from_numpy(output) for output in compiled(images.numpy(), share_inputs=True).to_tuple()]
+
+    return Engine(run, texts)
+
+
+def _open_torchscript(path: Path, device: torch.device, dtype: torch.dtype) -> Engine:
+    files = {METADATA_FILE: ""}
+    with _readable(path, "TorchScript"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PyTorch would rather have pt2 files
+        module = torch.jit.load(path, map_location=device, _extra_files=files)
+        texts = json.loads(files[METADATA_FILE] or "{}")
+
+    @torch.inference_mode()
+    def run(images: Tensor) -> Sequence[Tensor]:
+        return module(images.to(device))
+
+    return Engine(run, texts)
+
+
+def _open_pt2(path: Path, device: torch.device, dtype: torch.dtype) -> Engine:
+    from torch.export.passes import move_to_device_pass
+
+    files = {METADATA_FILE: ""}
+    with _readable(path, "torch.export"):
+        _check_pt2(path)
+        with _no_pickled_code():
+            program = torch.export.load(path, extra_files=files)
+        if device.type != "cpu":
+            program = move_to_device_pass(program, device)
+        module = program.module()
+        texts = json.loads(files[METADATA_FILE] or "{}")
+
+    @torch.inference_mode()
+    def run(images: Tensor) -> Sequence[Tensor]:
+        return module(images.to(device))
+
+    return Engine(run, texts)
+
+
+def _check_pt2(path: Path) -> None:
+    """InputError for an archive with more in it than a graph and its tensors: torch.export would run what is there."""
+    with zipfile.ZipFile(path) as archive:
+        entries = [name.partition("/")[2] for name in archive.namelist()]
+    for entry in entries:
+        if not _PT2_ENTRY.fullmatch(entry):
+            raise InputError(f"{path} holds {entry!r}, which is no part of an exported network: it is not used")
+
+
+@contextmanager
+def _no_pickled_code() -> Iterator[None]:
+    """torch.export reads some tensors by an unpickler that would run code; within the block it must not."""
+    variable = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(variable)
+    os.environ[variable] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[variable]
+        if before is not None:
+            os.environ[variable] = before
+
+
+_ENGINES = {".onnx": _open_onnx, ".xml": _open_openvino, ".torchscript": _open_torchscript, ".pt2": _open_pt2}
