@@ -6,6 +6,7 @@
   python benchmark.py --what end_to_end --mode plain fused compiled --precision float32 bf16        (3 minutes)
   python benchmark.py --what forward --batch_size 1 8 32 --json speed.json --markdown speed.md      (3 minutes)
   python benchmark.py --what train --precision float32 bf16                        training steps (1 minute)
+  python benchmark.py --what end_to_end --compare effdet -w model.onnx model.xml   and files of efficientdet.export
   python benchmark.py --what loader train -p shapes           do the pictures come as fast as they are used? (1 minute)
   python benchmark.py --what eval prepare -p shapes           on the way through a validation set (4 minutes)
 
@@ -30,7 +31,7 @@ Modes:
 The contenders take turns, each in a process of its own, so that their ratios hold when the machine's speed drifts.
 Weights and picture are random, but such that 1,000 anchors pass the score threshold of evaluation. Other packages
 detect the same picture with random weights in float32: effdet by the same coefficient, torchvision by three detectors
-at their own input sizes.
+at their own input sizes. An exported file finds what its own weights find.
 """
 
 import argparse
@@ -55,6 +56,7 @@ from efficientdet.benchmark_report import (
 )
 from efficientdet.checkpoint import chosen_weights
 from efficientdet.config import model_config
+from efficientdet.exported import ExportedModel, Metadata, is_exported
 from efficientdet.fast_path import MODES
 from efficientdet.peers import PEERS, require_peer
 from efficientdet.project import load_project
@@ -115,7 +117,19 @@ def parse_args() -> argparse.Namespace:
         default=[],
         help="effdet, torchvision; end_to_end, effdet also forward",
     )
-    add("--image_size", type=positive_int, help="side of the input, pixels (default: the coefficient's, 512 for D0)")
+    add(
+        "-w",
+        "--weights",
+        nargs="+",
+        metavar="FILE|best|last",
+        default=[],
+        help="exported files take part in end_to_end, forward, eval; weights are eval's (default: the project's)",
+    )
+    add(
+        "--image_size",
+        type=positive_int,
+        help="side of the input, pixels (default: the exported file's or the coefficient's, 512 for D0)",
+    )
     add("--cuda", **BOOLEAN, help="run on a GPU (default: if there is one)")
     add("--device", type=non_negative_int, default=0, help="which GPU (default: 0)")
     add("--runs", type=positive_int, help="counted passes of each contender (default: 3 to 15, in 20 seconds)")
@@ -125,7 +139,6 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument_group("loader, prepare, eval").add_argument
     add("-p", "--project", default="coco", help="whose pictures (default: coco)")
     add("--data_path", type=Path, default=Path("datasets"), help="the projects' data (default: datasets/)")
-    add("-w", "--weights", metavar="FILE|best|last", help="eval: weights file (default: the project's)")
     add("-n", "--num_workers", type=non_negative_int, default=2, help="loading processes, or threads (default: 2)")
     return parser.parse_args()
 
@@ -134,8 +147,9 @@ def main(args: argparse.Namespace) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell's background job would ignore it
     results = Results(chosen_device(args.cuda, args.device))
     check(args, results.device)
+    exported = read_exported(args, results.device)
     try:
-        measure_all(args, results)
+        measure_all(args, results, exported)
     except KeyboardInterrupt:
         print("\nstopped: the rest is not measured")
         raise
@@ -167,7 +181,7 @@ def check(args: argparse.Namespace, device: torch.device) -> None:
             make_writable_folder(path.parent)
 
 
-def measure_all(args: argparse.Namespace, results: Results) -> None:
+def measure_all(args: argparse.Namespace, results: Results, exported: dict[str, Metadata]) -> None:
     """Fills in the results as they come."""
     if any(KINDS[what].forward_passes for what in args.what):
         dtypes = {name: PRECISIONS[name] for name in ("float32", *args.precision)}
@@ -177,7 +191,7 @@ def measure_all(args: argparse.Namespace, results: Results) -> None:
     rounds = Rounds(args.warmup)
     if args.runs is not None:
         rounds = Rounds(args.warmup, least=args.runs, most=args.runs, seconds=math.inf)
-    planned = list(plan(args))
+    planned = list(plan(args, exported))
     with tempfile.TemporaryDirectory() as folder:
         for number, group in enumerate(planned, 1):
             material = make_material(args, results.device, group[0], Path(folder))
@@ -191,13 +205,32 @@ def measure_all(args: argparse.Namespace, results: Results) -> None:
                     print(f"\n{title(measured)}\n{as_text(results.table(measured))}", flush=True)
 
 
-def plan(args: argparse.Namespace) -> Iterator[list[Contender]]:
+def read_exported(args: argparse.Namespace, device: torch.device) -> dict[str, Metadata]:
+    """Path -> what the file says of itself. InputError for one that cannot take part."""
+    exported = {}
+    for path in filter(is_exported, args.weights):
+        model = ExportedModel(path, device)
+        if model.compound_coef not in args.compound_coef:
+            raise InputError(f"{path} is D{model.compound_coef}: pass -c {model.compound_coef}")
+        height, width = model.canvas(args.image_size)
+        if height != width:
+            raise InputError(f"{path} takes {width} x {height} pixels: square inputs alone are measured")
+        exported[path] = model.metadata
+    return exported
+
+
+def plan(args: argparse.Namespace, exported: dict[str, Metadata]) -> Iterator[list[Contender]]:
     """The contenders that are to take turns, group by group."""
     for coef in dict.fromkeys(args.compound_coef):
-        side, _ = model_config(coef).input_shape(args.image_size)
+        files = {path: metadata for path, metadata in exported.items() if metadata.compound_coef == coef}
+        sides = {metadata.image_size[0] for metadata in files.values()} if args.image_size is None else set()
+        if len(sides) > 1:
+            raise InputError(f"the files of D{coef} take inputs of several sizes: measure each by itself")
+        side, _ = model_config(coef).input_shape(sides.pop() if sides else args.image_size)
+        precisions = {path: metadata.precision for path, metadata in files.items()}
         for what in dict.fromkeys(args.what):
             for batch_size in dict.fromkeys(args.batch_size or [KINDS[what].batch_size]):
-                yield contenders(what, args.mode, args.precision, args.compare, coef, side, batch_size)
+                yield contenders(what, args.mode, args.precision, args.compare, coef, side, batch_size, precisions)
 
 
 def make_material(args: argparse.Namespace, device: torch.device, contender: Contender, folder: Path) -> Material:
@@ -208,7 +241,8 @@ def make_material(args: argparse.Namespace, device: torch.device, contender: Con
         project = load_project(args.project)
         draw_if_absent(project, args.data_path)
     if what == "eval":
-        weights = chosen_weights(args.weights, project.name, coef, Path("logs"))
+        requested = next((weights for weights in args.weights if not is_exported(weights)), None)
+        weights = chosen_weights(requested, project.name, coef, Path("logs"))
     elif what in ("end_to_end", "forward"):
         weights = folder / f"d{coef}.pth"
         if not weights.exists():

@@ -53,7 +53,7 @@ COLUMNS = {  # figure -> title and format
 LEGEND = """\
 median, min, max  milliseconds of a pass through the batch
 / plain, / effdet  the median as a share of that of plain, and of effdet, in float32
-post  share of the time from the network's outputs to the detections (compiled: from the candidates on)
+post  share of the time from the network's outputs to the detections (compiled, exported: from the candidates on)
 first  seconds of the first pass, compiling and recording included
 peak  memory of the first pass beyond what was held before it (by the process; on a GPU, by its tensors there)
 limit  the speed at which the machine multiplies large matrices in this precision

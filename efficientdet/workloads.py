@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from efficientdet.baselines import (
@@ -25,6 +26,7 @@ from efficientdet.dataset import Batch, BatchLoader, CocoDataset, EpochSampler
 from efficientdet.detector import DetectionOptions, Detector
 from efficientdet.engine import TrainingStep
 from efficientdet.evaluate import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
+from efficientdet.exported import ExportedModel, is_exported
 from efficientdet.fast_path import MODES, compile_network, optimize
 from efficientdet.inference import Stopwatch, detect_dataset
 from efficientdet.loss import DetectionLoss
@@ -48,8 +50,8 @@ class Contender:
     """A row of a table: who does what, at which size."""
 
     what: str  # a key of KINDS
-    name: str  # a mode of `fast_path`; "plain" or "ours"; a peer
-    precision: str  # a key of PRECISIONS
+    name: str  # a mode of `fast_path`; "plain" or "ours"; a peer; the path of an exported file
+    precision: str  # a key of PRECISIONS, or an exported file's own
     compound_coef: int
     side: int  # of the input, pixels
     batch_size: int
@@ -76,6 +78,7 @@ class Kind(NamedTuple):
     names: dict[str, str]  # mode of `fast_path` -> the contender that stands for it
     in_precisions: tuple[str, ...] = ()  # the contenders that are there in each precision; the others in float32
     peers: tuple[str, ...] = ()
+    takes_exported: bool = False  # files
     needs_data: bool = False  # of a project
     forward_passes: int = 0  # that take as many floating-point operations; 0: they are not counted
 
@@ -92,13 +95,17 @@ def forward(contender: Contender, material: Material) -> Workload:
     """The network alone: images that are on the device -> outputs that stay there."""
     shape = (contender.batch_size, 3, contender.side, contender.side)
     images = torch.randn(shape, device=material.device)
+    network: Callable[[Tensor], object]
     if contender.name == "effdet":
         network = effdet_network(contender.compound_coef, contender.side, material.device)
+    elif is_exported(contender.name):
+        network = exported = ExportedModel(contender.name, material.device)
+        images = torch.randint(256, shape, dtype=torch.uint8).to(material.device, exported.input_dtype)
     else:
         precision = PRECISIONS[contender.precision]
         network = optimize(trained(contender, material), material.device, precision, contender.name).network
-    if contender.name == "compiled":
-        network = compile_network(network)
+        if contender.name == "compiled":
+            network = compile_network(network)
     if contender.name in MODES and contender.name != "plain":
         images = images.contiguous(memory_format=torch.channels_last)
 
@@ -132,22 +139,25 @@ def detections_of_ours(
     contender: Contender, material: Material, stopwatch: Stopwatch
 ) -> Callable[[Sequence[np.ndarray]], list[Detections]]:
     """Pictures -> detections by a mode of `fast_path`; the time of post-processing goes to `stopwatch`."""
-    network, device = trained(contender, material), material.device
-    dtype, canvas = PRECISIONS[contender.precision], (contender.side, contender.side)
+    canvas = (contender.side, contender.side)
     if contender.name == "plain":
-        plain = optimize(network, device, dtype, "plain").network
+        plain = plain_network(contender, material)
         return lambda pictures: baseline_detections(plain, pictures, canvas, material.project, stopwatch)
-    detector = Detector(network, material.project, device, canvas, dtype, contender.name)
+    detector = make_detector(contender, material, canvas)
     options = DetectionOptions(EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD)
-    is_compiled = contender.name == "compiled"  # the choice of candidates is one graph with the network then
+    # The choice of candidates is one graph with the network then, or may be.
+    finds = contender.name == "compiled" or is_exported(contender.name)
 
     @torch.inference_mode()
     def detect(pictures: Sequence[np.ndarray]) -> list[Detections]:
         ((images, letterboxes, _),) = detector.prepare(pictures, options, len(pictures)).batches
-        found: Any = detector.find(images, letterboxes, options) if is_compiled else detector.finder.network(images)
-        synchronize(device)
+        network: Any = (
+            partial(detector.find, letterboxes=letterboxes, options=options) if finds else detector.finder.network
+        )
+        found = network(images)
+        synchronize(material.device)
         with stopwatch.measuring("post-processing"):
-            candidates = found if is_compiled else [find_candidates(found, *canvas, options.score_threshold)]
+            candidates = found if finds else [find_candidates(found, *canvas, options.score_threshold)]
             return detector.choose(candidates, letterboxes, options)
 
     return detect
@@ -251,12 +261,10 @@ def endless_batches(train_set: CocoDataset, batch_size: int, num_workers: int) -
 def evaluation(contender: Contender, material: Material) -> Workload:
     """The validation set -> COCO results, which is all of coco_eval.py but the scoring."""
     dataset = validation_set(contender, material)
-    dtype, device = PRECISIONS[contender.precision], material.device
-    network = trained(contender, material)
     if contender.name == "plain":
-        run_once = partial(baseline_evaluation, optimize(network, device, dtype, "plain").network, dataset)
+        run_once = partial(baseline_evaluation, plain_network(contender, material), dataset)
     else:
-        detector = Detector(network, material.project, device, dataset.canvas, dtype, contender.name)
+        detector = make_detector(contender, material, dataset.canvas)
         options = DetectionOptions(EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD)
         run_once = partial(detect_dataset, detector, dataset, options, contender.batch_size, material.num_workers)
 
@@ -264,21 +272,21 @@ def evaluation(contender: Contender, material: Material) -> Workload:
         with contextlib.redirect_stderr(io.StringIO()):  # a progress bar
             run_once(Stopwatch())
 
-    return Workload(silent, len(dataset), device)
+    return Workload(silent, len(dataset), material.device)
 
 
 _EVERY_MODE = {mode: mode for mode in MODES}
 _PLAIN_AND_OURS = {"plain": "plain", "fused": "ours"}
 KINDS = {
-    "end_to_end": Kind(end_to_end, 1, _EVERY_MODE, MODES, ("effdet", "torchvision"), forward_passes=1),
-    "forward": Kind(forward, 32, _EVERY_MODE, MODES, ("effdet",), forward_passes=1),
+    "end_to_end": Kind(end_to_end, 1, _EVERY_MODE, MODES, ("effdet", "torchvision"), True, forward_passes=1),
+    "forward": Kind(forward, 32, _EVERY_MODE, MODES, ("effdet",), True, forward_passes=1),
     # The gradients of inputs and of weights each take as many operations as the outputs.
     "train": Kind(train, 4, {**_PLAIN_AND_OURS, "compiled": "compiled"}, ("ours", "compiled"), forward_passes=3),
     "loss": Kind(loss, 8, _PLAIN_AND_OURS, ("ours",)),
     "postprocess": Kind(postprocessing, 8, _PLAIN_AND_OURS),
     "prepare": Kind(prepare, 1, _PLAIN_AND_OURS, needs_data=True),
     "loader": Kind(loader, 4, {"fused": "ours"}, needs_data=True),
-    "eval": Kind(evaluation, 8, _EVERY_MODE, MODES, needs_data=True),
+    "eval": Kind(evaluation, 8, _EVERY_MODE, MODES, takes_exported=True, needs_data=True),
 }
 
 
@@ -290,8 +298,12 @@ def contenders(
     compound_coef: int,
     side: int,
     batch_size: int,
+    exported: Mapping[str, str] | None = None,
 ) -> list[Contender]:
-    """All who do this work: those that stand for the `modes`, in the `precisions` that they know, and the peers."""
+    """All who do this work: those that stand for the `modes`, in the `precisions` that they know, and the others.
+
+    `exported` are the paths of exported files of this coefficient, and their precisions.
+    """
     kind = KINDS[what]
     found = []
     for name in dict.fromkeys(kind.names[mode] for mode in modes if mode in kind.names):
@@ -301,6 +313,9 @@ def contenders(
         if peer in kind.peers:
             names = TORCHVISION_MODELS if peer == "torchvision" else (peer,)
             found += [Contender(what, name, "float32", compound_coef, side, batch_size) for name in names]
+    if kind.takes_exported:
+        for path, precision in (exported or {}).items():
+            found.append(Contender(what, path, precision, compound_coef, side, batch_size))
     return found
 
 
@@ -314,6 +329,20 @@ def trained(contender: Contender, material: Material) -> EfficientDet:
     assert material.weights is not None, f"{contender.what} was given no weights"
     load_weights(network.eval(), material.weights)
     return network
+
+
+def plain_network(contender: Contender, material: Material) -> nn.Module:
+    network = trained(contender, material)
+    return optimize(network, material.device, PRECISIONS[contender.precision], "plain").network
+
+
+def make_detector(contender: Contender, material: Material, canvas: tuple[int, int]) -> Detector:
+    """Of the material's weights, or of an exported file's."""
+    if is_exported(contender.name):
+        exported = ExportedModel(contender.name, material.device)
+        return Detector(exported, exported.project(None), material.device, canvas)
+    dtype, network = PRECISIONS[contender.precision], trained(contender, material)
+    return Detector(network, material.project, material.device, canvas, dtype, contender.name)
 
 
 def folder(material: Material) -> Path:

@@ -1,0 +1,69 @@
+"""Run an exported detector without PyTorch and without this project: copy this file and make of it what you need.
+
+python -m efficientdet.export -p shapes --nms -o detector.onnx     once, where the project is
+python deployment_example.py detector.onnx photo.jpg found.jpg     anywhere: pip install numpy opencv-python onnxruntime
+"""
+
+import json
+import sys
+
+import cv2
+import numpy as np
+import onnxruntime
+
+
+class Detector:
+    """An ONNX file that efficientdet.export has written with --nms."""
+
+    def __init__(self, path: str):
+        self.session = onnxruntime.InferenceSession(path)
+        entries = self.session.get_modelmeta().custom_metadata_map
+        self.metadata = {name: json.loads(text) for name, text in entries.items()}
+        if not self.metadata.get("suppression") or self.metadata.get("normalization") != "inside":
+            sys.exit(f"{path}: export it with --nms and without --normalization outside")
+        self.class_names = self.metadata["class_names"]
+
+    def __call__(self, picture: np.ndarray, least_score: float = 0.2) -> list[tuple[str, float, np.ndarray]]:
+        """(H, W, 3) uint8 RGB -> class name, score and box (x1, y1, x2, y2) in pixels of each object, best first."""
+        # Scale to fit, put it at the top left, fill the rest.
+        height, width = self.metadata["image_size"]
+        scale = min(height / picture.shape[0], width / picture.shape[1])
+        resized_height, resized_width = (max(1, int(side * scale + 1e-6)) for side in picture.shape[:2])
+        image = np.full((1, height, width, 3), self.metadata["padding"], np.uint8)
+        image[0, :resized_height, :resized_width] = cv2.resize(picture, (resized_width, resized_height))
+
+        boxes, scores, classes, _ = self.session.run(None, {"images": image})
+        found = scores[0] > least_score
+        shrink = np.array([resized_width / picture.shape[1], resized_height / picture.shape[0]] * 2)
+        names = [self.class_names[index] for index in classes[0, found]]
+        return list(zip(names, scores[0, found].tolist(), boxes[0, found] / shrink))
+
+
+def draw(picture: np.ndarray, text: str, x1: int, y1: int, x2: int, y2: int) -> None:
+    """A box and its label on a white ground, into the picture itself."""
+    cv2.rectangle(picture, (x1, y1), (x2, y2), (0, 200, 0), 2)
+    (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)
+    bottom = max(y1, height + 4)
+    cv2.rectangle(picture, (x1, bottom - height - 4), (x1 + width, bottom), (255, 255, 255), cv2.FILLED)
+    cv2.putText(picture, text, (x1, bottom - 2), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
+
+
+def main(model_path: str, picture_path: str, output_path: str) -> None:
+    picture = cv2.imread(picture_path)
+    if picture is None:
+        sys.exit(f"{picture_path} is no picture that OpenCV can read")
+    for name, score, box in Detector(model_path)(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)):
+        x1, y1, x2, y2 = (int(round(side)) for side in box)
+        print(f"{name} {score:.2f} {x1} {y1} {x2} {y2}")
+        cv2.rectangle(picture, (x1, y1), (x2, y2), (0, 200, 0), 2)
+        cv2.putText(
+            picture, f"{name} {score:.2f}", (x1, max(12, y1 - 4)), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 120, 0), 1
+        )
+    if not cv2.imwrite(output_path, picture):
+        sys.exit(f"cannot write {output_path}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit(__doc__)
+    main(*sys.argv[1:])
