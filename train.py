@@ -119,7 +119,7 @@ def parse_args() -> argparse.Namespace:
     add(
         "--backbone_weights",
         metavar="FILE|imagenet",
-        help="start from an ImageNet backbone: a file of EfficientNet-PyTorch or torchvision, or imagenet to fetch it",
+        help="an ImageNet backbone: a file of EfficientNet-PyTorch, torchvision or timm, or imagenet to fetch it",
     )
     add("--saved_path", type=Path, default=Path("logs"), help="folder of the checkpoints (default: logs/)")
     add("--debug", **BOOLEAN, default=False, help=f"draw predictions beside the truth into {DEBUG_FOLDER}/, every step")

@@ -8,24 +8,22 @@ newest lies `efficientdet-d{coef}_last.state` with all that a run needs to go on
 import contextlib
 import hashlib
 import http.client
-import io
 import re
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from efficientdet.bundled import SHAPES_WEIGHTS
 from efficientdet.config import CONFIGS
+from efficientdet.effdet_weights import EFFDET_MARK
 from efficientdet.model import EfficientDet, initialize, initialize_class_prior
+from efficientdet.tensor_files import is_state_dict, load_tensors, save_tensors
 from efficientnet.pretrained import convert_backbone_weights
 from utils.errors import InputError
-from utils.files import written_whole
 
 WEIGHTS_FOLDER = Path("weights")
 _RELEASES = "https://github.com/zylo117/Yet-Another-Efficient-Pytorch/releases/download"
@@ -35,6 +33,7 @@ _BACKBONE_RELEASE = "https://github.com/lukemelas/EfficientNet-PyTorch/releases/
 _BACKBONE_SHA256 = ("355c32eb", "f1951068", "8bb594d6", "5fb5a3c3", "6ed6700e", "b6417697", "c76e70fd", "dcc49843")
 _TIMEOUT_SECONDS = 30
 _CLASS_HEADER = "classifier.header.pointwise_conv"
+_CONVERT = "convert it with python -m efficientdet.convert_weights"
 
 
 def published_url(compound_coef: int) -> str:
@@ -151,11 +150,14 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
     InputError for any other file.
     """
-    content = _load(path)
+    content = load_tensors(path)
     if path.suffix == ".state" and isinstance(content, dict):
         content = content.get("network")
-    if not _is_state_dict(content):
-        raise InputError(f"{path} does not hold a plain state dict: it is no weights file of EfficientDet")
+    if not is_state_dict(content):
+        raise InputError(
+            f"{path} does not hold a plain state dict: it is no weights file of EfficientDet; "
+            "python -m efficientdet.convert_weights knows files of other programs"
+        )
     return content
 
 
@@ -195,8 +197,8 @@ def fit_weights(network: EfficientDet, weights: dict[str, Tensor], path: Path, n
 def load_backbone(network: EfficientDet, requested: str) -> None:
     """Load ImageNet weights into the backbone of `network`; all else in it stays as it is.
 
-    `requested` is a file of EfficientNet-PyTorch or torchvision (see `efficientnet.pretrained` for what differs), or
-    "imagenet": the published file of the network's backbone, which is downloaded unless it lies in `weights/`.
+    `requested` is a file of EfficientNet-PyTorch, torchvision or timm (`efficientnet.pretrained` tells what differs),
+    or "imagenet": the published file of the network's backbone, which is downloaded unless it lies in `weights/`.
 
     Raises InputError when the file does not fit or cannot be had; the network is unchanged then.
     """
@@ -205,8 +207,10 @@ def load_backbone(network: EfficientDet, requested: str) -> None:
     weights = read_state_dict(path)
     if any(key.startswith("backbone_net.") for key in weights):
         raise InputError(f"{path} holds a whole EfficientDet, not a backbone alone: pass it with -w")
+    if EFFDET_MARK in weights:
+        raise InputError(f"{path} holds a whole detector of effdet's: {_CONVERT}, and pass it with -w")
     try:
-        converted = convert_backbone_weights(weights, index)
+        converted = convert_backbone_weights(weights, index, str(path))
     except ValueError as error:
         raise InputError(
             f"{path} does not fit the backbone of D{network.compound_coef}: {error}; "
@@ -245,6 +249,8 @@ def _guess_cause(
         return f"it has {in_file} classes, the project has {network.num_classes}; pass weights trained on this project"
     if weights and all(key.startswith("module.") for key in weights):
         return "its keys begin with 'module.', as DataParallel saves them; save the wrapped module's state dict instead"
+    if EFFDET_MARK in weights:
+        return f"it is a file of effdet's; {_CONVERT}"
     coefs = guess_compound_coefs(weights)
     if coefs and network.compound_coef not in coefs:
         names = " or ".join(f"D{coef}" for coef in coefs)
@@ -294,10 +300,10 @@ class Checkpoints:
         """
         weights = _cpu_tensors(network)
         path = self.folder / f"efficientdet-d{self._coef}_{epoch}_{step}.pth"
-        _save(weights, path)
+        save_tensors(weights, path)
         written = [name for name in self.written if name != path.name] + [path.name]
         kept = written[-self.keep :]
-        _save({**state, "network": weights, "written": kept}, last_path(self.folder, self._coef))
+        save_tensors({**state, "network": weights, "written": kept}, last_path(self.folder, self._coef))
         self.written = kept
         for name in set(written) - set(kept):
             _remove(self.folder / name)
@@ -306,7 +312,7 @@ class Checkpoints:
     def save_best(self, network: nn.Module) -> Path:
         """Write the weights as the best."""
         path = best_path(self.folder, self._coef)
-        _save(_cpu_tensors(network), path)
+        save_tensors(_cpu_tensors(network), path)
         return path
 
 
@@ -333,23 +339,17 @@ def find_last(folder: Path, compound_coef: int) -> Path:
 def load_last(folder: Path, compound_coef: int) -> dict:
     """The training state of the last run in `folder`, as `Checkpoints.save` wrote it."""
     path = find_last(folder, compound_coef)
-    state = _load(path)
+    state = load_tensors(path)
     # The names are those of files to be removed one day.
     name = re.compile(rf"efficientdet-d{compound_coef}_\d+_\d+\.pth")
     if (
         not isinstance(state, dict)
-        or not _is_state_dict(state.get("network"))
+        or not is_state_dict(state.get("network"))
         or not isinstance(written := state.get("written"), list)
         or not all(isinstance(entry, str) and name.fullmatch(entry) for entry in written)
     ):
         raise InputError(f"{path} is no training state of this version: remove it and pass a weights file")
     return state
-
-
-def _is_state_dict(content: object) -> bool:
-    return isinstance(content, dict) and all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
-    )
 
 
 def _remove(path: Path) -> None:
@@ -360,20 +360,3 @@ def _remove(path: Path) -> None:
 
 def _cpu_tensors(network: nn.Module) -> dict[str, Tensor]:
     return {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
-
-
-def _save(content: dict, path: Path) -> None:
-    # Through memory, because torch.save tells of a full disk by a RuntimeError among others.
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    with written_whole(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
-
-
-def _load(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes the unpickler raise nearly anything
-        raise InputError(
-            f"{path} cannot be read as a PyTorch file of tensors: it is damaged, incomplete or something else"
-        ) from error

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from efficientdet.effdet_weights import effdet_name
 from efficientdet.project import Project
 from efficientdet.transforms import Letterbox
 from utils.errors import InputError
@@ -33,7 +34,7 @@ def effdet_network(compound_coef: int, side: int, device: torch.device, bench_ta
         warnings.simplefilter("ignore")  # of its scripted functions, which torch is about to drop
         from effdet import create_model
 
-    name = "tf_efficientdet_d7x" if compound_coef == 8 else f"tf_efficientdet_d{compound_coef}"
+    name = effdet_name(compound_coef)
     model = create_model(
         name, bench_task=bench_task, pretrained=False, pretrained_backbone=False, image_size=(side, side)
     )

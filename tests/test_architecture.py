@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("efficientnet", "efficientdet", "utils")
 SCRIPTS = ("train", "coco_eval", "efficientdet_test", "benchmark")
-COMMANDS = ("efficientdet.check", "efficientdet.convert", "efficientdet.shapes")  # run with `python -m`
+COMMANDS = tuple(f"efficientdet.{name}" for name in ("check", "convert", "convert_weights", "shapes"))  # `python -m`
 NETWORK = tuple(f"efficientdet.{name}" for name in ("config", "boxes", "anchors", "bifpn", "heads", "model"))
 
 

@@ -33,6 +33,7 @@ from efficientdet.checkpoint import (
     published_url,
     read_state_dict,
 )
+from efficientdet.effdet_weights import to_effdet
 from efficientdet.model import EfficientDet
 from utils.errors import InputError
 
@@ -130,6 +131,12 @@ def test_other_number_of_anchors_is_told(weights_file, new_class_header):
 def test_keys_of_dataparallel_are_recognised(tmp_path, two_classes):
     path = save(tmp_path / "wrapped.pth", {f"module.{key}": value for key, value in two_classes.items()})
     with pytest.raises(InputError, match=r"wrapped\.pth.*'module\.'"):
+        load_weights(EfficientDet(0, 2), path)
+
+
+def test_file_of_effdets_is_recognised(tmp_path, two_classes):
+    path = save(tmp_path / "theirs.pth", to_effdet(two_classes, 0))
+    with pytest.raises(InputError, match=r"theirs\.pth.*effdet's; convert it with .*efficientdet\.convert_weights"):
         load_weights(EfficientDet(0, 2), path)
 
 

@@ -1,4 +1,4 @@
-"""ImageNet weights for the backbone: both families of files, what differs in them, and files that do not fit."""
+"""ImageNet weights for the backbone: three families of files, what differs in them, and files that do not fit."""
 
 import hashlib
 import re
@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from efficientdet import checkpoint
 from efficientdet.checkpoint import load_backbone
-from efficientdet.model import EfficientDet
+from efficientdet.model import EfficientDet, initialize
 from efficientnet.model import EfficientNet
 from efficientnet.pretrained import convert_backbone_weights
 from utils.errors import InputError
 
 INDICES = range(8)
+LARGE_ONES_SLOW = [*range(5), *(pytest.param(index, marks=pytest.mark.slow) for index in range(5, 8))]
+FAMILIES = ("EfficientNet-PyTorch", "torchvision", "timm tf_efficientnet", "timm efficientnet")
 DETECTORS = {0: 0, 1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 6, 7: 6, 8: 7}  # coefficient: backbone
 RELEASE = "https://github.com/lukemelas/EfficientNet-PyTorch/releases/download/1.0"
 FILES = (
@@ -48,7 +50,14 @@ def on_meta_device(family: str, index: int) -> dict[str, Tensor]:
     with torch.device("meta"):
         if family == "torchvision":
             return getattr(torchvision.models, f"efficientnet_b{index}")(weights=None).state_dict()
+        if family.startswith("timm"):
+            return pytest.importorskip("timm").create_model(f"{family.removeprefix('timm ')}_b{index}").state_dict()
         return as_efficientnet_pytorch(EfficientNet(index).state_dict())
+
+
+def convert(family: str, weights: dict[str, Tensor], index: int) -> dict[str, Tensor]:
+    """Of a file that is named as the family does it."""
+    return convert_backbone_weights(weights, index, f"weights/{family.removeprefix('timm ')}_b{index}.pth")
 
 
 def randomize(network: nn.Module) -> nn.Module:
@@ -97,27 +106,45 @@ def pad_as_same(network: nn.Module) -> nn.Module:
     return network
 
 
-def converted_network(network: nn.Module, index: int) -> EfficientNet:
+def timm_network(name: str) -> nn.Module:
+    """It gives P3, P4 and P5."""
+    torch.manual_seed(0)
+    network = pytest.importorskip("timm").create_model(name, features_only=True, out_indices=(2, 3, 4))
+    initialize(network)
+    randomize(network)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.data /= 3  # else the activations would grow from block to block
+    return network.double().eval()
+
+
+def converted_network(network: nn.Module, index: int, path: str = "") -> EfficientNet:
     backbone = EfficientNet(index).double()
-    backbone.load_state_dict(convert_backbone_weights(network.state_dict(), index), strict=True)
+    backbone.load_state_dict(convert_backbone_weights(network.state_dict(), index, path), strict=True)
     return backbone.eval()
+
+
+def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
+    assert min(feature.std() for feature in expected) > 0.1
+    torch.testing.assert_close(found, list(expected), rtol=1e-10, atol=1e-10)
 
 
 # What fits.
 
 
-@pytest.mark.parametrize("family", ["EfficientNet-PyTorch", "torchvision"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("index", INDICES)
 def test_every_entry_comes_from_its_counterpart(family, index):
     weights = on_meta_device(family, index)
     with torch.device("meta"):
         ours = EfficientNet(index).state_dict()
-    converted = convert_backbone_weights(weights, index)
+    converted = convert(family, weights, index)
     assert converted.keys() == ours.keys()
-    # All three networks define their layers in the order in which an image passes them; the head comes last.
+    # All networks define their layers in the order in which an image passes them; the head comes last.
+    has_other_eps = family == "timm efficientnet" or (family == "torchvision" and index < 5)
     for (key, value), source in zip(ours.items(), weights):
         assert converted[key].shape == value.shape
-        rescaled = family == "torchvision" and index < 5 and re.search(r"_bn\d\.weight$", key)
+        rescaled = has_other_eps and re.search(r"_bn\d\.weight$", key)
         assert (converted[key] is weights[source]) != bool(rescaled), (key, source)
 
 
@@ -128,27 +155,76 @@ def test_efficientnet_pytorch_is_taken_as_it_is():
     assert all(torch.equal(value, numbers(0)[key]) for key, value in backbone.state_dict().items())
 
 
-@pytest.mark.parametrize("index", [0, 2, 5])
-def test_features_are_those_of_torchvision_where_both_pad_alike(index):
-    network = torchvision_network(index)
-    images = torch.randn(1, 3, 65, 33, dtype=torch.float64)  # odd all the way down: 33, 17, 9, 5, 3
+@pytest.mark.parametrize("index", LARGE_ONES_SLOW)
+def test_features_are_those_of_efficientnet_pytorch(index):
+    package = pytest.importorskip("efficientnet_pytorch")
+    torch.manual_seed(index)
+    network = package.EfficientNet.from_name(f"efficientnet-b{index}", image_size=None)  # padding by the input's size
+    network = randomize(network).double().eval()
+    images = torch.randn(1, 3, 64, 96, dtype=torch.float64)
     with torch.no_grad():
-        features = converted_network(network, index)(images)
-        expected = torchvision_features(network, images)
-    assert min(feature.std() for feature in expected) > 0.1
-    torch.testing.assert_close(features, expected, rtol=1e-10, atol=1e-10)
+        expected = network.extract_endpoints(images)
+        assert_same(converted_network(network, index)(images), [expected[f"reduction_{level}"] for level in (3, 4, 5)])
 
 
-@pytest.mark.parametrize("index", [0, 5])
-def test_padding_alone_sets_them_apart_on_even_sides(index):
-    network = torchvision_network(index)
+@pytest.mark.parametrize("index", LARGE_ONES_SLOW)
+def test_features_are_those_of_timms_tf_efficientnet(index):
+    network = timm_network(f"tf_efficientnet_b{index}")
     images = torch.randn(1, 3, 64, 32, dtype=torch.float64)
     with torch.no_grad():
-        features = converted_network(network, index)(images)
-        as_published = torchvision_features(network, images)
-        expected = torchvision_features(pad_as_same(network), images)
-    torch.testing.assert_close(features, expected, rtol=1e-10, atol=1e-10)
-    assert all((feature - other).abs().max() > 0.1 for feature, other in zip(features, as_published))
+        assert_same(converted_network(network, index, f"tf_efficientnet_b{index}.pth")(images), network(images))
+
+
+@pytest.mark.parametrize("index", LARGE_ONES_SLOW)
+@pytest.mark.parametrize("family", ["torchvision", "timm"])
+def test_features_are_those_of_others_where_both_pad_alike(family, index):
+    images = torch.randn(1, 3, 65, 33, dtype=torch.float64)  # odd all the way down: 33, 17, 9, 5, 3
+    with torch.no_grad():
+        if family == "timm":
+            network = timm_network(f"efficientnet_b{index}")
+            expected = network(images)
+        else:
+            network = torchvision_network(index)
+            expected = torchvision_features(network, images)
+        assert_same(converted_network(network, index, f"efficientnet_b{index}.pth")(images), expected)
+
+
+@pytest.mark.parametrize(("family", "index"), [("torchvision", 0), ("torchvision", 5), ("timm", 0)])
+def test_padding_alone_sets_them_apart_on_even_sides(family, index):
+    is_timm = family == "timm"
+    network = timm_network(f"efficientnet_b{index}") if is_timm else torchvision_network(index)
+    images = torch.randn(1, 3, 64, 32, dtype=torch.float64)
+    with torch.no_grad():
+        found = converted_network(network, index, f"efficientnet_b{index}.pth")(images)
+        as_published = network(images) if is_timm else torchvision_features(network, images)
+        pad_as_same(network)
+        assert_same(found, network(images) if is_timm else torchvision_features(network, images))
+    assert all((feature - other).abs().max() > 0.1 for feature, other in zip(found, as_published))
+
+
+@pytest.mark.parametrize(
+    ("path", "scale"),
+    [
+        ("tf_efficientnet_b0_ns-c0e6a31c.pth", 3.0),
+        ("efficientnet_b0_ra-3dd342df.pth", 3.0 * 1.4071950894605838),
+        ("hub/models--timm--tf_efficientnet_b0.aa_in1k/model.safetensors", 3.0),
+        ("efficientnet_b0/like/tf_efficientnet_b0.pth", 3.0),  # the last name counts
+        ("tf_efficientnet_b0/like/efficientnet_b0.pth", 3.0 * 1.4071950894605838),
+    ],
+)
+def test_path_tells_timms_networks_apart(path, scale):
+    weights = {
+        key: torch.full_like(value, 0.001 if key.endswith("running_var") else 3.0, device="cpu")
+        for key, value in on_meta_device("timm efficientnet", 0).items()
+    }
+    converted = convert_backbone_weights(weights, 0, path)["_blocks.1._bn2.weight"]
+    torch.testing.assert_close(converted, torch.full_like(converted, scale))
+
+
+def test_path_that_does_not_tell_timms_networks_apart_is_refused():
+    weights = on_meta_device("timm efficientnet", 0)
+    with pytest.raises(ValueError, match="tf_efficientnet_b0 or efficientnet_b0, .* rename the file or its folder"):
+        convert_backbone_weights(weights, 0, "efficientnet/model.safetensors")
 
 
 @pytest.mark.parametrize(("index", "ratio"), [(0, 1.4071950894605838), (4, 1.4071950894605838), (5, 1.0), (7, 1.0)])
@@ -166,15 +242,15 @@ def test_scale_makes_up_for_epsilon(index, ratio):
     assert all((value == (0.001 if key.endswith("running_var") else 3)).all() for key, value in weights.items())
 
 
-@pytest.mark.parametrize("family", ["EfficientNet-PyTorch", "torchvision"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_head_and_counters_may_be_missing(family):
-    head = ("_conv_head.", "_bn1.", "_fc.", "features.8.", "classifier.")
+    head = ("_conv_head.", "_bn1.", "_fc.", "features.8.", "conv_head.", "bn2.", "classifier.")
     weights = {
         key: value
         for key, value in on_meta_device(family, 1).items()
         if not key.startswith(head) and not key.endswith("num_batches_tracked")
     }
-    converted = convert_backbone_weights(weights, 1)
+    converted = convert(family, weights, 1)
     assert converted["_bn0.num_batches_tracked"] == 0
     with torch.device("meta"):
         assert converted.keys() == EfficientNet(1).state_dict().keys()
@@ -198,7 +274,7 @@ def test_other_networks_are_no_efficientnet(name):
         convert_backbone_weights(weights, 0)
 
 
-@pytest.mark.parametrize("family", ["EfficientNet-PyTorch", "torchvision"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("index", INDICES)
 def test_other_coefficient_is_recognised(family, index):
     for needed in {(index + 1) % 8, (index + 7) % 8}:
@@ -213,6 +289,8 @@ def test_other_coefficient_is_recognised(family, index):
         ("EfficientNet-PyTorch", "_blocks.15._bn2.bias"),  # of the last block, by which coefficients are told
         ("torchvision", "features.3.0.block.1.0.weight"),
         ("torchvision", "features.7.0.block.3.1.bias"),
+        ("timm tf_efficientnet", "blocks.2.0.conv_pwl.weight"),
+        ("timm tf_efficientnet", "blocks.6.0.bn3.bias"),
     ],
 )
 def test_missing_and_misshapen_entries_are_named(family, key):
@@ -220,20 +298,24 @@ def test_missing_and_misshapen_entries_are_named(family, key):
     shape = tuple(weights[key].shape)
     weights[key] = torch.empty(7, device="meta")
     with pytest.raises(ValueError, match=re.escape(f"{key} is shaped (7,), not {shape}")):
-        convert_backbone_weights(weights, 0)
+        convert(family, weights, 0)
     del weights[key]
     with pytest.raises(ValueError, match=re.escape(f"lacks {key} of EfficientNet B0")):
-        convert_backbone_weights(weights, 0)
+        convert(family, weights, 0)
 
 
 @pytest.mark.parametrize(
     ("family", "key"),
-    [("EfficientNet-PyTorch", "_blocks.16._bn1.bias"), ("torchvision", "features.7.1.block.0.0.weight")],
+    [
+        ("EfficientNet-PyTorch", "_blocks.16._bn1.bias"),
+        ("torchvision", "features.7.1.block.0.0.weight"),
+        ("timm tf_efficientnet", "blocks.6.1.conv_pw.weight"),
+    ],
 )
 def test_entry_too_many_is_named(family, key):
     weights = on_meta_device(family, 0) | {key: torch.empty(3)}
     with pytest.raises(ValueError, match=re.escape(f"it has {key}, which EfficientNet B0 has not")):
-        convert_backbone_weights(weights, 0)
+        convert(family, weights, 0)
 
 
 # From files.
@@ -276,6 +358,21 @@ def test_file_of_torchvision_is_loaded(tmp_path):
         torch.testing.assert_close(features, torchvision_features(torchvision_b0, images), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["tf_efficientnet_b0.pth", "tf_efficientnet_b0/model.safetensors"])
+def test_files_of_timm_are_loaded(tmp_path, name):
+    timm_b0 = timm_network("tf_efficientnet_b0").float()
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    if path.suffix == ".safetensors":
+        pytest.importorskip("safetensors.torch").save_file(timm_b0.state_dict(), path)
+    else:
+        torch.save(timm_b0.state_dict(), path)
+    network = EfficientDet(0, 2)
+    load_backbone(network, str(path))
+    for ours, theirs in zip(network.backbone_net["model"].state_dict().values(), timm_b0.state_dict().values()):
+        assert torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -289,9 +386,13 @@ def test_file_of_torchvision_is_loaded(tmp_path):
             lambda: {"backbone_net.model._bn0.bias": torch.ones(32)},
             r"file\.pth holds a whole EfficientDet.* pass it with -w",
         ),
+        (
+            lambda: {"box_net.predict.conv_pw.bias": torch.ones(36), "backbone.conv_stem.weight": torch.ones(1)},
+            r"file\.pth holds a whole detector of effdet's: .*convert_weights, and pass it with -w",
+        ),
         (lambda: {"state_dict": {}}, r"file\.pth does not hold a plain state dict"),
     ],
-    ids=["empty", "bare keys of ours", "other coefficient", "detector", "nested"],
+    ids=["empty", "bare keys of ours", "other coefficient", "detector", "effdet's detector", "nested"],
 )
 def test_file_that_does_not_fit_is_told_and_leaves_the_network_as_it_was(tmp_path, make, message):
     torch.save(make(), tmp_path / "file.pth")
