@@ -58,6 +58,7 @@ def write_exported(network: EfficientDet, metadata: Metadata, export_format: str
 
 def _write_onnx(network: EfficientDet, metadata: Metadata, path: Path) -> None:
     deployable = make_deployable(network, metadata, own_suppression=True)
+    deployable.to(memory_format=torch.contiguous_format)  # channels-last weights give a graph of needless reshapes
     program = torch.onnx.export(
         deployable,
         (_example(metadata),),
@@ -113,7 +114,7 @@ def _write_openvino(network: EfficientDet, metadata: Metadata, path: Path) -> No
     with tempfile.TemporaryDirectory() as folder:
         onnx_path = Path(folder) / "model.onnx"
         _write_onnx(network, replace(metadata, precision="float32"), onnx_path)
-        model = openvino.Core().read_model(onnx_path)
+        model = openvino.convert_model(onnx_path)  # read_model would leave out some fusions
         for name, text in metadata.to_texts().items():
             model.set_rt_info(text, [RT_INFO, name])
         openvino.save_model(model, path, compress_to_fp16=metadata.precision == "float16")

@@ -1,0 +1,66 @@
+"""Networks to export in tests, and what the files say of themselves."""
+
+from dataclasses import replace
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from efficientdet.config import model_config
+from efficientdet.deployable import Suppression
+from efficientdet.exported import Metadata
+from efficientdet.model import EfficientDet
+from efficientdet.project import Project, load_project
+from efficientdet.random_inputs import realistic_weights
+
+CPU = torch.device("cpu")
+SUPPRESSION = Suppression(score_threshold=0.05, iou_threshold=0.5, max_detections=100)
+CLASS_NAMES = ("disc", "square", "Größe")
+
+
+@cache
+def small_project() -> Project:
+    return replace(load_project("coco"), class_names=CLASS_NAMES)
+
+
+@cache
+def realistic_network(compound_coef: int = 0) -> EfficientDet:
+    """Random weights that find a thousand candidates in a picture. The network is shared: not to be changed."""
+    network = EfficientDet(compound_coef, len(CLASS_NAMES))
+    side = model_config(compound_coef).size_divisor
+    network.load_state_dict(realistic_weights(compound_coef, side, small_project(), CPU))
+    return network.eval()
+
+
+def describe(compound_coef: int = 0, **changes: object) -> Metadata:
+    """Of the smallest input, raw outputs, float32, normalised inside, unless `changes` say otherwise."""
+    config, project = model_config(compound_coef), small_project()
+    metadata = Metadata(
+        compound_coef=compound_coef,
+        class_names=project.class_names,
+        mean=project.mean,
+        std=project.std,
+        normalization="inside",
+        image_size=(config.size_divisor, config.size_divisor),
+        dynamic=False,
+        size_divisor=config.size_divisor,
+        padding=(124, 116, 104),
+        precision="float32",
+        suppression=None,
+        pyramid_levels=config.pyramid_levels,
+        anchor_scale=config.anchor_scale,
+        anchor_scales=project.anchor_scales,
+        anchor_ratios=project.anchor_ratios,
+    )
+    return replace(metadata, **changes)
+
+
+def images(metadata: Metadata, number: int = 1, height: int | None = None, width: int | None = None) -> Tensor:
+    """Smooth noise (N, 3, H, W), as the file takes it; of its own size by default."""
+    height, width = height or metadata.image_size[0], width or metadata.image_size[1]
+    coarse = torch.rand(number, 3, height // 16, width // 16, generator=torch.Generator().manual_seed(0))
+    pixels = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear")
+    if metadata.normalization == "inside":
+        return (255 * pixels).to(torch.uint8)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (metadata.mean, metadata.std))
+    return (pixels - mean) / std

@@ -1,0 +1,76 @@
+"""Each format's file computes, in its own engine, what PyTorch computes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from exports import CPU, SUPPRESSION, describe, images, realistic_network
+
+from efficientdet.export_formats import check_packages, write_exported
+from efficientdet.export_proof import prove
+from efficientdet.exported import FORMATS, ExportedModel, Metadata
+from utils.errors import InputError
+
+for needed in ("onnx", "onnxscript", "onnxruntime", "openvino"):
+    pytest.importorskip(needed)
+
+
+def exported(folder: Path, export_format: str, metadata: Metadata) -> ExportedModel:
+    path = folder / f"model{FORMATS[export_format]}"
+    write_exported(realistic_network(metadata.compound_coef), metadata, export_format, path)
+    return ExportedModel(path, CPU)
+
+
+def assert_proven(model: ExportedModel, *sizes: tuple[int, int]) -> None:
+    """On images of the model's own size, and of `sizes`."""
+    assert model.metadata.to_texts() == describe_again(model).to_texts()
+    inputs = [images(model.metadata, 1, *size) for size in (model.metadata.image_size, *sizes)]
+    proof = prove(model, realistic_network(model.compound_coef), inputs)
+    assert proof.first_failure is None, proof
+    assert proof.matches.matched > 20 * len(inputs)
+
+
+def describe_again(model: ExportedModel) -> Metadata:
+    return Metadata.from_texts(model.metadata.to_texts(), model.path)
+
+
+def test_packages_that_are_missing(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name.startswith("onnx") else object())
+    with pytest.raises(InputError, match="--format onnx needs onnx and onnxscript and onnxruntime: pip install onnx"):
+        check_packages("onnx")
+    check_packages("pt2")
+
+
+@pytest.mark.parametrize(
+    ("export_format", "changes"),
+    [
+        ("onnx", {}),
+        ("onnx", {"precision": "float16", "normalization": "outside"}),
+        ("onnx", {"suppression": SUPPRESSION, "precision": "float16"}),
+        ("openvino", {"precision": "float16"}),
+        ("openvino", {"suppression": SUPPRESSION, "normalization": "outside"}),
+        ("torchscript", {"normalization": "outside"}),
+        ("torchscript", {"suppression": SUPPRESSION, "precision": "float16"}),
+        ("pt2", {"precision": "float16"}),
+        ("pt2", {"suppression": SUPPRESSION, "normalization": "outside"}),
+    ],
+)
+def test_d0(tmp_path, export_format, changes):
+    model = exported(tmp_path, export_format, describe(**changes))
+    assert_proven(model)
+    three = images(model.metadata, 3)
+    together, one_by_one = model(three), [model(image[None]) for image in three]
+    for name, batch, *singles in zip("abcd", together, *one_by_one):
+        expected = singles[0] if batch.ndim == 2 and batch.shape[1] == 4 else torch.cat(singles)  # anchors: no batch
+        assert (batch - expected).abs().max() <= 0.1 * expected.float().std(), name
+
+
+@pytest.mark.parametrize("export_format", ["onnx", "openvino"])
+def test_any_height_and_width(tmp_path, export_format):
+    model = exported(tmp_path, export_format, describe(dynamic=True, suppression=SUPPRESSION))
+    assert_proven(model, (256, 128), (128, 384))
+
+
+@pytest.mark.parametrize("compound_coef", [pytest.param(n, marks=pytest.mark.slow) for n in range(1, 9)])
+def test_every_coefficient(tmp_path, compound_coef):
+    assert_proven(exported(tmp_path, "onnx", describe(compound_coef, suppression=SUPPRESSION)))
