@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,10 @@ class EfficientDet(nn.Module):
 
     Raises ValueError for arguments that make no network.
     """
+
+    if TYPE_CHECKING:  # which knows no more of a module than that it can be called
+
+        def __call__(self, images: Tensor) -> Outputs: ...
 
     def __init__(
         self,

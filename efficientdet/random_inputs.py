@@ -38,7 +38,7 @@ def realistic_weights(compound_coef: int, side: int, project: Project, device: t
     logits = network.eval()(image).class_logits[0].amax(dim=-1)
     least = logits.sort(descending=True).values[CANDIDATES]
     threshold = math.log(EVALUATION_SCORE_THRESHOLD / (1 - EVALUATION_SCORE_THRESHOLD))
-    network.classifier.header.pointwise_conv.conv.bias += threshold - least
+    network.classifier.header.get_parameter("pointwise_conv.conv.bias").add_(threshold - least)
     return {key: tensor.cpu() for key, tensor in network.state_dict().items()}
 
 
