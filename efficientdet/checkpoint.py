@@ -161,8 +161,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return content
 
 
-def load_weights(network: EfficientDet, path: Path, new_class_header: bool = False) -> bool:
+def load_weights(network: EfficientDet, path: Path | str, new_class_header: bool = False) -> bool:
     """Load a weights file into `network`, as `fit_weights` does."""
+    path = Path(path)
     return fit_weights(network, read_state_dict(path), path, new_class_header)
 
 

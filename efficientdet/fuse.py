@@ -23,6 +23,7 @@ def fuse_for_inference(network: EfficientDet, device: torch.device) -> Efficient
     Fusion weights become numbers. The copy is channels-last in memory, keeps no gradients, and overwrites activations
     in place. Its state dict is not the published one any more.
     """
+    # Modules take the places of others of another type from here on: hence Any.
     fused: Any = copy.deepcopy(network).eval().requires_grad_(False)
     for module in list(fused.modules()):
         match module:

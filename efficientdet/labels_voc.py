@@ -204,6 +204,7 @@ def _read_object(xml_file: Path, element: Element, zero_based: bool, is_crowd: b
 
 
 def _line(element: Element) -> int:
+    """Where in its file the element begins; `_parse` has noted it."""
     return int(element.attrib["line"])
 
 

@@ -14,8 +14,7 @@ MIN_BOX_SIDE = 1  # pixels of the picture
 MIN_VISIBLE = 0.2
 _HUGE = 2**27  # values of a picture, above which four bytes for each are too many
 
-
-Boxes = TypeVar("Boxes", np.ndarray, Tensor)
+ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray, Tensor)
 
 
 class Target(NamedTuple):
@@ -85,15 +84,15 @@ class Letterbox:
         normalized = resized.sub_(mean_255).div_(std_255)
         return F.pad(normalized, (0, self.canvas[1] - self.resized[1], 0, self.canvas[0] - self.resized[0]))
 
-    def boxes_to_canvas(self, boxes_xyxy: Boxes) -> Boxes:
+    def boxes_to_canvas(self, boxes_xyxy: ArrayOrTensor) -> ArrayOrTensor:
         """Boxes (..., 4) of the picture, as an array or tensor, in pixels of the canvas."""
         return boxes_xyxy * self._factors(boxes_xyxy)
 
-    def boxes_to_picture(self, boxes_xyxy: Boxes) -> Boxes:
+    def boxes_to_picture(self, boxes_xyxy: ArrayOrTensor) -> ArrayOrTensor:
         """Boxes (..., 4) of the canvas, as an array or tensor, in pixels of the picture."""
         return boxes_xyxy / self._factors(boxes_xyxy)
 
-    def _factors(self, like: Boxes) -> Boxes:
+    def _factors(self, like: ArrayOrTensor) -> ArrayOrTensor:
         x, y = self.resized[1] / self.picture[1], self.resized[0] / self.picture[0]
         factors = [x, y, x, y]
         return like.new_tensor(factors) if isinstance(like, Tensor) else np.asarray(factors, like.dtype)
