@@ -189,9 +189,9 @@ def print_proof(proof: Proof, num_pictures: int) -> None:
     for difference in proof.differences:
         print(f"  {difference.name:<38} {difference.largest:>18.1e} {difference.allowed:>12.1e}")
     matches = proof.matches
-    print(f"  detections: {matches.matched} match, {matches.unmatched} do not")
-    if not matches.matched:
-        print("  (nothing was detected: the detections prove nothing; name other --pictures)")
+    print(f"  {matches.pairs} detections match; of {matches.clear} clear ones {matches.unmatched} do not")
+    if not matches.pairs:
+        print("  (nothing was detected, so the detections prove nothing: name other --pictures)")
 
 
 if __name__ == "__main__":

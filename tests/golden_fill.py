@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from efficientdet.model import EfficientDet
+
 GOLDEN = Path(__file__).parent / "golden"
 
 
@@ -60,6 +62,19 @@ def fill(network: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Module:
     state = {key: tensor(key, value.shape) for key, value in network.state_dict().items()}
     network.load_state_dict(state, strict=True, assign=True)
     return network
+
+
+def network_with_statistics(compound_coef: int) -> EfficientDet:
+    """A float64 network of three classes whose batch norms have statistics and scales that a fold can get wrong."""
+    with torch.device("meta"):
+        model = EfficientDet(compound_coef, num_classes=3)
+    fill(model).eval()
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2, generator=generator)
+            module.running_var.uniform_(0.3, 1.5, generator=generator)
+    return model
 
 
 def _generator(name: str) -> np.random.Generator:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from exports import SUPPRESSION, describe, images, realistic_network
+from exports import SUPPRESSION, describe, images, network_that_finds
 
 from efficientdet.deployable import Suppression, opaque_surviving_scores, surviving_scores
 from efficientdet.export_formats import make_deployable
@@ -38,8 +38,8 @@ def test_raw_outputs_are_the_networks():
     metadata = describe(normalization="outside")
     batch = images(metadata, 2)
     with torch.no_grad():
-        expected = realistic_network()(batch)
-        class_logits, box_deltas, anchors = make_deployable(realistic_network(), metadata)(batch)
+        expected = network_that_finds()(batch)
+        class_logits, box_deltas, anchors = make_deployable(network_that_finds(), metadata)(batch)
     assert (class_logits - expected.class_logits).abs().max() < 1e-4 * expected.class_logits.std()
     assert (box_deltas - expected.box_deltas).abs().max() < 1e-4 * expected.box_deltas.std()
     assert torch.equal(anchors, expected.anchors)
@@ -49,8 +49,8 @@ def test_normalisation_inside_equals_that_outside():
     pixels = images(describe(), 1)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (describe().mean, describe().std))
     with torch.no_grad():
-        inside = make_deployable(realistic_network(), describe())(pixels.permute(0, 2, 3, 1))
-        outside = make_deployable(realistic_network(), describe(normalization="outside"))((pixels / 255 - mean) / std)
+        inside = make_deployable(network_that_finds(), describe())(pixels.permute(0, 2, 3, 1))
+        outside = make_deployable(network_that_finds(), describe(normalization="outside"))((pixels / 255 - mean) / std)
     for one, other in zip(inside, outside):
         assert (one - other).abs().max() <= 1e-4 * other.std()
 
@@ -60,8 +60,8 @@ def test_detections_are_those_of_the_postprocessor(dynamic):
     metadata = describe(normalization="outside", suppression=SUPPRESSION, dynamic=dynamic)
     batch = images(metadata, 3)
     with torch.no_grad():
-        raw = make_deployable(realistic_network(), describe(normalization="outside"))(batch)
-        boxes, scores, classes, count = make_deployable(realistic_network(), metadata)(batch)
+        raw = make_deployable(network_that_finds(), describe(normalization="outside"))(batch)
+        boxes, scores, classes, count = make_deployable(network_that_finds(), metadata)(batch)
     expected = postprocess(raw, *metadata.image_size, 0.05, 0.5)
     for n, found in enumerate(expected):
         kept = min(100, len(found))
@@ -74,13 +74,13 @@ def test_detections_are_those_of_the_postprocessor(dynamic):
 def test_beyond_the_count_all_is_zero():
     metadata = describe(suppression=Suppression(score_threshold=0.9999, iou_threshold=0.5, max_detections=7))
     with torch.no_grad():
-        outputs = make_deployable(realistic_network(), metadata)(images(metadata).permute(0, 2, 3, 1))
+        outputs = make_deployable(network_that_finds(), metadata)(images(metadata).permute(0, 2, 3, 1))
     boxes, scores, classes, count = outputs
     assert (boxes.shape, scores.shape, classes.shape) == ((1, 7, 4), (1, 7), (1, 7))
     assert count.tolist() == [0] and not any(values.any() for values in outputs)
 
 
 def test_sizes_that_do_not_fit_are_refused():
-    deployable = make_deployable(realistic_network(), describe(dynamic=True))
+    deployable = make_deployable(network_that_finds(), describe(dynamic=True))
     with pytest.raises(ValueError, match="multiples of 128"):
         deployable(torch.zeros(1, 128, 100, 3, dtype=torch.uint8))

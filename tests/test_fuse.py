@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from golden_fill import fill, normal_array
+from golden_fill import network_with_statistics, normal_array
 from torch import Tensor, nn
 
 from efficientdet.fuse import fuse_for_inference
@@ -11,26 +11,13 @@ from efficientdet.model import EfficientDet
 CPU = torch.device("cpu")
 
 
-def network(compound_coef: int) -> EfficientDet:
-    """A float64 network whose batch norms have statistics and scales that a fold can get wrong."""
-    with torch.device("meta"):
-        model = EfficientDet(compound_coef, num_classes=3)
-    fill(model).eval()
-    generator = torch.Generator().manual_seed(0)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.2, generator=generator)
-            module.running_var.uniform_(0.3, 1.5, generator=generator)
-    return model
-
-
 def images(*shape: int) -> Tensor:
     return torch.from_numpy(normal_array("batch", shape)).double()
 
 
 @pytest.fixture(scope="module")
 def d0() -> EfficientDet:
-    return network(0)
+    return network_with_statistics(0)
 
 
 def assert_same_outputs(plain: EfficientDet, fused: nn.Module, batch: Tensor) -> None:
@@ -52,13 +39,13 @@ def assert_same_outputs(plain: EfficientDet, fused: nn.Module, batch: Tensor) ->
     ],
 )
 def test_fused_equals_plain(compound_coef, size):
-    plain = network(compound_coef)
+    plain = network_with_statistics(compound_coef)
     assert_same_outputs(plain, fuse_for_inference(plain, CPU), images(1, 3, size, size))
 
 
 @pytest.mark.parametrize("compound_coef", [*range(5), *(pytest.param(n, marks=pytest.mark.slow) for n in range(5, 9))])
 def test_fused_equals_plain_in_float32(compound_coef):
-    plain = network(compound_coef).float()
+    plain = network_with_statistics(compound_coef).float()
     side = plain.config.size_divisor
     batch = images(1, 3, side, side).float()
     with torch.no_grad():
@@ -75,7 +62,7 @@ def test_fused_equals_plain_on_a_rectangular_batch(d0):
 
 
 def test_the_original_stays_as_it_was():
-    plain = network(0).train()
+    plain = network_with_statistics(0).train()
     before = {key: value.clone() for key, value in plain.state_dict().items()}
     fused = fuse_for_inference(plain, CPU)
     with torch.no_grad():
