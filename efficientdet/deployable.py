@@ -69,7 +69,8 @@ class Deployable(nn.Module):
         (N, D) int64, indices; count (N,) int64. Beyond an image's count the rest of its row is zero.
         """
         if self.takes_pixels:
-            images = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
+            images = images.permute(0, 3, 1, 2).float().contiguous()  # else the export writes strides into the graph
+            images = (images - self.mean) / self.std
         pyramid = self.network.features(images)
         class_logits, box_deltas = self.network.classifier(pyramid).float(), self.network.regressor(pyramid).float()
         height, width = images.shape[-2:]

@@ -5,6 +5,7 @@
   python -m efficientdet.export -p my_project -c 2 -w best --format onnx torchscript pt2 openvino
   python -m efficientdet.export -p my_project -c 2 -w best --nms --dynamic      any height and width
   python -m efficientdet.export -p my_project -c 2 -w best --format openvino --half
+  python -m efficientdet.export -p my_project -c 2 -w best --format openvino --int8
 
 Formats: onnx for ONNX Runtime and most others; openvino (two files, .xml and .bin) for Intel's; pt2 is torch.export's
 and torchscript its predecessor's, both for PyTorch without this project.
@@ -20,7 +21,8 @@ than the tolerance, the command fails and no file is written.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -29,19 +31,25 @@ from torch import Tensor
 
 from efficientdet.bundled import SHAPES_PICTURES
 from efficientdet.checkpoint import chosen_weights, find_weights, load_weights
+from efficientdet.dataset import CocoDataset
 from efficientdet.deployable import Suppression
 from efficientdet.detector import DetectionOptions, Detector
-from efficientdet.evaluate import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
+from efficientdet.evaluate import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD, score
 from efficientdet.export_formats import check_packages, write_exported
-from efficientdet.export_proof import Proof, prove, time_both
+from efficientdet.export_proof import Proof, prove, time_in_turns
 from efficientdet.exported import FORMATS, ExportedModel, Metadata
+from efficientdet.inference import Stopwatch, detect_dataset
 from efficientdet.model import EfficientDet
 from efficientdet.project import Project, load_project
+from efficientdet.quantization import CALIBRATION_PICTURES, quantize
+from efficientdet.quantization import PACKAGES as QUANTIZATION_PACKAGES
+from efficientdet.shapes import draw_if_absent
 from efficientdet.sources import Failure, Frame, list_sources, load, open_sources
-from utils.cli import fraction, image_size, non_negative_int, positive_int
+from utils.cli import default_workers, fraction, image_size, non_negative_int, positive_int
 from utils.errors import InputError, exit_on_input_error
 from utils.files import make_writable_folder, written_whole
 from utils.memory import keep_freed_memory
+from utils.packages import require_packages
 
 _CPU = torch.device("cpu")
 
@@ -62,6 +70,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     add("--dynamic", action="store_true", help="any height and width the pyramid can take (onnx, openvino)")
     add("--normalization", choices=("inside", "outside"), default="inside", help="see above (default: inside)")
     add("--half", action="store_true", help="weights in float16: half the size")
+    add("--int8", action="store_true", help="8-bit integers for CPUs, calibrated on the training pictures (openvino)")
     add = parser.add_argument_group("what counts as found").add_argument
     add("--nms", action="store_true", help="choose the detections in the graph")
     add("--score_threshold", type=fraction, default=EVALUATION_SCORE_THRESHOLD, help="with --nms (%(default)s)")
@@ -71,6 +80,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     add("--pictures", metavar="SOURCE", help="picture, folder or pattern (default: the project's validation set)")
     add("--num_pictures", type=positive_int, default=8, help="how many of them (default: 8)")
     add("--data_path", type=Path, default=Path("datasets"), help="folder of the projects' data (default: datasets/)")
+    add("--max_ap_loss", type=fraction, default=0.01, help="that --int8 may cost on the validation set (%(default)s)")
     add("--runs", type=non_negative_int, default=10, help="passes to measure the speed, 0 for none (default: 10)")
     return parser.parse_args(args)
 
@@ -88,22 +98,27 @@ def main(args: argparse.Namespace) -> None:
         path = args.output or weights.with_suffix(FORMATS[export_format])
         make_writable_folder(path.parent)
         with TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
-            unproven = Path(folder) / path.name
+            files = [Path(folder) / path.name]
             print(f"D{args.compound_coef} from {weights} as {export_format} ...", flush=True)
-            write_exported(network, metadata, export_format, unproven)
-            prove_and_tell(args, unproven, network, project, frames)
-            for file in sorted(Path(folder).iterdir()):  # OpenVINO's weights before what names them
+            write_exported(network, metadata, export_format, files[0])
+            inputs = prove_and_tell(files[0], network, project, frames)
+            if args.int8:
+                files.append(quantize_and_tell(args, files[0], project))
+            if args.runs:
+                speeds = time_in_turns(files, network, inputs[0], args.runs)
+                texts = [f"{name} {1000 * seconds:.1f} ms" for name, seconds in speeds]
+                print(f"  a picture: {', '.join(texts)} (batch 1, {torch.get_num_threads()} threads, {args.runs} runs)")
+            results = sorted(files[-1].parent.glob(f"{path.stem}.*"))  # OpenVINO's weights before what names them
+            print(f"  -> {path} ({sum(file.stat().st_size for file in results) / 1e6:.1f} MB)")
+            for file in results:
                 with written_whole(path.with_suffix(file.suffix)) as temporary:
                     file.replace(temporary)
-        print(f"  -> {path}")
 
 
-def prove_and_tell(
-    args: argparse.Namespace, path: Path, network: EfficientDet, project: Project, frames: Sequence[Frame]
-) -> None:
-    """InputError when the file at `path` does not compute what `network` computes."""
+def prove_and_tell(path: Path, network: EfficientDet, project: Project, frames: Sequence[Frame]) -> list[Tensor]:
+    """InputError when the file at `path` does not compute what `network` computes. Returns what both were given."""
     exported = ExportedModel(path, _CPU)
-    inputs = network_inputs(exported, project, frames)
+    inputs = list(network_inputs(exported, project, frames))
     proof = prove(exported, network, inputs)
     print_proof(proof, len(frames))
     failure = proof.first_failure
@@ -112,15 +127,37 @@ def prove_and_tell(
             f"{path.name} does not compute what PyTorch computes, and is not kept: {failure.name} differs by "
             f"{failure.largest:.2g}, and {failure.allowed:.2g} is allowed; leave --half out, or try another --format"
         )
-    size = sum(file.stat().st_size for file in path.parent.iterdir()) / 1e6
-    speed = ""
-    if args.runs:
-        of_file, of_pytorch = time_both(path, network, inputs[0], args.runs)
-        speed = (
-            f"{1000 * of_file:.1f} ms a picture, PyTorch {1000 * of_pytorch:.1f} ms "
-            f"(batch 1, {torch.get_num_threads()} threads, median of {args.runs}); "
+    return inputs
+
+
+def quantize_and_tell(args: argparse.Namespace, path: Path, project: Project) -> Path:
+    """The INT8 form of an OpenVINO file. InputError when that costs more than --max_ap_loss."""
+    draw_if_absent(project, args.data_path)
+    exported = ExportedModel(path, _CPU)
+    train_folder, val_set = args.data_path / project.name / project.train_set, project.val_set
+    dataset = CocoDataset(train_folder.parent, val_set, project, exported.canvas(None))
+    frames = islice(read_frames(str(train_folder)), CALIBRATION_PICTURES)
+    calibration = [exported.graph_input(images).numpy() for images in network_inputs(exported, project, frames)]
+    quantized = path.parent / "int8" / path.name
+    quantized.parent.mkdir()
+    quantize(path, calibration, quantized)
+
+    before, after = (average_precision(file, project, dataset) for file in (path, quantized))
+    print(f"  AP on the {len(dataset)} pictures of {val_set}: float32 {before:.4f}, INT8 {after:.4f}")
+    if not before - after <= args.max_ap_loss:
+        raise InputError(
+            f"{path.name} loses {before - after:.4f} AP by --int8, and --max_ap_loss {args.max_ap_loss:g} is allowed: "
+            "it is not kept; leave --int8 out, or allow more"
         )
-    print(f"  {speed}{size:.1f} MB")
+    return quantized
+
+
+def average_precision(path: Path, project: Project, dataset: CocoDataset) -> float:
+    """Of the file at `path`, as coco_eval.py scores it."""
+    detector = Detector(ExportedModel(path, _CPU), project, _CPU)
+    options = DetectionOptions(EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD)
+    results = detect_dataset(detector, dataset, options, 1, default_workers(), Stopwatch())
+    return score(dataset, results).numbers[0]
 
 
 def check(args: argparse.Namespace) -> None:
@@ -129,6 +166,10 @@ def check(args: argparse.Namespace) -> None:
         check_packages(export_format)
         if args.dynamic and export_format not in ("onnx", "openvino"):
             raise InputError(f"--format {export_format} has a fixed height and width: leave --dynamic out")
+    if args.int8:
+        if args.format != ["openvino"] or args.half:
+            raise InputError("--int8 is for --format openvino alone, without --half")
+        require_packages(QUANTIZATION_PACKAGES, "--int8")
     if args.output is not None:
         if len(args.format) > 1:
             raise InputError("--output names one file: pass one --format, or leave it out")
@@ -166,22 +207,23 @@ def pictures_for_proof(args: argparse.Namespace, project: Project) -> list[Frame
     """The first pictures of --pictures, of the validation set, or of those that come with the project."""
     validation_set = args.data_path / project.name / project.val_set
     chosen = args.pictures or str(validation_set if validation_set.is_dir() else SHAPES_PICTURES)
-    frames: list[Frame] = []
-    for item in open_sources(list_sources([chosen])):
+    return list(islice(read_frames(chosen), args.num_pictures))
+
+
+def read_frames(source: str) -> Iterator[Frame]:
+    """The pictures that `source` names. InputError for one that cannot be used."""
+    for item in open_sources(list_sources([source])):
         frame = load(item)
         if isinstance(frame, Failure):
             raise InputError(frame.reason)
-        frames.append(frame)
-        if len(frames) == args.num_pictures:
-            break
-    return frames
+        yield frame
 
 
-def network_inputs(exported: ExportedModel, project: Project, frames: Sequence[Frame]) -> list[Tensor]:
+def network_inputs(exported: ExportedModel, project: Project, frames: Iterable[Frame]) -> Iterator[Tensor]:
     """Each picture as the file takes it: (1, 3, H, W)."""
     detector = Detector(exported, project, _CPU)
-    prepared = detector.prepare([frame.image for frame in frames], DetectionOptions(), batch_size=1)
-    return [batch.images for batch in prepared.batches]
+    for frame in frames:
+        yield from (batch.images for batch in detector.prepare([frame.image], DetectionOptions(), 1).batches)
 
 
 def print_proof(proof: Proof, num_pictures: int) -> None:

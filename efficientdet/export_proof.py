@@ -1,5 +1,6 @@
 """What shows that an exported file computes what PyTorch computes."""
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -149,17 +150,17 @@ def match(expected: Detections, got: Detections) -> Matches:
     return Matches(pairs, clear, unmatched, scores, boxes)
 
 
-def time_both(path: Path, network: EfficientDet, images: Tensor, runs: int) -> tuple[float, float]:
-    """Median seconds of the file and of PyTorch for an image (1, 3, H, W): in turns, in processes of their own."""
+def time_in_turns(paths: Sequence[Path], network: EfficientDet, images: Tensor, runs: int) -> list[tuple[str, float]]:
+    """PyTorch and the files: their names, and median seconds for an image (1, 3, H, W), in processes of their own."""
+    metadata = replace(ExportedModel(paths[0], _CPU).metadata, precision="float32")
+    contenders = {"PyTorch": partial(_run_pytorch, network, metadata, images)}
+    for path in paths:
+        contenders[f"{path.suffix[1:]} {ExportedModel(path, _CPU).metadata.precision}"] = partial(
+            _run_file, path, images
+        )
     measured: dict[str, Measured] = {}
-    metadata = ExportedModel(path, _CPU).metadata
-    contenders = {
-        "the file": partial(_run_file, path, images),
-        "PyTorch": partial(_run_pytorch, network, replace(metadata, precision="float32"), images),
-    }
-    measure(contenders, Rounds(least=runs, most=runs), path.name, measured)
-    medians = [torch.tensor([run.seconds for run in measured[name].passes]).median().item() for name in contenders]
-    return medians[0], medians[1]
+    measure(contenders, Rounds(least=runs, most=runs), "speed", measured)
+    return [(name, statistics.median(run.seconds for run in measured[name].passes)) for name in contenders]
 
 
 def _run_file(path: Path, images: Tensor) -> Workload:

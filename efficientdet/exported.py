@@ -146,9 +146,11 @@ class ExportedModel:
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
         """The file's outputs, which `Deployable.forward` describes, for images (N, 3, H, W) of `input_dtype`."""
-        if self.input_dtype == torch.uint8:
-            images = images.permute(0, 2, 3, 1)
-        return tuple(self._run(images.contiguous()))
+        return tuple(self._run(self.graph_input(images)))
+
+    def graph_input(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) of `input_dtype` as the graph has its dimensions."""
+        return (images.permute(0, 2, 3, 1) if self.input_dtype == torch.uint8 else images).contiguous()
 
 
 class ExportedFinder:

@@ -6,6 +6,7 @@ README.md tells what else was measured: ONNX Runtime gains next to nothing by it
 
 import contextlib
 import io
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
+from efficientdet.exported import RT_INFO
 from utils.packages import require_packages
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ def quantize(model_path: Path, inputs: Sequence[np.ndarray], quantized_path: Pat
             subset_size=len(inputs),
             ignored_scope=nncf.IgnoredScope(names=_after_convolutions(network)),
         )
+    quantized.set_rt_info(json.dumps("int8"), [RT_INFO, "precision"])
     openvino.save_model(quantized, quantized_path, compress_to_fp16=False)
 
 

@@ -36,8 +36,9 @@ def shapes_onnx(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("onnx") / "shapes.onnx"
     run = export(path.parent, "-p", "shapes", "--nms", "-o", path, "--num_pictures", "3", "--runs", "2")
     assert_succeeded(run)
-    assert "detections match; of" in run.stdout and re.search(r"ms a picture, PyTorch .* MB", run.stdout), run.stdout
-    assert run.stdout.strip().endswith(f"-> {path}")
+    assert "detections match; of" in run.stdout
+    assert re.search(r"a picture: PyTorch [\d.]+ ms, onnx float32 [\d.]+ ms", run.stdout), run.stdout
+    assert re.search(rf"-> {path} \([\d.]+ MB\)$", run.stdout.strip())
     assert [file.name for file in path.parent.iterdir()] == ["shapes.onnx"]
     return path
 
