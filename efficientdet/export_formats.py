@@ -1,11 +1,7 @@
 """A network -> a file of each format, which holds one graph and `Metadata`."""
 
 import json
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +21,7 @@ from efficientdet.exported import METADATA_FILE, RT_INFO, Metadata
 from efficientdet.fast_path import optimize
 from efficientdet.model import EfficientDet
 from utils.packages import require_packages
+from utils.quiet import quietly
 
 PACKAGES = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
@@ -52,7 +49,7 @@ def make_deployable(network: EfficientDet, metadata: Metadata, own_suppression: 
 
 def write_exported(network: EfficientDet, metadata: Metadata, export_format: str, path: Path) -> None:
     """Write the file that `metadata` describes at `path`, which ends as the format has it."""
-    with _quietly(), torch.no_grad():
+    with quietly("torch", "onnxscript", "onnx_ir"), torch.no_grad():
         _WRITERS[export_format](network, metadata, path)
 
 
@@ -148,22 +145,6 @@ def _dynamic_shapes(metadata: Metadata) -> tuple[dict[int, Any]]:
         sizes[first] = metadata.size_divisor * Dim("rows")
         sizes[first + 1] = metadata.size_divisor * Dim("columns")
     return (sizes,)
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without the notes of the exporters on their own working."""
-    loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels):
-            logger.setLevel(level)
 
 
 def check_packages(export_format: str) -> None:

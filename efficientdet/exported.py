@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from efficientdet.postprocess import Candidates, find_candidates
 from efficientdet.project import Project
 from utils.errors import InputError
 from utils.packages import require_packages
+from utils.quiet import quietly
 
 FORMATS = {"onnx": ".onnx", "torchscript": ".torchscript", "pt2": ".pt2", "openvino": ".xml"}
 METADATA_FILE = "efficientdet.json"  # inside the archives of PyTorch's formats
@@ -236,8 +236,7 @@ def _open_openvino(path: Path, device: torch.device, dtype: torch.dtype) -> Engi
 
 def _open_torchscript(path: Path, device: torch.device, dtype: torch.dtype) -> Engine:
     files = {METADATA_FILE: ""}
-    with _readable(path, "TorchScript"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PyTorch would rather have pt2 files
+    with _readable(path, "TorchScript"), quietly():
         module = torch.jit.load(path, map_location=device, _extra_files=files)
         texts = json.loads(files[METADATA_FILE] or "{}")
 
@@ -254,7 +253,7 @@ def _open_pt2(path: Path, device: torch.device, dtype: torch.dtype) -> Engine:
     files = {METADATA_FILE: ""}
     with _readable(path, "torch.export"):
         _check_pt2(path)
-        with _no_pickled_code():
+        with quietly("torch"), _no_pickled_code():
             program = torch.export.load(path, extra_files=files)
         if device.type != "cpu":
             program = move_to_device_pass(program, device)

@@ -71,7 +71,8 @@ class Letterbox:
         height, width = self.resized
         canvas = np.empty((*self.canvas, 3), np.uint8)
         canvas[height:] = canvas[:, width:] = padding
-        cv2.resize(image, (width, height), dst=canvas[:height, :width], interpolation=cv2.INTER_LINEAR)
+        picture = np.ascontiguousarray(image)  # OpenCV takes no mirrored view
+        cv2.resize(picture, (width, height), dst=canvas[:height, :width], interpolation=cv2.INTER_LINEAR)
         return canvas
 
     def image_on_device(self, image: Tensor, mean_255: Tensor, std_255: Tensor) -> Tensor:

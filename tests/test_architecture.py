@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("efficientnet", "efficientdet", "utils")
 SCRIPTS = ("train", "coco_eval", "efficientdet_test", "benchmark")
-COMMANDS = tuple(f"efficientdet.{name}" for name in ("check", "convert", "convert_weights", "shapes"))  # `python -m`
+# Run with `python -m`.
+COMMANDS = tuple(f"efficientdet.{name}" for name in ("check", "convert", "convert_weights", "export", "shapes"))
 NETWORK = tuple(f"efficientdet.{name}" for name in ("config", "boxes", "anchors", "bifpn", "heads", "model"))
 
 
@@ -162,6 +163,7 @@ def test_utils_import_neither_package(imports):
             "cv2",
             {
                 "efficientdet.baselines",
+                "efficientdet.deployment_example",
                 "efficientdet.eval_pictures",
                 "efficientdet.random_inputs",
                 "efficientdet.shapes",

@@ -118,6 +118,19 @@ def test_huge_pictures_are_prepared_alike_in_less_memory(monkeypatch, shape):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (64, 64), (128, 100), (90, 33), (30, 64), (480, 640), (3, 900)])
+@pytest.mark.parametrize("shape", [(60, 100), (30, 20), (64, 64), (200, 100)])
+def test_pixels_are_those_of_the_image_rounded(shape):
+    picture = noise(*shape)[:, ::-1]
+    letterbox = Letterbox.fit(shape, (64, 64))
+    pixels = letterbox.pixels(picture, (124, 116, 104))
+    assert pixels.dtype == np.uint8 and pixels.shape == (64, 64, 3)
+    height, width = letterbox.resized
+    exact = 255 * (letterbox.image(picture, MEAN, STD) * STD + MEAN)
+    assert np.abs(pixels[:height, :width] - exact[:height, :width]).max() <= 1.01
+    beside = np.concatenate((pixels[height:].reshape(-1, 3), pixels[:, width:].reshape(-1, 3)))
+    assert len(beside) == (64 - height) * 64 + (64 - width) * 64 and (beside == (124, 116, 104)).all()
+
+
 def test_a_device_makes_the_same_of_a_picture(shape):
     picture = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
     letterbox = Letterbox.fit(shape, (64, 96))

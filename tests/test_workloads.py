@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from exports import describe, network_that_finds
 
+from efficientdet.export_formats import write_exported
 from efficientdet.fast_path import MODES
 from efficientdet.project import load_project
 from efficientdet.random_inputs import realistic_weights
@@ -105,6 +107,28 @@ def test_a_pass_through_a_project(shapes_project, what, name, images):
     workload = KINDS[what].make(Contender(what, name, "float32", 0, 128, 2), material)
     assert workload.images == images
     workload.run_once()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("exported") / "d0.pt2"
+    write_exported(network_that_finds(), describe(class_names=("square", "disc", "ring")), "pt2", path)
+    return path
+
+
+def test_exported_files_take_part_where_the_network_runs():
+    files = {"a.onnx": "float16"}
+    assert str(contenders("forward", ["fused"], ["bf16"], [], 0, 128, 1, files)[-1]) == "a.onnx float16"
+    assert len(contenders("train", ["fused"], ["float32"], [], 0, 128, 1, files)) == 1
+
+
+@pytest.mark.parametrize("what", ["forward", "end_to_end"])
+def test_a_pass_of_an_exported_file(exported, what):
+    material = Material(CPU, load_project("coco"), Path("datasets"), None, 0)
+    workload = KINDS[what].make(Contender(what, str(exported), "float32", 0, 128, 2), material)
+    assert workload.images == 2
+    seconds = workload.run_once()
+    assert seconds is None if what == "forward" else seconds > 0
 
 
 @pytest.mark.parametrize("what", ["loader", "prepare"])
