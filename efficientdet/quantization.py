@@ -27,10 +27,10 @@ _CONVOLUTIONS = ("Convolution", "GroupConvolution")
 
 
 def quantize(model_path: Path, inputs: Sequence[np.ndarray], quantized_path: Path) -> None:
-    """Write the INT8 form of an exported float32 network, with the same inputs, outputs and metadata.
+    """Write the INT8 form of an exported float32 network, with the same inputs, outputs and metadata but for precision.
 
-    Convolutions and what lies before them are quantised. What follows the last ones, such as decoding and non-maximum
-    suppression, stays in float32.
+    Convolutions and what lies before them are quantised, except for squeeze-and-excitation, which NNCF leaves. What
+    follows the last ones, such as decoding and non-maximum suppression, stays in float32, too.
 
     Args:
         model_path: OpenVINO's .xml, with its .bin beside. It should come from `openvino.convert_model`: without the

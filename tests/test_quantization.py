@@ -15,7 +15,7 @@ from efficientdet.quantization import quantize
 from utils.errors import InputError
 
 SIDE, BOXES = 32, 16 * 16
-METADATA = {"class_names": '["square", "disc"]', "mean": "[0.485, 0.456, 0.406]"}
+METADATA = {"class_names": '["square", "disc"]', "precision": '"float32"'}
 
 
 class SmallDetector(nn.Module):
@@ -68,7 +68,7 @@ def exported(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def quantized(exported) -> Path:
-    path = exported.with_name("new") / "small-int8.xml"
+    path = exported.with_name("small-int8.xml")
     quantize(exported, pictures(16, 1), path)
     return path
 
@@ -81,7 +81,7 @@ def test_nothing_to_calibrate_with(tmp_path):
 @pytest.mark.parametrize("package", ["openvino", "nncf"])
 def test_a_package_that_is_not_there_says_how_to_get_it(package, monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else SimpleNamespace())
-    with pytest.raises(InputError, match=f"--int8 needs the package {package}: pip install {package}"):
+    with pytest.raises(InputError, match=f"quantisation needs {package}: pip install {package}"):
         quantize(tmp_path / "absent.xml", pictures(1, 0), tmp_path / "new.xml")
 
 
@@ -89,31 +89,25 @@ def test_the_outputs_are_near_but_not_the_same(exported, quantized):
     picture = pictures(1, 2)[0]
     expected, found = run(exported, picture)[0], run(quantized, picture)[0]
     difference = np.abs(found - expected)
-    assert 0 < difference.mean() < 0.02 * expected.std()
-    assert difference.max() < 0.1 * expected.std()
+    assert 0 < difference.mean() < 0.05 * expected.std()
+    assert difference.max() < 0.3 * expected.std()
 
 
-def test_a_weight_is_a_byte(exported, quantized):
-    assert sum(constant.get_data().size for constant in constants(quantized, openvino.Type.i8)) >= 32 * (
-        27 + 9 + 32 + 288
-    )
+def test_a_weight_of_a_convolution_is_a_byte(exported, quantized):
+    weights = sum(constant.get_data().size for constant in constants(quantized, openvino.Type.i8))
+    assert weights == 32 * (3 * 9 + 9 + 32 + 32 * 9 + 6)
     assert not constants(exported, openvino.Type.i8)
     assert quantized.with_suffix(".bin").stat().st_size < 0.5 * exported.with_suffix(".bin").stat().st_size
 
 
-def test_the_last_convolution_and_what_follows_stay_exact(exported, quantized):
-    def header_weights(path: Path) -> np.ndarray:
-        (weights,) = (c.get_data() for c in constants(path, openvino.Type.f32) if list(c.shape) == [6, 32, 1, 1])
-        return weights
-
-    np.testing.assert_array_equal(header_weights(quantized), header_weights(exported))
+def test_what_follows_the_last_convolution_stays_exact(quantized):
     raw, boxes, best = run(quantized, pictures(1, 2)[0])
     decoded = np.concatenate((raw[:, :2], raw[:, :2] + np.exp(raw[:, 2:4])), axis=-1) * SIDE
     np.testing.assert_allclose(boxes, decoded, rtol=1e-5, atol=1e-4)
     np.testing.assert_array_equal(best, boxes[np.argsort(-raw[:, 4:].max(axis=-1))[:8]])
 
 
-def test_names_shapes_and_metadata_stay(exported, quantized):
+def test_names_shapes_and_metadata_stay_but_for_the_precision(exported, quantized):
     before, after = (openvino.Core().read_model(path) for path in (exported, quantized))
     for ports in ("inputs", "outputs"):
         described = [
@@ -121,7 +115,8 @@ def test_names_shapes_and_metadata_stay(exported, quantized):
             for model in (before, after)
         ]
         assert described[0] == described[1]
-    assert {key: after.get_rt_info(["efficientdet", key]).value for key in METADATA} == METADATA
+    texts = {key: after.get_rt_info(["efficientdet", key]).astype(str) for key in METADATA}
+    assert texts == {**METADATA, "precision": '"int8"'}
 
 
 def test_the_terminal_shows_one_bar_and_the_folder_the_two_files(exported, tmp_path, capfd):
