@@ -55,10 +55,7 @@ def main(model_path: str, picture_path: str, output_path: str) -> None:
     for name, score, box in Detector(model_path)(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)):
         x1, y1, x2, y2 = (int(round(side)) for side in box)
         print(f"{name} {score:.2f} {x1} {y1} {x2} {y2}")
-        cv2.rectangle(picture, (x1, y1), (x2, y2), (0, 200, 0), 2)
-        cv2.putText(
-            picture, f"{name} {score:.2f}", (x1, max(12, y1 - 4)), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 120, 0), 1
-        )
+        draw(picture, f"{name} {score:.2f}", x1, y1, x2, y2)
     if not cv2.imwrite(output_path, picture):
         sys.exit(f"cannot write {output_path}")
 
