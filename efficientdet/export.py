@@ -44,7 +44,7 @@ from efficientdet.project import Project, load_project
 from efficientdet.quantization import CALIBRATION_PICTURES, quantize
 from efficientdet.quantization import PACKAGES as QUANTIZATION_PACKAGES
 from efficientdet.shapes import draw_if_absent
-from efficientdet.sources import Failure, Frame, list_sources, load, open_sources
+from efficientdet.sources import Entry, Failure, Frame, list_sources, load, open_sources
 from utils.cli import default_workers, fraction, image_size, non_negative_int, positive_int
 from utils.errors import InputError, exit_on_input_error
 from utils.files import make_writable_folder, written_whole
@@ -136,8 +136,10 @@ def quantize_and_tell(args: argparse.Namespace, path: Path, project: Project) ->
     exported = ExportedModel(path, _CPU)
     train_folder, val_set = args.data_path / project.name / project.train_set, project.val_set
     dataset = CocoDataset(train_folder.parent, val_set, project, exported.canvas(None))
-    frames = islice(read_frames(str(train_folder)), CALIBRATION_PICTURES)
-    calibration = [exported.graph_input(images).numpy() for images in network_inputs(exported, project, frames)]
+    pictures = list(list_sources([str(train_folder)]))
+    spread = pictures[:: max(1, len(pictures) // CALIBRATION_PICTURES)][:CALIBRATION_PICTURES]
+    inputs = network_inputs(exported, project, read_frames(spread))
+    calibration = [exported.graph_input(images).numpy() for images in inputs]
     quantized = path.parent / "int8" / path.name
     quantized.parent.mkdir()
     quantize(path, calibration, quantized)
@@ -207,12 +209,12 @@ def pictures_for_proof(args: argparse.Namespace, project: Project) -> list[Frame
     """The first pictures of --pictures, of the validation set, or of those that come with the project."""
     validation_set = args.data_path / project.name / project.val_set
     chosen = args.pictures or str(validation_set if validation_set.is_dir() else SHAPES_PICTURES)
-    return list(islice(read_frames(chosen), args.num_pictures))
+    return list(islice(read_frames(list_sources([chosen])), args.num_pictures))
 
 
-def read_frames(source: str) -> Iterator[Frame]:
-    """The pictures that `source` names. InputError for one that cannot be used."""
-    for item in open_sources(list_sources([source])):
+def read_frames(entries: Iterable[Entry | Failure]) -> Iterator[Frame]:
+    """The pictures of `entries`. InputError for one that cannot be used."""
+    for item in open_sources(entries):
         frame = load(item)
         if isinstance(frame, Failure):
             raise InputError(frame.reason)
