@@ -171,6 +171,11 @@ def check(args: argparse.Namespace, device: torch.device) -> None:
         if not set(takers) & set(args.what):
             raise InputError(f"--compare {peer} is for --what {' and '.join(takers)}, not {' '.join(args.what)}")
         require_peer(peer)
+    files, weights = ([path for path in args.weights if is_exported(path) == wanted] for wanted in (True, False))
+    if files and not any(KINDS[what].takes_exported for what in args.what):
+        raise InputError(f"-w {files[0]} takes part in end_to_end, forward and eval, not in {' '.join(args.what)}")
+    if len(weights) > 1 or weights and "eval" not in args.what:
+        raise InputError(f"-w {weights[-1]}: weights are for --what eval, and one file of them")
     for what in args.what:
         if not contenders(what, args.mode, args.precision, args.compare, 0, 0, 0):
             raise InputError(f"--what {what} has the modes {', '.join(KINDS[what].names)}, not {' '.join(args.mode)}")

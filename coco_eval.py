@@ -49,7 +49,14 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("-p", "--project", default="coco", help="a name under projects/, or a YAML file (default: coco)")
-    add("-c", "--compound_coef", type=int, default=0, choices=range(9), help="D0 to D7, 8 is D7X (default: 0)")
+    add(
+        "-c",
+        "--compound_coef",
+        type=int,
+        default=0,
+        choices=range(9),
+        help="D0 to D7, 8 is D7X (default: 0, or the exported file's)",
+    )
     add("-w", "--weights", metavar="FILE|best|last", help="weights, or an exported file (default: the one in weights/)")
     add(
         "--nms_threshold",

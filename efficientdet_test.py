@@ -72,7 +72,14 @@ def parse_args() -> argparse.Namespace:
     )
     add = parser.add_argument_group("with which detector").add_argument
     add("-p", "--project", help="a name under projects/, or a YAML file (default: coco; shapes without sources)")
-    add("-c", "--compound_coef", type=int, default=0, choices=range(9), help="D0 to D7, 8 is D7X (default: 0)")
+    add(
+        "-c",
+        "--compound_coef",
+        type=int,
+        default=0,
+        choices=range(9),
+        help="D0 to D7, 8 is D7X (default: 0, or the exported file's)",
+    )
     add("-w", "--weights", metavar="FILE|best|last", help="weights, or an exported file (default: the one in weights/)")
     add("--saved_path", type=Path, default=Path("logs"), help="where -w best and last look (default: logs/)")
     add(

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from efficientdet.bundled import SHAPES_WEIGHTS
 from efficientdet.config import CONFIGS
 from efficientdet.effdet_weights import EFFDET_MARK
+from efficientdet.exported import is_exported
 from efficientdet.model import EfficientDet, initialize, initialize_class_prior
 from efficientdet.tensor_files import is_state_dict, load_tensors, save_tensors
 from efficientnet.pretrained import convert_backbone_weights
@@ -150,6 +151,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
     InputError for any other file.
     """
+    if is_exported(path):
+        raise InputError(f"{path} is an exported file, and this needs weights: pass those that it was made of")
     content = load_tensors(path)
     if path.suffix == ".state" and isinstance(content, dict):
         content = content.get("network")

@@ -56,7 +56,7 @@ def main(model_path: str, picture_path: str, output_path: str) -> None:
         x1, y1, x2, y2 = (int(round(side)) for side in box)
         print(f"{name} {score:.2f} {x1} {y1} {x2} {y2}")
         draw(picture, f"{name} {score:.2f}", x1, y1, x2, y2)
-    if not cv2.imwrite(output_path, picture):
+    if not cv2.haveImageWriter(output_path) or not cv2.imwrite(output_path, picture):
         sys.exit(f"cannot write {output_path}")
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from efficientdet.boxes import clip_boxes, flip_boxes
 from efficientdet.checkpoint import find_weights, load_weights
+from efficientdet.deployable import Suppression
 from efficientdet.exported import ExportedFinder, ExportedModel, is_exported
 from efficientdet.fast_path import CandidateFinder, CompiledFinder, optimize
 from efficientdet.model import EfficientDet
@@ -83,6 +84,7 @@ class Detector:
         self.size_divisor = network.config.size_divisor
         self.dtype = dtype
         self.mode = mode
+        self.limits: Suppression | None = None  # inside of an exported graph
         self._padding = (0, 0, 0)
         self._takes_any_shape = mode != "compiled"
         self._input_dtype = torch.promote_types(dtype, torch.float32)
@@ -93,6 +95,7 @@ class Detector:
             self._takes_any_shape = network.metadata.dynamic
             self._input_dtype = network.input_dtype
             self._padding = network.metadata.padding
+            self.limits = network.metadata.suppression
         else:
             self.canvas = network.config.input_shape(project.image_size if image_size is None else image_size)
             self.finder = optimize(network, device, dtype, mode)
@@ -142,13 +145,9 @@ class Detector:
     def prepare(self, arrays: Sequence[np.ndarray], options: DetectionOptions, batch_size: int) -> Prepared:
         """(H, W, 3) uint8 RGB arrays -> what `detect` takes, in batches of up to `batch_size` of their windows.
 
-        May run in a thread, beside `detect`. InputError for `options.rect` and a network that takes one shape only.
+        May run in a thread, beside `detect`. InputError for options that this network cannot follow.
         """
-        if options.rect and not self._takes_any_shape:
-            raise InputError(
-                "less padding (--rect) changes the input's shape from batch to batch, and this network takes one only: "
-                "leave it out"
-            )
+        self._check(options)
         sizes = [array.shape[:2] for array in arrays]
         parts = [(n, window) for n, (h, w) in enumerate(sizes) for window in windows(h, w, options.tile)]
         batches = (
@@ -157,6 +156,28 @@ class Detector:
         )
         # A large picture has thousands of windows: these are prepared when their turn comes.
         return Prepared(sizes, list(batches) if options.tile is None else batches)
+
+    def _check(self, options: DetectionOptions) -> None:
+        """InputError for another shape than a network takes, and for more than an exported file's graph gives."""
+        if options.rect and not self._takes_any_shape:
+            raise InputError(
+                "less padding (--rect) changes the input's shape from batch to batch, and this network takes one only: "
+                "leave it out"
+            )
+        if self.limits is None:
+            return
+        score, iou, most = self.limits.score_threshold, self.limits.iou_threshold, self.limits.max_detections
+        asked = ""
+        if options.score_threshold < score:
+            asked = f"scores of {options.score_threshold:g} (its threshold is {score:g})"
+        elif options.iou_threshold > iou:
+            asked = f"boxes that overlap by {options.iou_threshold:g} (its suppression leaves {iou:g})"
+        elif options.max_detections is not None and options.max_detections > most:
+            asked = f"{options.max_detections} detections of a picture (it gives {most})"
+        if asked:
+            raise InputError(
+                f"{self.project.path} was exported with --nms and cannot give {asked}: ask for less, or export it anew"
+            )
 
     def _prepare_batch(
         self, parts: Sequence[tuple[int, Window]], arrays: Sequence[np.ndarray], rect: bool

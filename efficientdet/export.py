@@ -21,6 +21,7 @@ than the tolerance, the command fails and no file is written.
 """
 
 import argparse
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -29,7 +30,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from efficientdet.bundled import SHAPES_PICTURES
+from efficientdet.bundled import SHAPES_PICTURES, SHAPES_WEIGHTS
 from efficientdet.checkpoint import chosen_weights, find_weights, load_weights
 from efficientdet.dataset import CocoDataset
 from efficientdet.deployable import Suppression
@@ -86,6 +87,11 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # either ends it in order, also where a shell's job ignores the first
+        signal.signal(number, signal.default_int_handler)
     check(args)
     keep_freed_memory()
     project = load_project(args.project)
@@ -93,22 +99,25 @@ def main(args: argparse.Namespace) -> None:
     network = EfficientDet(args.compound_coef, project.num_classes, project.anchor_ratios, project.anchor_scales)
     load_weights(network, weights)
     metadata = describe(args, network.eval(), project)
+    beside = Path(weights.name) if weights == SHAPES_WEIGHTS else weights  # these may lie where programs are installed
+    make_writable_folder((args.output or beside).parent)
     frames = pictures_for_proof(args, project)
-    for export_format in dict.fromkeys(args.format):
-        path = args.output or weights.with_suffix(FORMATS[export_format])
-        make_writable_folder(path.parent)
+    dataset = validation_set(args, project, metadata) if args.int8 else None
+    for export_format in args.format:
+        path = args.output or beside.with_suffix(FORMATS[export_format])
         with TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
             files = [Path(folder) / path.name]
             print(f"D{args.compound_coef} from {weights} as {export_format} ...", flush=True)
             write_exported(network, metadata, export_format, files[0])
             inputs = prove_and_tell(files[0], network, project, frames)
-            if args.int8:
-                files.append(quantize_and_tell(args, files[0], project))
+            if dataset is not None:
+                files.append(quantize_and_tell(args, files[0], project, dataset))
             if args.runs:
                 speeds = time_in_turns(files, network, inputs[0], args.runs)
                 texts = [f"{name} {1000 * seconds:.1f} ms" for name, seconds in speeds]
                 print(f"  a picture: {', '.join(texts)} (batch 1, {torch.get_num_threads()} threads, {args.runs} runs)")
-            results = sorted(files[-1].parent.glob(f"{path.stem}.*"))  # OpenVINO's weights before what names them
+            # OpenVINO's weights before what names them.
+            results = sorted(file for file in files[-1].parent.iterdir() if file.is_file())
             print(f"  -> {path} ({sum(file.stat().st_size for file in results) / 1e6:.1f} MB)")
             for file in results:
                 with written_whole(path.with_suffix(file.suffix)) as temporary:
@@ -121,6 +130,13 @@ def prove_and_tell(path: Path, network: EfficientDet, project: Project, frames: 
     inputs = list(network_inputs(exported, project, frames))
     proof = prove(exported, network, inputs)
     print_proof(proof, len(frames))
+    if not proof.matches.found:
+        if exported.metadata.suppression is not None:
+            raise InputError(
+                "nothing is detected in these pictures, which proves nothing of a file with --nms: name others by "
+                "--pictures, or lower --score_threshold"
+            )
+        print("  (nothing is detected in these pictures: the raw outputs alone are the proof)")
     failure = proof.first_failure
     if failure is not None:
         raise InputError(
@@ -130,12 +146,21 @@ def prove_and_tell(path: Path, network: EfficientDet, project: Project, frames: 
     return inputs
 
 
-def quantize_and_tell(args: argparse.Namespace, path: Path, project: Project) -> Path:
-    """The INT8 form of an OpenVINO file. InputError when that costs more than --max_ap_loss."""
+def validation_set(args: argparse.Namespace, project: Project, metadata: Metadata) -> CocoDataset:
+    """What tells the cost of --int8. InputError when it, or the pictures to calibrate with, are not there."""
     draw_if_absent(project, args.data_path)
+    folder = args.data_path / project.name
+    if not (folder / project.train_set).is_dir():
+        raise InputError(
+            f"--int8 is calibrated on the training pictures, and there is no folder {folder / project.train_set}"
+        )
+    return CocoDataset(folder, project.val_set, project, metadata.image_size)
+
+
+def quantize_and_tell(args: argparse.Namespace, path: Path, project: Project, dataset: CocoDataset) -> Path:
+    """The INT8 form of an OpenVINO file. InputError when that costs more than --max_ap_loss."""
     exported = ExportedModel(path, _CPU)
-    train_folder, val_set = args.data_path / project.name / project.train_set, project.val_set
-    dataset = CocoDataset(train_folder.parent, val_set, project, exported.canvas(None))
+    train_folder = args.data_path / project.name / project.train_set
     pictures = list(list_sources([str(train_folder)]))
     spread = pictures[:: max(1, len(pictures) // CALIBRATION_PICTURES)][:CALIBRATION_PICTURES]
     inputs = network_inputs(exported, project, read_frames(spread))
@@ -145,7 +170,7 @@ def quantize_and_tell(args: argparse.Namespace, path: Path, project: Project) ->
     quantize(path, calibration, quantized)
 
     before, after = (average_precision(file, project, dataset) for file in (path, quantized))
-    print(f"  AP on the {len(dataset)} pictures of {val_set}: float32 {before:.4f}, INT8 {after:.4f}")
+    print(f"  AP on the {len(dataset)} pictures of {dataset.set_name}: float32 {before:.4f}, INT8 {after:.4f}")
     if not before - after <= args.max_ap_loss:
         raise InputError(
             f"{path.name} loses {before - after:.4f} AP by --int8, and --max_ap_loss {args.max_ap_loss:g} is allowed: "
@@ -157,13 +182,17 @@ def quantize_and_tell(args: argparse.Namespace, path: Path, project: Project) ->
 def average_precision(path: Path, project: Project, dataset: CocoDataset) -> float:
     """Of the file at `path`, as coco_eval.py scores it."""
     detector = Detector(ExportedModel(path, _CPU), project, _CPU)
-    options = DetectionOptions(EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD)
+    limits = detector.limits or Suppression(EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD, 100)
+    options = DetectionOptions(
+        max(EVALUATION_SCORE_THRESHOLD, limits.score_threshold), min(EVALUATION_IOU_THRESHOLD, limits.iou_threshold)
+    )
     results = detect_dataset(detector, dataset, options, 1, default_workers(), Stopwatch())
     return score(dataset, results).numbers[0]
 
 
 def check(args: argparse.Namespace) -> None:
     """InputError for what cannot be exported, before any work."""
+    args.format = list(dict.fromkeys(args.format))
     for export_format in args.format:
         check_packages(export_format)
         if args.dynamic and export_format not in ("onnx", "openvino"):
@@ -233,9 +262,10 @@ def print_proof(proof: Proof, num_pictures: int) -> None:
     for difference in proof.differences:
         print(f"  {difference.name:<38} {difference.largest:>18.1e} {difference.allowed:>12.1e}")
     matches = proof.matches
-    print(f"  {matches.pairs} detections match; of {matches.clear} clear ones {matches.unmatched} do not")
-    if not matches.pairs:
-        print("  (nothing was detected, so the detections prove nothing: name other --pictures)")
+    print(
+        f"  detections of both: {matches.found}, {matches.unmatched} without a match; of {matches.clear} clear ones "
+        f"{matches.clear_unmatched}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,6 @@
 """Exported files: what they say of themselves, and how each is run in its own engine."""
 
 import json
-import os
-import re
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -15,10 +12,11 @@ import torchvision.ops  # noqa: F401  (TorchScript and pt2 files may need its op
 from torch import Tensor
 
 from efficientdet.config import model_config
-from efficientdet.deployable import Suppression
+from efficientdet.deployable import DETECTION_OUTPUTS, RAW_OUTPUTS, Suppression
 from efficientdet.model import Outputs
 from efficientdet.postprocess import Candidates, find_candidates
 from efficientdet.project import Project
+from efficientdet.pt2_safety import check_pt2, no_pickled_code
 from utils.errors import InputError
 from utils.packages import require_packages
 from utils.quiet import quietly
@@ -26,10 +24,6 @@ from utils.quiet import quietly
 FORMATS = {"onnx": ".onnx", "torchscript": ".torchscript", "pt2": ".pt2", "openvino": ".xml"}
 METADATA_FILE = "efficientdet.json"  # inside the archives of PyTorch's formats
 RT_INFO = "efficientdet"  # the group of entries in OpenVINO's files
-_PT2_ENTRY = re.compile(
-    r"models/model\.json|data/(weights|constants)/((weight|tensor)_\d+|model_(weights|constants)_config\.json)"
-    r"|data/sample_inputs/model\.pt|extra/efficientdet\.json|archive_(format|version)|byteorder|version|\.data/\w+"
-)
 
 
 @dataclass(frozen=True)
@@ -63,12 +57,25 @@ class Metadata:
             values: dict[str, Any] = {field.name: _as_tuples(json.loads(texts[field.name])) for field in fields(cls)}
             if values["suppression"] is not None:
                 values["suppression"] = Suppression(**values["suppression"])
-            model_config(values["compound_coef"])
+            metadata = cls(**values)
+            metadata._check()
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{path} does not tell what it holds ({error}): export weights by python -m efficientdet.export"
             ) from error
-        return cls(**values)
+        return metadata
+
+    def _check(self) -> None:
+        """ValueError or TypeError for what cannot be used."""
+        for values, length in (self.mean, 3), (self.std, 3), (self.padding, 3), (self.image_size, 2):
+            if len(values) != length or not all(isinstance(value, int | float) for value in values):
+                raise ValueError(f"{values} are not {length} numbers")
+        if model_config(self.compound_coef).input_shape(self.image_size) != self.image_size:
+            raise ValueError(f"image_size {self.image_size}")
+        if not self.class_names or not all(isinstance(name, str) for name in self.class_names):
+            raise ValueError("class_names")
+        if self.normalization not in ("inside", "outside") or self.precision not in ("float32", "float16", "int8"):
+            raise ValueError("normalization or precision")
 
     def project(self, path: Path) -> Project:
         """As much of a project as detecting needs. `path` is the file's."""
@@ -83,7 +90,7 @@ def _as_tuples(value: object) -> object:
 
 def is_exported(path: str | Path | None) -> bool:
     """Whether a file is of a format that `efficientdet.export` writes, by its name."""
-    return path is not None and Path(path).suffix in FORMATS.values()
+    return path is not None and Path(path).suffix.lower() in FORMATS.values()
 
 
 class Engine(NamedTuple):
@@ -107,9 +114,9 @@ class ExportedModel:
         self.path = Path(path)
         if not self.path.is_file():
             raise InputError(f"there is no exported file {self.path}")
-        if dtype != torch.float32 and (self.path.suffix, dtype) != (FORMATS["openvino"], torch.bfloat16):
+        if dtype != torch.float32 and (self.path.suffix.lower(), dtype) != (FORMATS["openvino"], torch.bfloat16):
             raise InputError(f"{self.path} has a precision of its own: leave --amp out, or export it with --half")
-        engine = _ENGINES[self.path.suffix](self.path, device, dtype)
+        engine = _ENGINES[self.path.suffix.lower()](self.path, device, dtype)
         self.metadata = Metadata.from_texts(engine.texts, self.path)
         self.compound_coef = self.metadata.compound_coef
         self.config = model_config(self.compound_coef)
@@ -145,8 +152,17 @@ class ExportedModel:
         return own
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The file's outputs, which `Deployable.forward` describes, for images (N, 3, H, W) of `input_dtype`."""
-        return tuple(self._run(self.graph_input(images)))
+        """The file's outputs, which `Deployable.forward` describes, for images (N, 3, H, W) of `input_dtype`.
+
+        InputError when the file has others than it says.
+        """
+        outputs = tuple(self._run(self.graph_input(images)))
+        expected = RAW_OUTPUTS if self.metadata.suppression is None else DETECTION_OUTPUTS
+        if len(outputs) != len(expected) or (
+            self.metadata.suppression is None and outputs[0].shape[-1] != len(self.metadata.class_names)
+        ):
+            raise InputError(f"{self.path} has other outputs than its metadata tell: export the weights anew")
+        return outputs
 
     def graph_input(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) of `input_dtype` as the graph has its dimensions."""
@@ -160,17 +176,11 @@ class ExportedFinder:
         self.network = network
 
     def __call__(self, images: Tensor, score_threshold: float) -> Candidates:
-        """InputError for a threshold below that of the graph's own suppression."""
+        """A graph with suppression has left out those below its own threshold already."""
         outputs = self.network(images)
-        inside = self.network.metadata.suppression
-        if inside is None:
+        if self.network.metadata.suppression is None:
             height, width = images.shape[-2:]
             return find_candidates(Outputs(*outputs), height, width, score_threshold)
-        if score_threshold < inside.score_threshold:
-            raise InputError(
-                f"{self.network.path} gives nothing below the --score_threshold {inside.score_threshold:g} that it was "
-                "exported with: ask for as much or more, or export it anew"
-            )
         boxes, scores, classes, _ = outputs
         image_indices, rows = (scores > score_threshold).nonzero(as_tuple=True)
         return Candidates(image_indices, *(values[image_indices, rows] for values in (boxes, scores, classes)))
@@ -184,8 +194,9 @@ def _readable(path: Path, engine: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # each engine has exceptions of its own
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"{engine} cannot run {path}: {lines[0]}") from error
+        lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Exception from")]
+        reason = lines[0].strip() if lines else type(error).__name__
+        raise InputError(f"{engine} cannot run {path}: {reason}") from error
 
 
 def _open_onnx(path: Path, device: torch.device, dtype: torch.dtype) -> Engine:
@@ -214,6 +225,8 @@ def _open_openvino(path: Path, device: torch.device, dtype: torch.dtype) -> Engi
     require_packages(["openvino"], f"running {path.name}")
     if device.type != "cpu":
         raise InputError(f"{path} runs on the CPU: pass --cuda False")
+    if not path.with_suffix(".bin").is_file():
+        raise InputError(f"{path} needs {path.with_suffix('.bin').name} beside it: copy both files")
     import openvino
 
     settings = {
@@ -252,8 +265,8 @@ def _open_pt2(path: Path, device: torch.device, dtype: torch.dtype) -> Engine:
 
     files = {METADATA_FILE: ""}
     with _readable(path, "torch.export"):
-        _check_pt2(path)
-        with quietly("torch"), _no_pickled_code():
+        check_pt2(path)
+        with quietly("torch"), no_pickled_code():
             program = torch.export.load(path, extra_files=files)
         if device.type != "cpu":
             program = move_to_device_pass(program, device)
@@ -265,29 +278,6 @@ def _open_pt2(path: Path, device: torch.device, dtype: torch.dtype) -> Engine:
         return module(images.to(device))
 
     return Engine(run, texts)
-
-
-def _check_pt2(path: Path) -> None:
-    """InputError for an archive with more in it than a graph and its tensors: torch.export would run what is there."""
-    with zipfile.ZipFile(path) as archive:
-        entries = [name.partition("/")[2] for name in archive.namelist()]
-    for entry in entries:
-        if not _PT2_ENTRY.fullmatch(entry):
-            raise InputError(f"{path} holds {entry!r}, which is no part of an exported network: it is not used")
-
-
-@contextmanager
-def _no_pickled_code() -> Iterator[None]:
-    """torch.export reads some tensors by an unpickler that would run code; within the block it must not."""
-    variable = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(variable)
-    os.environ[variable] = "1"
-    try:
-        yield
-    finally:
-        del os.environ[variable]
-        if before is not None:
-            os.environ[variable] = before
 
 
 _ENGINES = {".onnx": _open_onnx, ".xml": _open_openvino, ".torchscript": _open_torchscript, ".pt2": _open_pt2}

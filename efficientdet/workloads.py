@@ -278,8 +278,10 @@ def evaluation(contender: Contender, material: Material) -> Workload:
 _EVERY_MODE = {mode: mode for mode in MODES}
 _PLAIN_AND_OURS = {"plain": "plain", "fused": "ours"}
 KINDS = {
-    "end_to_end": Kind(end_to_end, 1, _EVERY_MODE, MODES, ("effdet", "torchvision"), True, forward_passes=1),
-    "forward": Kind(forward, 32, _EVERY_MODE, MODES, ("effdet",), True, forward_passes=1),
+    "end_to_end": Kind(
+        end_to_end, 1, _EVERY_MODE, MODES, ("effdet", "torchvision"), takes_exported=True, forward_passes=1
+    ),
+    "forward": Kind(forward, 32, _EVERY_MODE, MODES, ("effdet",), takes_exported=True, forward_passes=1),
     # The gradients of inputs and of weights each take as many operations as the outputs.
     "train": Kind(train, 4, {**_PLAIN_AND_OURS, "compiled": "compiled"}, ("ours", "compiled"), forward_passes=3),
     "loss": Kind(loss, 8, _PLAIN_AND_OURS, ("ours",)),
@@ -340,7 +342,8 @@ def make_detector(contender: Contender, material: Material, canvas: tuple[int, i
     """Of the material's weights, or of an exported file's."""
     if is_exported(contender.name):
         exported = ExportedModel(contender.name, material.device)
-        return Detector(exported, exported.project(None), material.device, canvas)
+        project = material.project if KINDS[contender.what].needs_data else None  # elsewhere nobody asks for names
+        return Detector(exported, exported.project(project), material.device, canvas)
     dtype, network = PRECISIONS[contender.precision], trained(contender, material)
     return Detector(network, material.project, material.device, canvas, dtype, contender.name)
 

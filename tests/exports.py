@@ -31,12 +31,12 @@ def network_that_finds(compound_coef: int = 0) -> EfficientDet:
     header = network.classifier.header.pointwise_conv.conv
     batch = images(describe(compound_coef, normalization="outside"))
 
-    def best_logits() -> Tensor:
-        return network(batch).class_logits[0].amax(dim=-1)
-
     with torch.no_grad():
-        header.weight *= 2 / best_logits().std()  # scores of all kinds
-        header.bias += math.log(0.05 / 0.95) - best_logits().sort(descending=True).values[300]
+        outputs = network(batch)
+        header.weight *= 2 / outputs.class_logits[0].amax(dim=-1).std()  # scores of all kinds
+        network.regressor.header.pointwise_conv.conv.weight *= 0.3 / outputs.box_deltas.std()  # boxes inside the image
+        best = network(batch).class_logits[0].amax(dim=-1)
+        header.bias += math.log(0.05 / 0.95) - best.sort(descending=True).values[300]
     return network
 
 

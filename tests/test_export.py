@@ -5,17 +5,19 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from exports import network_that_finds
-from scripts import REPOSITORY, assert_one_error, assert_succeeded, run_script
+from scripts import REPOSITORY, assert_one_error, assert_succeeded, run_script, write_weights
 
 from efficientdet.bundled import SHAPES_PICTURES
 from efficientdet.detector import load_detector
-from efficientdet.export import main, parse_args
+from efficientdet.export import main, parse_args, quantize_and_tell
+from efficientdet.exported import ExportedModel
 from efficientdet.project import load_project
 from utils.errors import InputError
 
@@ -36,7 +38,7 @@ def shapes_onnx(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("onnx") / "shapes.onnx"
     run = export(path.parent, "-p", "shapes", "--nms", "-o", path, "--num_pictures", "3", "--runs", "2")
     assert_succeeded(run)
-    assert "detections match; of" in run.stdout
+    assert "detections of both: " in run.stdout
     assert re.search(r"a picture: PyTorch [\d.]+ ms, onnx float32 [\d.]+ ms", run.stdout), run.stdout
     assert re.search(rf"-> {path} \([\d.]+ MB\)$", run.stdout.strip())
     assert [file.name for file in path.parent.iterdir()] == ["shapes.onnx"]
@@ -130,6 +132,40 @@ def test_several_formats_beside_the_weights(weights, tmp_path):
     assert {"d0.pth", "d0.pt2", "d0.torchscript"} <= {file.name for file in tmp_path.iterdir()}
     names = load_detector(weights=tmp_path / "d0.pt2").project.class_names
     assert names == ("a", "b", "c")
+
+
+def test_names_may_hold_what_patterns_are_made_of(weights, tmp_path):
+    line = ("-p", "three.yml", "-w", weights, "--image_size", "128", "--num_pictures", "1", "--runs", "0")
+    assert_succeeded(export(tmp_path, *line, "--format", "pt2", "-o", "out/a[1].pt2"))
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["a[1].pt2"]
+
+
+@pytest.mark.slow
+def test_int8_tells_what_it_costs_and_is_not_kept_when_that_is_too_much(shapes_project):
+    pytest.importorskip("nncf")
+    root = shapes_project.root
+    write_weights(root / "d0.pth")
+    line = ("-p", shapes_project.yml, "-w", "d0.pth", "--image_size", "128", "--format", "openvino", "--int8", "--nms")
+    line += ("--data_path", shapes_project.data.parent, "--score_threshold", "0.001", "--runs", "1")
+    run = export(root, *line, "--max_ap_loss", "1")
+    assert_succeeded(run)
+    assert re.search(r"AP on the 3 pictures of val: float32 [\d.]+, INT8 [\d.]+", run.stdout), run.stdout
+    assert re.search(r"PyTorch [\d.]+ ms, xml float32 [\d.]+ ms, xml int8 [\d.]+ ms", run.stdout)
+    assert ExportedModel(root / "d0.xml", torch.device("cpu")).metadata.precision == "int8"
+
+
+def test_int8_that_costs_too_much_is_refused(tmp_path, monkeypatch):
+    found = {"float": 0.9, "int8": 0.88}
+    monkeypatch.setattr("efficientdet.export.average_precision", lambda path, *_: found[path.parent.name])
+    monkeypatch.setattr("efficientdet.export.quantize", lambda *_: None)
+    monkeypatch.setattr("efficientdet.export.network_inputs", lambda *_: [])
+    monkeypatch.setattr("efficientdet.export.ExportedModel", lambda *_: None)
+    (tmp_path / "float").mkdir()
+    project, dataset = load_project("shapes"), range(3)
+    args = parse_args(["--max_ap_loss", "0.01", "--data_path", str(tmp_path)])
+    dataset = SimpleNamespace(set_name="val", __len__=lambda: 3)
+    with pytest.raises(InputError, match="loses 0.0200 AP by --int8"):
+        quantize_and_tell(args, tmp_path / "float" / "x.xml", project, dataset)
 
 
 def test_a_mistake_is_told_in_one_sentence(tmp_path):

@@ -6,8 +6,9 @@ import pytest
 import torch
 from exports import CPU, SUPPRESSION, describe, images, network_that_finds
 
+from efficientdet.deployable import DETECTION_OUTPUTS, RAW_OUTPUTS
 from efficientdet.export_formats import check_packages, write_exported
-from efficientdet.export_proof import prove
+from efficientdet.export_proof import TOLERANCES, prove
 from efficientdet.exported import FORMATS, ExportedModel, Metadata
 from utils.errors import InputError
 
@@ -28,7 +29,7 @@ def assert_proven(model: ExportedModel, *sizes: tuple[int, int]) -> None:
     inputs = [images(model.metadata, 1, *size) for size in (model.metadata.image_size, *sizes)]
     proof = prove(model, network_that_finds(model.compound_coef), inputs)
     assert proof.first_failure is None, proof
-    assert proof.matches.pairs > 20 * len(inputs) and proof.matches.clear > 0
+    assert proof.matches.found > 40 * len(inputs) and proof.matches.clear > 0
 
 
 def test_packages_that_are_missing(monkeypatch):
@@ -57,9 +58,13 @@ def test_d0(tmp_path, export_format, changes):
     assert_proven(model)
     three = images(model.metadata, 3)
     together, one_by_one = model(three), [model(image[None]) for image in three]
-    for name, batch, *singles in zip("abcd", together, *one_by_one):
-        expected = singles[0] if batch.ndim == 2 and batch.shape[1] == 4 else torch.cat(singles)  # anchors: no batch
-        assert (batch - expected).abs().max() <= 0.1 * expected.float().std(), name
+    names = DETECTION_OUTPUTS if model.metadata.suppression else RAW_OUTPUTS
+    for name, batch, *singles in zip(names, together, *one_by_one):
+        expected = singles[0] if name == "anchors" else torch.cat(singles)
+        assert batch.shape == expected.shape
+        if model.metadata.suppression is None:  # detections of half precision may change places
+            largest = TOLERANCES[model.metadata.precision].outputs * expected.std()
+            assert (batch - expected).abs().max() <= largest, name
 
 
 @pytest.mark.parametrize("export_format", ["onnx", "openvino"])
@@ -70,4 +75,4 @@ def test_any_height_and_width(tmp_path, export_format):
 
 @pytest.mark.parametrize("compound_coef", [pytest.param(n, marks=pytest.mark.slow) for n in range(1, 9)])
 def test_every_coefficient(tmp_path, compound_coef):
-    assert_proven(exported(tmp_path, "onnx", describe(compound_coef, suppression=SUPPRESSION)))
+    assert_proven(exported(tmp_path, "onnx", describe(compound_coef)))

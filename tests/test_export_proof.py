@@ -21,29 +21,30 @@ def detections(*rows: tuple[list[float], float, int]) -> Detections:
 
 def test_nothing_matches_nothing():
     assert match(detections(), detections()) == Matches()
-    assert match(detections((BOX, 0.5, 0)), detections()) == Matches(clear=1, unmatched=1)
-    assert match(detections(), detections((BOX, 0.5, 0))) == Matches(clear=1, unmatched=1)
+    alone = Matches(found=1, unmatched=1, clear=1, clear_unmatched=1)
+    assert match(detections((BOX, 0.5, 0)), detections()) == alone
+    assert match(detections(), detections((BOX, 0.5, 0))) == alone
 
 
 def test_differences_of_a_pair():
     found = match(detections((BOX, 0.5, 0)), detections(([0.0, 0, 10, 10.5], 0.75, 0)))
-    assert found == Matches(pairs=1, clear=2, unmatched=0, scores=0.25, boxes=0.5)
+    assert found == Matches(found=2, clear=2, scores=0.25, boxes=0.5)
 
 
 def test_other_classes_and_other_places_do_not_match():
     one = detections((BOX, 0.5, 0))
-    assert match(one, detections((BOX, 0.5, 1))).pairs == 0
-    assert match(one, detections(([0.0, 0, 10, 12], 0.5, 0))).pairs == 0  # IoU 0.83
+    assert match(one, detections((BOX, 0.5, 1))).unmatched == 2
+    assert match(one, detections(([0.0, 0, 10, 12], 0.5, 0))).unmatched == 2  # IoU 0.83
 
 
-def test_each_is_matched_once_and_faint_ones_may_be_missing():
+def test_each_is_matched_once_and_faint_ones_are_counted_by_themselves():
     twice = detections((BOX, 0.5, 0), (BOX, 0.125, 0))
-    assert match(twice, detections((BOX, 0.5, 0))) == Matches(pairs=1, clear=2, unmatched=0)
+    assert match(twice, detections((BOX, 0.5, 0))) == Matches(found=3, unmatched=1, clear=2)
 
 
 def test_matches_add_up():
-    total = Matches(1, 2, 0, 0.5, 0.25).plus(Matches(2, 5, 1, 0.125, 4.0))
-    assert total == Matches(3, 7, 1, 0.5, 4.0)
+    total = Matches(1, 2, 0, 1, 0.5, 0.25).plus(Matches(2, 5, 1, 0, 0.125, 4.0))
+    assert total == Matches(3, 7, 1, 1, 0.5, 4.0)
 
 
 def test_a_difference_is_no_proof_when_it_is_too_large_or_no_number():
@@ -86,8 +87,8 @@ def test_the_first_raw_output_that_differs_is_named(number, change, name):
     [
         (0, lambda boxes: boxes.add_(0.1), "boxes of detections (pixels)"),
         (1, lambda scores: scores.sub_(0.01), "scores of detections"),
-        (2, lambda classes: classes.add_(1), "share of clear detections unmatched"),
-        (3, lambda count: count.zero_(), "share of clear detections unmatched"),
+        (2, lambda classes: classes.add_(1), "share of detections unmatched"),
+        (3, lambda count: count.zero_(), "share of detections unmatched"),
     ],
 )
 def test_the_first_difference_of_detections_is_named(number, change, name):

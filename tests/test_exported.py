@@ -1,8 +1,8 @@
 """What exported files say of themselves, how they are opened, and how the detector uses them."""
 
-import shutil
+import json
 import zipfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +39,20 @@ def test_metadata_survive_as_texts():
 
 
 @pytest.mark.parametrize(
-    "change", [{"mean": None}, {"compound_coef": "9"}, {"suppression": '{"score": 1}'}, {"class_names": "disc"}]
+    "change",
+    [
+        {"mean": None},
+        {"mean": '["a", "b", "c"]'},
+        {"compound_coef": "9"},
+        {"suppression": '{"score": 1}'},
+        {"class_names": "disc"},
+        {"class_names": "3"},
+        {"image_size": '"abc"'},
+        {"image_size": "[0, -5]"},
+        {"image_size": "[128, 100]"},
+        {"padding": "[1, 2]"},
+        {"normalization": '"beside"'},
+    ],
 )
 def test_metadata_that_are_strange(change):
     texts = describe().to_texts() | change
@@ -52,7 +65,8 @@ def test_metadata_that_are_strange(change):
 def test_files_that_are_no_models(tmp_path, name):
     with pytest.raises(InputError, match="there is no exported file"):
         ExportedModel(tmp_path / name, CPU)
-    (tmp_path / name).write_bytes(b"nothing of the kind")
+    for file in (tmp_path / name, tmp_path / "model.bin"):
+        file.write_bytes(b"nothing of the kind")
     with pytest.raises(InputError, match=f"cannot run .*{name}"):
         ExportedModel(tmp_path / name, CPU)
 
@@ -62,15 +76,6 @@ def test_a_file_of_another_program(tmp_path):
     torch.jit.save(torch.jit.script(torch.nn.ReLU()), str(tmp_path / "relu.torchscript"))
     with pytest.raises(InputError, match="relu.torchscript does not tell what it holds"):
         ExportedModel(tmp_path / "relu.torchscript", CPU)
-
-
-def test_nothing_in_a_pt2_file_is_executed(files, tmp_path):
-    bad = tmp_path / "bad.pt2"
-    shutil.copy(files / "model.pt2", bad)
-    with zipfile.ZipFile(bad, "a") as archive:
-        archive.writestr("bad/data/constants/opaque_obj_0", b"cos\nsystem\n(S'true'\ntR.")
-    with pytest.raises(InputError, match="opaque_obj_0"):
-        ExportedModel(bad, CPU)
 
 
 def test_an_unknown_engine_says_how_to_get_it(tmp_path, monkeypatch):
@@ -115,15 +120,50 @@ def test_the_detector_finds_the_same_with_a_file(files):
     assert raw.project.path == files / "model.pt2" and raw.canvas == (128, 128) and raw.compound_coef == 0
 
 
-def test_suppression_inside_sets_the_lowest_threshold(files):
+def test_candidates_of_a_file_with_suppression(files):
     finder = ExportedFinder(ExportedModel(files / "detector.pt2", CPU))
     batch = images(describe(), 2)
     every = finder(batch, 0.05)
     assert every.image_indices.unique().tolist() == [0, 1]
     threshold = every.scores.median().item()
     assert torch.equal(finder(batch, threshold).scores, every.scores[every.scores > threshold])
-    with pytest.raises(InputError, match="gives nothing below the --score_threshold 0.05"):
-        finder(batch, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"score_threshold": 0.01}, "cannot give scores of 0.01"),
+        ({"iou_threshold": 0.6}, "cannot give boxes that overlap by 0.6"),
+        ({"max_detections": 101}, "cannot give 101 detections"),
+    ],
+)
+def test_suppression_inside_sets_limits(files, options, told):
+    with pytest.raises(InputError, match=told):
+        load_detector(weights=files / "detector.pt2")([random_picture()], **options)
+
+
+def test_other_outputs_than_the_metadata_tell(files, tmp_path):
+    def edited(entry: str, text: str) -> ExportedModel:
+        path = tmp_path / "edited.pt2"
+        with zipfile.ZipFile(files / "model.pt2") as old, zipfile.ZipFile(path, "w") as new:
+            for name in old.namelist():
+                content = old.read(name)
+                if name.endswith("efficientdet.json"):
+                    content = json.dumps(json.loads(content) | {entry: text}).encode()
+                new.writestr(name, content)
+        return ExportedModel(path, CPU)
+
+    batch = images(describe())
+    assert len(edited("mean", "[0, 0, 0]")(batch)) == 3
+    for model in (edited("class_names", '["disc"]'), edited("suppression", json.dumps(asdict(SUPPRESSION)))):
+        with pytest.raises(InputError, match="has other outputs than its metadata tell"):
+            model(batch)
+
+
+def test_openvino_needs_both_files(tmp_path):
+    (tmp_path / "model.xml").write_text("<net/>")
+    with pytest.raises(InputError, match="needs model.bin beside it"):
+        ExportedModel(tmp_path / "model.xml", CPU)
 
 
 def test_less_padding_needs_a_file_of_any_shape(files):

@@ -5,7 +5,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import openvino
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +13,8 @@ from torch import Tensor, nn
 from efficientdet.quantization import quantize
 from utils.errors import InputError
 
+openvino = pytest.importorskip("openvino")
+pytest.importorskip("nncf")
 SIDE, BOXES = 32, 16 * 16
 METADATA = {"class_names": '["square", "disc"]', "precision": '"float32"'}
 
