@@ -108,7 +108,7 @@ def test_a_group_for_each_coefficient_work_and_batch_size(monkeypatch):
     monkeypatch.setattr(
         "sys.argv", ["benchmark.py", *["-c", "0", "8", "0", "--batch_size", "1", "4", "--what", "train", "forward"]]
     )
-    groups = list(benchmark.plan(benchmark.parse_args()))
+    groups = list(benchmark.plan(benchmark.parse_args(), {}))
     assert [(c.compound_coef, c.side, c.what, c.batch_size) for c, *_ in groups] == [
         (0, 512, "train", 1),
         (0, 512, "train", 4),
@@ -123,7 +123,7 @@ def test_a_group_for_each_coefficient_work_and_batch_size(monkeypatch):
 
 def test_the_references_row_without_being_asked(monkeypatch):
     monkeypatch.setattr("sys.argv", ["benchmark.py"])
-    groups = list(benchmark.plan(benchmark.parse_args()))
+    groups = list(benchmark.plan(benchmark.parse_args(), {}))
     assert [[(c.what, c.name, c.batch_size) for c in group] for group in groups] == [
         [("end_to_end", "plain", 1), ("end_to_end", "fused", 1)],
         [("forward", "plain", 32), ("forward", "fused", 32)],

@@ -34,7 +34,13 @@ def test_differences_of_a_pair():
 def test_other_classes_and_other_places_do_not_match():
     one = detections((BOX, 0.5, 0))
     assert match(one, detections((BOX, 0.5, 1))).unmatched == 2
-    assert match(one, detections(([0.0, 0, 10, 12], 0.5, 0))).unmatched == 2  # IoU 0.83
+    assert match(one, detections(([0.0, 0, 10, 13], 0.5, 0))).unmatched == 2
+
+
+def test_a_large_box_may_differ_by_more_and_one_beyond_the_edge_matches_itself():
+    large, beyond = [0.0, 0, 100, 40], [600.0, 0, 511, 40]
+    assert match(detections((large, 0.5, 0)), detections(([0.0, 0, 96, 40], 0.5, 0))).unmatched == 0
+    assert match(detections((beyond, 0.5, 0)), detections((beyond, 0.5, 0))).unmatched == 0
 
 
 def test_each_is_matched_once_and_faint_ones_are_counted_by_themselves():
