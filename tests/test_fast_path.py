@@ -5,8 +5,7 @@ import shutil
 
 import pytest
 import torch
-from golden_fill import normal_array
-from test_fuse import network
+from golden_fill import network_with_statistics, normal_array
 from torch import Tensor
 
 from efficientdet import fast_path
@@ -24,7 +23,7 @@ def images(*shape: int) -> Tensor:
 
 @pytest.fixture(scope="module")
 def d0() -> EfficientDet:
-    return network(0).float()
+    return network_with_statistics(0).float()
 
 
 def assert_same(some: Candidates, other: Candidates, tolerance: float = 1e-5) -> None:
