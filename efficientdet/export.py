@@ -16,13 +16,14 @@ normalised, the rest zero. It gives class_logits (N, A, classes), box_deltas (N,
 boxes (N, D, 4) as x1, y1, x2, y2 in pixels of the input, scores (N, D), classes (N, D) and count (N). Class names,
 anchors, mean, std, size, padding and thresholds are in its metadata.
 
-The proof runs the file in its own engine on real pictures, beside PyTorch in float32. When an output differs by more
-than the tolerance, the command fails and no file is written.
+The proof runs the file in its own engine on real pictures, beside PyTorch in float32; with --nms, the same graph
+without it as well. When an output differs by more than the tolerance, the command fails and no file is written.
 """
 
 import argparse
 import signal
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -108,6 +109,12 @@ def main(args: argparse.Namespace) -> None:
         with TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
             files = [Path(folder) / path.name]
             print(f"D{args.compound_coef} from {weights} as {export_format} ...", flush=True)
+            if args.nms:  # hides the raw outputs, so these are proven by the same graph without it
+                raw = Path(folder) / "raw" / path.name
+                raw.parent.mkdir()
+                write_exported(network, replace(metadata, suppression=None), export_format, raw)
+                prove_and_tell(raw, network, project, frames)
+                print("  with --nms:")
             write_exported(network, metadata, export_format, files[0])
             inputs = prove_and_tell(files[0], network, project, frames)
             if dataset is not None:

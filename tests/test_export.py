@@ -37,7 +37,8 @@ def shapes_onnx(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("onnx") / "shapes.onnx"
     run = export(path.parent, "-p", "shapes", "--nms", "-o", path, "--num_pictures", "3", "--runs", "2")
     assert_succeeded(run)
-    assert "detections of both: " in run.stdout
+    raw, with_nms = run.stdout.split("with --nms:")
+    assert "class_logits" in raw and "class_logits" not in with_nms and "detections of both: " in with_nms
     assert re.search(r"a picture: PyTorch [\d.]+ ms, onnx float32 [\d.]+ ms", run.stdout), run.stdout
     assert re.search(rf"-> {path} \([\d.]+ MB\)$", run.stdout.strip())
     assert [file.name for file in path.parent.iterdir()] == ["shapes.onnx"]
