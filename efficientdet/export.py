@@ -88,10 +88,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # either ends it in order, also where a shell's job ignores the first
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell's background job would ignore the first
         signal.signal(number, signal.default_int_handler)
     check(args)
     keep_freed_memory()
