@@ -24,8 +24,8 @@ from utils.errors import InputError
 from utils.memory import is_out_of_memory
 
 Key = TypeVar("Key")
-# Seconds. After their work OpenMP's threads look for more for a hundredth; those of ONNX Runtime and OpenVINO much longer,
-# and made what had its turn next twice as slow.
+# Seconds. After their work OpenMP's threads look for more for a hundredth; those of ONNX Runtime and OpenVINO much
+# longer, and made what had its turn next twice as slow.
 _UNTIL_THREADS_SLEEP = 0.2
 _PATIENCE = 10.0  # seconds that an idle process has to end by itself
 _MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
