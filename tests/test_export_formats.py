@@ -77,11 +77,11 @@ def test_any_height_and_width(tmp_path):
     [
         (1, "pt2"),
         (2, "torchscript"),
-        (3, "onnx"),
+        (3, "pt2"),
         (4, "pt2"),
         (5, "torchscript"),
         (6, "pt2"),
-        (7, "onnx"),
+        (7, "torchscript"),
         (8, "onnx"),
     ],
 )
