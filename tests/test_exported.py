@@ -61,8 +61,17 @@ def test_metadata_that_are_strange(change):
         Metadata.from_texts(texts, Path("x.onnx"))
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "model.xml", "model.pt2", "model.torchscript"])
-def test_files_that_are_no_models(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    [
+        ("model.onnx", "onnxruntime"),
+        ("model.xml", "openvino"),
+        ("model.pt2", "torch"),
+        ("model.torchscript", "torch"),
+    ],
+)
+def test_files_that_are_no_models(tmp_path, name, engine):
+    pytest.importorskip(engine)
     with pytest.raises(InputError, match="there is no exported file"):
         ExportedModel(tmp_path / name, CPU)
     for file in (tmp_path / name, tmp_path / "model.bin"):
@@ -161,6 +170,7 @@ def test_other_outputs_than_the_metadata_tell(files, tmp_path):
 
 
 def test_openvino_needs_both_files(tmp_path):
+    pytest.importorskip("openvino")
     (tmp_path / "model.xml").write_text("<net/>")
     with pytest.raises(InputError, match="needs model.bin beside it"):
         ExportedModel(tmp_path / "model.xml", CPU)
