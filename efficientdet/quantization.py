@@ -7,7 +7,6 @@ README.md tells what else was measured: ONNX Runtime gains next to nothing by it
 import contextlib
 import io
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from efficientdet.exported import RT_INFO
 from utils.packages import require_packages
+from utils.quiet import quietly
 
 if TYPE_CHECKING:
     import openvino
@@ -46,9 +46,10 @@ def quantize(model_path: Path, inputs: Sequence[np.ndarray], quantized_path: Pat
     import nncf
     import openvino
 
-    nncf.set_log_level(logging.ERROR)
     network = openvino.Core().read_model(model_path)
     with (
+        # NNCF's own switch, set_log_level, would also silence every handler that another put on its logger, for good.
+        quietly("nncf"),
         contextlib.redirect_stdout(io.StringIO()),  # takes NNCF's own bars
         tqdm(inputs, desc="calibrating INT8", unit="pass", dynamic_ncols=True) as bar,
     ):

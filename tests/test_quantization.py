@@ -1,6 +1,7 @@
 """Quantisation, on a small network with what an exported file may hold: normalisation, decoding, choosing the best."""
 
 import importlib.util
+import logging
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -126,3 +127,14 @@ def test_the_terminal_shows_one_bar_and_the_folder_the_two_files(exported, tmp_p
     assert told.out == ""
     assert {line.split(":")[0] for line in told.err.replace("\r", "\n").split("\n") if line} == {"calibrating INT8"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new.bin", "new.xml"]
+
+
+def test_what_the_program_logs_is_logged_as_before(exported, tmp_path):
+    logger, handler = logging.getLogger("nncf"), logging.Handler(logging.DEBUG)
+    level = logger.level
+    logger.addHandler(handler)
+    try:
+        quantize(exported, pictures(1, 1), tmp_path / "new.xml")
+    finally:
+        logger.removeHandler(handler)
+    assert (handler.level, logger.level) == (logging.DEBUG, level)
