@@ -6,7 +6,6 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
 
 from efficientdet.boxes import clip_boxes, decode, encode, pairwise_iou, yxyx_to_xyxy
 from efficientdet.dataset import CocoDataset
@@ -14,6 +13,7 @@ from efficientdet.evaluate import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THR
 from efficientdet.inference import Stopwatch
 from efficientdet.loss import PADDING_CLASS, Losses, Targets
 from efficientdet.model import Outputs
+from efficientdet.nms import batched_nms
 from efficientdet.postprocess import Detections, in_picture
 from efficientdet.project import Project
 from efficientdet.transforms import Letterbox

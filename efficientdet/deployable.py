@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import nms
 
 from efficientdet.anchors import make_anchors
 from efficientdet.boxes import clip_boxes, decode
 from efficientdet.model import EfficientDet
+from efficientdet.nms import nms
 
 RAW_OUTPUTS = ("class_logits", "box_deltas", "anchors")
 DETECTION_OUTPUTS = ("boxes", "scores", "classes", "count")

@@ -49,6 +49,8 @@ def make_deployable(network: EfficientDet, metadata: Metadata, own_suppression: 
 
 def write_exported(network: EfficientDet, metadata: Metadata, export_format: str, path: Path) -> None:
     """Write the file that `metadata` describes at `path`, which ends as the format has it."""
+    import torchvision  # noqa: F401  (in the middle of tracing it could not be)
+
     with quietly("torch", "onnxscript", "onnx_ir"), torch.no_grad():
         _WRITERS[export_format](network, metadata, path)
 

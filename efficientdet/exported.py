@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torchvision.ops  # noqa: F401  (TorchScript and pt2 files may need its operators)
 from torch import Tensor
 
 from efficientdet.config import model_config
@@ -248,6 +247,8 @@ def _open_openvino(path: Path, device: torch.device, dtype: torch.dtype) -> Engi
 
 
 def _open_torchscript(path: Path, device: torch.device, dtype: torch.dtype) -> Engine:
+    import torchvision  # noqa: F401  (registers its operators)
+
     files = {METADATA_FILE: ""}
     with _readable(path, "TorchScript"), quietly():
         module = torch.jit.load(path, map_location=device, _extra_files=files)
@@ -261,6 +262,7 @@ def _open_torchscript(path: Path, device: torch.device, dtype: torch.dtype) -> E
 
 
 def _open_pt2(path: Path, device: torch.device, dtype: torch.dtype) -> Engine:
+    import torchvision  # noqa: F401  (registers its operators)
     from torch.export.passes import move_to_device_pass
 
     files = {METADATA_FILE: ""}

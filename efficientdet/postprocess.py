@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, nms
 
 from efficientdet.boxes import clip_boxes, decode
+from efficientdet.nms import batched_nms, nms
 
 if TYPE_CHECKING:
     from efficientdet.transforms import Letterbox
