@@ -8,6 +8,7 @@
 """
 
 import json
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from efficientdet.project import Project, load_project
 
@@ -37,6 +39,13 @@ anchors_ratios: '[(1.0, 1.0), (1.4, 0.7), (0.7, 1.4)]'
 
 obj_list: ['square', 'disc']
 """
+
+
+def pytest_configure() -> None:
+    """The workers of pytest-xdist, and the scripts that they run, share the cores."""
+    threads = max(1, torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))
+    torch.set_num_threads(threads)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # of the scripts
 
 
 def _draw_shapes(seed: int, objects: int) -> tuple[np.ndarray, list[dict]]:
