@@ -1,9 +1,11 @@
 """The network as it leaves the project: pixels in, outputs or detections out, as one graph of plain operators."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from efficientdet.anchors import make_anchors
@@ -128,15 +130,18 @@ def surviving_scores(
         boxes_xyxy: (N, K, 4), no coordinate below 0.
         class_ids: (N, K), below num_classes.
     """
-    image_ids = torch.arange(scores.shape[0], device=scores.device).unsqueeze(1)  # len() would fix their number
+    # 0, 1, ...: len() would fix their number in an exported graph, and arange() the device.
+    image_ids = torch.ones_like(class_ids[:, :1]).cumsum(dim=0) - 1
     groups = (image_ids * num_classes + class_ids).flatten()
     # Each class of an image in a place of its own. In float32 that would be coarse.
     boxes = boxes_xyxy.double().flatten(0, 1)
     boxes = boxes + groups.unsqueeze(1) * (boxes.max() + 1)
-    flat = scores.flatten()
-    candidates = (flat > score_threshold).nonzero().squeeze(1)
-    survivors = candidates[nms(boxes[candidates], flat[candidates].double(), iou_threshold)]
-    return torch.zeros_like(flat).index_copy(0, survivors, flat[survivors]).view_as(scores)
+    # Two boxes without an area, which always survive: torch.export takes for granted that two do.
+    boxes, padded = F.pad(boxes, (0, 0, 0, 2), value=-1.0), F.pad(scores.flatten(), (0, 2), value=math.inf)
+    candidates = (padded > score_threshold).nonzero().squeeze(1)
+    survivors = candidates[nms(boxes[candidates], padded[candidates].double(), iou_threshold)]
+    surviving = torch.zeros_like(padded).index_copy(0, survivors, padded[survivors])
+    return surviving[:-2].view_as(scores)
 
 
 @torch.library.custom_op("efficientdet::surviving_scores", mutates_args=())

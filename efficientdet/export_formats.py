@@ -127,6 +127,7 @@ def _write_torchscript(network: EfficientDet, metadata: Metadata, path: Path) ->
 def _write_pt2(network: EfficientDet, metadata: Metadata, path: Path) -> None:
     deployable = make_deployable(network, metadata)
     program = torch.export.export(deployable, (_example(metadata),), dynamic_shapes=_dynamic_shapes(metadata))
+    program.example_inputs = None  # these would be stored, too
     torch.export.save(program, path, extra_files={METADATA_FILE: json.dumps(metadata.to_texts())})
 
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 from functools import cache
 
 import torch
-from golden_fill import network_with_statistics
-from torch import Tensor
+from golden_fill import fill
+from torch import Tensor, nn
 
 from efficientdet.config import model_config
 from efficientdet.deployable import Suppression
@@ -27,11 +27,20 @@ def small_project() -> Project:
 @cache
 def network_that_finds(compound_coef: int = 0) -> EfficientDet:
     """Recorded weights, by which 300 anchors of the first of `images` pass 0.05. It is shared: not to be changed."""
-    network = network_with_statistics(compound_coef).float()
+    with torch.device("meta"):
+        network = EfficientDet(compound_coef, len(CLASS_NAMES))
+    fill(network, torch.float32).eval()
+    batch = images(describe(compound_coef, normalization="outside"), 4)
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     header = network.classifier.header.pointwise_conv.conv
-    batch = images(describe(compound_coef, normalization="outside"))
 
     with torch.no_grad():
+        # Statistics of the images themselves: with others, little of an image would be left in the outputs.
+        for norm in norms:
+            norm.train().momentum = 1.0
+        network(batch)
+        for norm in norms:
+            norm.eval().running_var.clamp_(min=0.1)  # less would make chaos of rounding errors
         outputs = network(batch)
         header.weight *= 2 / outputs.class_logits[0].amax(dim=-1).std()  # scores of all kinds
         network.regressor.header.pointwise_conv.conv.weight *= 0.3 / outputs.box_deltas.std()  # boxes inside the image

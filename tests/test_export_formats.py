@@ -1,5 +1,6 @@
 """Each format's file computes, in its own engine, what PyTorch computes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from utils.errors import InputError
 for needed in ("onnx", "onnxscript", "onnxruntime", "openvino"):
     pytest.importorskip(needed)
 
+RARE = replace(SUPPRESSION, score_threshold=0.645)  # leaves nothing of some images, and one object of others
+
 
 def exported(folder: Path, export_format: str, metadata: Metadata) -> ExportedModel:
     path = folder / f"model{FORMATS[export_format]}"
@@ -29,7 +32,8 @@ def assert_proven(model: ExportedModel, *sizes: tuple[int, int]) -> None:
     inputs = [images(model.metadata, 1, *size) for size in (model.metadata.image_size, *sizes)]
     proof = prove(model, network_that_finds(model.compound_coef), inputs)
     assert proof.first_failure is None, proof
-    assert proof.matches.found > 40 * len(inputs) and proof.matches.clear > 0
+    assert proof.matches.found > (4 if model.metadata.suppression == RARE else 40) * len(inputs)
+    assert proof.matches.clear > 0
 
 
 def test_packages_that_are_missing(monkeypatch):
@@ -42,26 +46,27 @@ def test_packages_that_are_missing(monkeypatch):
 @pytest.mark.parametrize(
     ("export_format", "changes"),
     [
-        ("onnx", {}),
-        ("onnx", {"suppression": SUPPRESSION, "precision": "float16", "normalization": "outside"}),
-        ("openvino", {"suppression": SUPPRESSION, "normalization": "outside"}),
-        ("torchscript", {"normalization": "outside"}),
-        ("torchscript", {"suppression": SUPPRESSION, "precision": "float16"}),
-        ("pt2", {"suppression": SUPPRESSION, "normalization": "outside"}),
+        ("onnx", {"precision": "float16"}),
+        ("onnx", {"suppression": RARE, "normalization": "outside"}),
+        ("openvino", {"suppression": RARE}),
+        ("torchscript", {"precision": "float16", "normalization": "outside"}),
+        ("torchscript", {"suppression": RARE}),
+        ("pt2", {"suppression": RARE, "normalization": "outside"}),
     ],
 )
 def test_d0(tmp_path, export_format, changes):
     model = exported(tmp_path, export_format, describe(**changes))
     assert_proven(model)
-    three = images(model.metadata, 3)
-    together, one_by_one = model(three), [model(image[None]) for image in three]
+    four = images(model.metadata, 4)
+    together, one_by_one = model(four), [model(image[None]) for image in four]
     names = DETECTION_OUTPUTS if model.metadata.suppression else RAW_OUTPUTS
     for name, batch, *singles in zip(names, together, *one_by_one):
         expected = singles[0] if name == "anchors" else torch.cat(singles)
         assert batch.shape == expected.shape
-        if model.metadata.suppression is None:  # detections of half precision may change places
-            largest = TOLERANCES[model.metadata.precision].outputs * expected.std()
-            assert (batch - expected).abs().max() <= largest, name
+        largest = TOLERANCES[model.metadata.precision].outputs * expected.float().std()
+        assert (batch - expected).abs().max() <= largest, name
+    if model.metadata.suppression == RARE:
+        assert {0, 1} < set(together[DETECTION_OUTPUTS.index("count")].tolist())
 
 
 def test_any_height_and_width(tmp_path):
