@@ -23,7 +23,7 @@ without it as well. When an output differs by more than the tolerance, the comma
 import argparse
 import signal
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -54,6 +54,9 @@ from utils.memory import keep_freed_memory
 from utils.packages import require_packages
 
 _CPU = torch.device("cpu")
+_SUPPRESSION = Suppression(EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD, max_detections=100)
+_MAX_AP_LOSS = 0.01
+_COUNT_WITH = {"score_threshold": "nms", "iou_threshold": "nms", "max_detections": "nms", "max_ap_loss": "int8"}
 
 
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
@@ -75,14 +78,14 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     add("--int8", action="store_true", help="8-bit integers for CPUs, calibrated on the training pictures (openvino)")
     add = parser.add_argument_group("what counts as found").add_argument
     add("--nms", action="store_true", help="choose the detections in the graph")
-    add("--score_threshold", type=fraction, default=EVALUATION_SCORE_THRESHOLD, help="with --nms (%(default)s)")
-    add("--iou_threshold", type=fraction, default=EVALUATION_IOU_THRESHOLD, help="with --nms (%(default)s)")
-    add("--max_detections", type=positive_int, default=100, help="with --nms, of an image (%(default)s)")
+    add("--score_threshold", type=fraction, help=f"with --nms ({_SUPPRESSION.score_threshold})")
+    add("--iou_threshold", type=fraction, help=f"with --nms ({_SUPPRESSION.iou_threshold})")
+    add("--max_detections", type=positive_int, help=f"with --nms, of an image ({_SUPPRESSION.max_detections})")
     add = parser.add_argument_group("the proof").add_argument
     add("--pictures", metavar="SOURCE", help="picture, folder or pattern (default: the project's validation set)")
     add("--num_pictures", type=positive_int, default=8, help="how many of them (default: 8)")
     add("--data_path", type=Path, default=Path("datasets"), help="folder of the projects' data (default: datasets/)")
-    add("--max_ap_loss", type=fraction, default=0.01, help="that --int8 may cost on the validation set (%(default)s)")
+    add("--max_ap_loss", type=fraction, help=f"that --int8 may cost on the validation set ({_MAX_AP_LOSS})")
     add("--runs", type=non_negative_int, default=10, help="passes to measure the speed, 0 for none (default: 10)")
     return parser.parse_args(args)
 
@@ -175,9 +178,10 @@ def quantize_and_tell(args: argparse.Namespace, path: Path, project: Project, da
 
     before, after = (average_precision(file, project, dataset) for file in (path, quantized))
     print(f"  AP on the {len(dataset)} pictures of {dataset.set_name}: float32 {before:.4f}, INT8 {after:.4f}")
-    if not before - after <= args.max_ap_loss:
+    allowed = _MAX_AP_LOSS if args.max_ap_loss is None else args.max_ap_loss
+    if not before - after <= allowed:
         raise InputError(
-            f"{path.name} loses {before - after:.4f} AP by --int8, and --max_ap_loss {args.max_ap_loss:g} is allowed: "
+            f"{path.name} loses {before - after:.4f} AP by --int8, and --max_ap_loss {allowed:g} is allowed: "
             "it is not kept; leave --int8 out, or allow more"
         )
     return quantized
@@ -186,7 +190,7 @@ def quantize_and_tell(args: argparse.Namespace, path: Path, project: Project, da
 def average_precision(path: Path, project: Project, dataset: CocoDataset) -> float:
     """Of the file at `path`, as coco_eval.py scores it."""
     detector = Detector(ExportedModel(path, _CPU), project, _CPU)
-    limits = detector.limits or Suppression(EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD, 100)
+    limits = detector.limits or _SUPPRESSION
     options = DetectionOptions(
         max(EVALUATION_SCORE_THRESHOLD, limits.score_threshold), min(EVALUATION_IOU_THRESHOLD, limits.iou_threshold)
     )
@@ -201,6 +205,9 @@ def check(args: argparse.Namespace) -> None:
         check_packages(export_format)
         if args.dynamic and export_format not in ("onnx", "openvino"):
             raise InputError(f"--format {export_format} has a fixed height and width: leave --dynamic out")
+    for flag, other in _COUNT_WITH.items():
+        if getattr(args, flag) is not None and not getattr(args, other):
+            raise InputError(f"--{flag} counts with --{other} alone: add that, or leave it out")
     if args.int8:
         if args.format != ["openvino"] or args.half:
             raise InputError("--int8 is for --format openvino alone, without --half")
@@ -217,7 +224,8 @@ def check(args: argparse.Namespace) -> None:
 
 def describe(args: argparse.Namespace, network: EfficientDet, project: Project) -> Metadata:
     """What the files will say of themselves."""
-    limits = Suppression(args.score_threshold, args.iou_threshold, args.max_detections)
+    given = {field.name: getattr(args, field.name) for field in fields(Suppression)}
+    limits = replace(_SUPPRESSION, **{name: value for name, value in given.items() if value is not None})
     red, green, blue = (round(255 * value) for value in project.mean)
     return Metadata(
         compound_coef=args.compound_coef,

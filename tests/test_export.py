@@ -173,6 +173,8 @@ def test_a_mistake_is_told_in_one_sentence(tmp_path):
     ("args", "told"),
     [
         (["--format", "pt2", "--dynamic"], "--format pt2 has a fixed height and width: leave --dynamic out"),
+        (["--score_threshold", "0.3"], "--score_threshold counts with --nms alone: add that, or leave it out"),
+        (["--max_ap_loss", "0.02"], "--max_ap_loss counts with --int8 alone"),
         (["--format", "pt2", "onnx", "-o", "x.onnx"], "--output names one file"),
         (["-o", "model.pth"], "--output model.pth must end with .onnx"),
         (["-p", "shapes", "-w", "absent.pth"], "there is no weights file absent.pth"),
