@@ -4,8 +4,9 @@ import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.export import Dim
@@ -17,11 +18,14 @@ from efficientdet.deployable import (
     Suppression,
     opaque_surviving_scores,
 )
-from efficientdet.exported import METADATA_FILE, RT_INFO, Metadata
+from efficientdet.exported import CONVOLUTIONS, METADATA_FILE, RT_INFO, Metadata
 from efficientdet.fast_path import optimize
 from efficientdet.model import EfficientDet
 from utils.packages import require_packages
 from utils.quiet import quietly
+
+if TYPE_CHECKING:
+    import openvino
 
 PACKAGES = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
@@ -116,7 +120,23 @@ def _write_openvino(network: EfficientDet, metadata: Metadata, path: Path) -> No
         model = openvino.convert_model(onnx_path)  # read_model would leave out some fusions
         for name, text in metadata.to_texts().items():
             model.set_rt_info(text, [RT_INFO, name])
-        openvino.save_model(model, path, compress_to_fp16=metadata.precision == "float16")
+        if metadata.precision == "float16":
+            _halve_weights(model)
+        openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def _halve_weights(model: "openvino.Model") -> None:
+    """Store the convolutions' weights in float16. OpenVINO's own compression would make the anchors coarse, too."""
+    from openvino import opset13 as op
+
+    halved: dict[str, Any] = {}  # the levels of the pyramid share the heads' weights
+    for operation in model.get_ordered_ops():
+        if operation.get_type_name() in CONVOLUTIONS:
+            weights = operation.input_value(1).get_node()
+            name = weights.get_friendly_name()
+            if name not in halved:
+                halved[name] = op.convert(op.constant(weights.get_data().astype(np.float16)), "f32")
+            operation.input(1).replace_source_output(halved[name].output(0))
 
 
 def _write_torchscript(network: EfficientDet, metadata: Metadata, path: Path) -> None:

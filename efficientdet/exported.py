@@ -23,6 +23,7 @@ from utils.quiet import quietly
 FORMATS = {"onnx": ".onnx", "torchscript": ".torchscript", "pt2": ".pt2", "openvino": ".xml"}
 METADATA_FILE = "efficientdet.json"  # inside the archives of PyTorch's formats
 RT_INFO = "efficientdet"  # the group of entries in OpenVINO's files
+CONVOLUTIONS = ("Convolution", "GroupConvolution")  # OpenVINO's types of operations
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from efficientdet.exported import RT_INFO
+from efficientdet.exported import CONVOLUTIONS, RT_INFO
 from utils.packages import require_packages
 from utils.quiet import quietly
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 PACKAGES = ("openvino", "nncf")
 CALIBRATION_PICTURES = 100  # 10 lose another 0.01 AP of the shapes, 300 gain nothing
-_CONVOLUTIONS = ("Convolution", "GroupConvolution")
 
 
 def quantize(model_path: Path, inputs: Sequence[np.ndarray], quantized_path: Path) -> None:
@@ -70,7 +69,7 @@ def _after_convolutions(network: "openvino.Model") -> list[str]:
     before, after = set(), []
     for operation in reversed(network.get_ordered_ops()):
         users = [target.get_node() for output in operation.outputs() for target in output.get_target_inputs()]
-        if operation.get_type_name() in _CONVOLUTIONS or any(user.get_friendly_name() in before for user in users):
+        if operation.get_type_name() in CONVOLUTIONS or any(user.get_friendly_name() in before for user in users):
             before.add(operation.get_friendly_name())
         else:
             after.append(operation.get_friendly_name())

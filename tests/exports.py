@@ -30,17 +30,20 @@ def network_that_finds(compound_coef: int = 0) -> EfficientDet:
     with torch.device("meta"):
         network = EfficientDet(compound_coef, len(CLASS_NAMES))
     fill(network, torch.float32).eval()
-    batch = images(describe(compound_coef, normalization="outside"), 4)
+    metadata = describe(compound_coef, normalization="outside")
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     header = network.classifier.header.pointwise_conv.conv
 
     with torch.no_grad():
-        # Statistics of the images themselves: with others, little of an image would be left in the outputs.
+        # Statistics of images: with others, little of an image would be left in the outputs. Larger ones, because
+        # those of the smallest suit no other size.
+        height, width = metadata.image_size
         for norm in norms:
             norm.train().momentum = 1.0
-        network(batch)
+        network(images(metadata, 2, 2 * height, 2 * width))
         for norm in norms:
             norm.eval().running_var.clamp_(min=0.1)  # less would make chaos of rounding errors
+        batch = images(metadata)
         outputs = network(batch)
         header.weight *= 2 / outputs.class_logits[0].amax(dim=-1).std()  # scores of all kinds
         network.regressor.header.pointwise_conv.conv.weight *= 0.3 / outputs.box_deltas.std()  # boxes inside the image
