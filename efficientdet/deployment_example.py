@@ -43,19 +43,21 @@ def draw(picture: np.ndarray, text: str, x1: int, y1: int, x2: int, y2: int) -> 
     """A box and its label on a white ground, into the picture itself."""
     cv2.rectangle(picture, (x1, y1), (x2, y2), (0, 200, 0), 2)
     (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)
-    bottom = max(y1, height + 4)
-    cv2.rectangle(picture, (x1, bottom - height - 4), (x1 + width, bottom), (255, 255, 255), cv2.FILLED)
-    cv2.putText(picture, text, (x1, bottom - 2), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
+    left, bottom = max(0, min(x1, picture.shape[1] - width)), max(y1, height + 4)
+    cv2.rectangle(picture, (left, bottom - height - 4), (left + width, bottom), (255, 255, 255), cv2.FILLED)
+    cv2.putText(picture, text, (left, bottom - 2), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
 
 
 def main(model_path: str, picture_path: str, output_path: str) -> None:
     picture = cv2.imread(picture_path)
     if picture is None:
         sys.exit(f"{picture_path} is no picture that OpenCV can read")
-    for name, score, box in Detector(model_path)(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)):
-        x1, y1, x2, y2 = (int(round(side)) for side in box)
-        print(f"{name} {score:.2f} {x1} {y1} {x2} {y2}")
-        draw(picture, f"{name} {score:.2f}", x1, y1, x2, y2)
+    objects = Detector(model_path)(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
+    found = [(f"{name} {score:.2f}", box.round().astype(int).tolist()) for name, score, box in objects]
+    for text, box in found:
+        print(text, *box)
+    for text, box in reversed(found):  # the best on top
+        draw(picture, text, *box)
     if not cv2.haveImageWriter(output_path) or not cv2.imwrite(output_path, picture):
         sys.exit(f"cannot write {output_path}")
 
