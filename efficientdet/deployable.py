@@ -144,17 +144,8 @@ def surviving_scores(
     return surviving[:-2].view_as(scores)
 
 
-@torch.library.custom_op("efficientdet::surviving_scores", mutates_args=())
-def opaque_surviving_scores(
-    boxes_xyxy: Tensor,
-    scores: Tensor,
-    class_ids: Tensor,
-    num_classes: int,
-    score_threshold: float,
-    iou_threshold: float,
-) -> Tensor:
-    """`surviving_scores` as one operator, for a format that has non-maximum suppression of its own."""
-    return surviving_scores(boxes_xyxy, scores, class_ids, num_classes, score_threshold, iou_threshold)
+# The same as one operator, for a format that has non-maximum suppression of its own.
+opaque_surviving_scores = torch.library.custom_op("efficientdet::surviving_scores", surviving_scores, mutates_args=())
 
 
 @opaque_surviving_scores.register_fake
