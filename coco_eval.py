@@ -31,15 +31,15 @@ from efficientdet.evaluate import (
     score_in_detail,
     write_results,
 )
-from efficientdet.inference import Stopwatch, detect_dataset
+from efficientdet.inference import detect_dataset
 from efficientdet.project import Project, load_project
 from efficientdet.shapes import draw_if_absent
 from utils import distributed
 from utils.cli import BOOLEAN, default_workers, fraction, image_size, non_negative_int, positive_int
-from utils.device import chosen_device, inference_dtype, network_mode
+from utils.device import chosen_device, inference_dtype, keep_freed_memory, network_mode
 from utils.errors import exit_on_input_error
 from utils.files import make_writable_folder
-from utils.memory import keep_freed_memory
+from utils.stopwatch import Stopwatch
 
 LOGS = Path("logs")
 WORKERS = default_workers()

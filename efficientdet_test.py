@@ -37,10 +37,9 @@ from efficientdet.pipeline import detect_frames
 from efficientdet.project import load_project
 from efficientdet.sources import Failure, Frame, list_sources, open_sources
 from utils.cli import boolean, fraction, image_size, non_negative_int, positive_int
-from utils.device import chosen_device, inference_dtype, network_mode
+from utils.device import chosen_device, inference_dtype, keep_freed_memory, network_mode
 from utils.errors import InputError, exit_on_input_error
 from utils.files import make_writable_folder
-from utils.memory import keep_freed_memory
 from utils.stop import StopRequest
 from utils.video import Window
 

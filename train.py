@@ -61,10 +61,9 @@ from utils.cli import (
     non_negative_int,
     positive_int,
 )
-from utils.device import autocast_dtype, check_compiler, cuda_device
+from utils.device import autocast_dtype, check_compiler, cuda_device, is_out_of_memory, keep_freed_memory
 from utils.errors import InputError, exit_on_input_error
 from utils.files import make_writable_folder
-from utils.memory import is_out_of_memory, keep_freed_memory
 from utils.stop import StopRequest
 
 WORKERS = default_workers()

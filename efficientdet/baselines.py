@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from efficientdet.boxes import clip_boxes, decode, encode, pairwise_iou, yxyx_to_xyxy
 from efficientdet.dataset import CocoDataset
 from efficientdet.evaluate import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD, coco_results
-from efficientdet.inference import Stopwatch
 from efficientdet.loss import PADDING_CLASS, Losses, Targets
 from efficientdet.model import Outputs
 from efficientdet.nms import batched_nms
@@ -18,6 +17,7 @@ from efficientdet.postprocess import Detections, in_picture
 from efficientdet.project import Project
 from efficientdet.transforms import Letterbox
 from utils.measuring import synchronize
+from utils.stopwatch import Stopwatch
 
 
 def baseline_prepare(picture: np.ndarray, letterbox: Letterbox, project: Project) -> np.ndarray:

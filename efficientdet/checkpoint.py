@@ -7,33 +7,41 @@ newest lies `efficientdet-d{coef}_last.state` with all that a run needs to go on
 
 import contextlib
 import hashlib
-import http.client
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from efficientdet.bundled import SHAPES_WEIGHTS
 from efficientdet.config import CONFIGS
 from efficientdet.effdet_weights import EFFDET_MARK
 from efficientdet.exported import is_exported
 from efficientdet.model import EfficientDet, initialize, initialize_class_prior
-from efficientdet.tensor_files import is_state_dict, load_tensors, save_tensors
 from efficientnet.pretrained import convert_backbone_weights
+from utils.download import download
 from utils.errors import InputError
+from utils.tensor_files import is_state_dict, load_tensors, save_tensors
 
 WEIGHTS_FOLDER = Path("weights")
+
+
 _RELEASES = "https://github.com/zylo117/Yet-Another-Efficient-Pytorch/releases/download"
+
+
 _PUBLISHED_BYTES = {0: 15_862_583}  # where known; other sizes are the server's word
+
+
 _BACKBONE_RELEASE = "https://github.com/lukemelas/EfficientNet-PyTorch/releases/download/1.0"
+
+
 # B0 to B7: what the sha256 of each published file begins with; its name says so, too.
 _BACKBONE_SHA256 = ("355c32eb", "f1951068", "8bb594d6", "5fb5a3c3", "6ed6700e", "b6417697", "c76e70fd", "dcc49843")
-_TIMEOUT_SECONDS = 30
+
+
 _CLASS_HEADER = "classifier.header.pointwise_conv"
+
+
 _CONVERT = "convert it with python -m efficientdet.convert_weights"
 
 
@@ -89,61 +97,6 @@ def chosen_weights(requested: str | None, project_name: str, compound_coef: int,
         "pass -w FILE, -w best or -w last: "
         f"no weights are published for D{compound_coef} and the project {project_name!r}"
     )
-
-
-def download(url: str, path: Path, expected_bytes: int | None = None) -> None:
-    """Fetch `url` into `path`, with a progress bar, going on where an earlier attempt stopped.
-
-    The bytes gather in `{path}.part`, which takes its place when complete. InputError when the network, the server
-    or the size disappoints, with the URL to fetch by hand.
-    """
-    part = path.with_name(path.name + ".part")
-    try:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        total = _fetch(url, part)
-    except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
-        raise InputError(f"cannot download {url} ({reason}): fetch it by other means and put it at {path}") from error
-    size = part.stat().st_size
-    for wanted in (total, expected_bytes):
-        if wanted is not None and size != wanted:
-            if size > wanted:
-                part.unlink()
-            raise InputError(
-                f"{url} gave {size} of {wanted} bytes: run again to go on, or fetch it by other means to {path}"
-            )
-    part.replace(path)
-
-
-def _fetch(url: str, part: Path) -> int | None:
-    """Append to `part` what it lacks of `url`; the whole size as the server tells it."""
-    have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    try:
-        response = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)
-    except urllib.error.HTTPError as error:
-        if error.code != 416:  # range not satisfiable: `part` holds all there is, or something else
-            raise
-        part.unlink()
-        return _fetch(url, part)
-    with response:
-        resumed = response.status == 206
-        length = response.headers.get("Content-Length")
-        total = None if length is None else int(length) + (have if resumed else 0)
-        with (
-            open(part, "ab" if resumed else "wb") as file,
-            tqdm(
-                desc=f"downloading {url.rsplit('/', 1)[-1]}",
-                initial=have if resumed else 0,
-                total=total,
-                unit="B",
-                unit_scale=True,
-            ) as progress,
-        ):
-            while chunk := response.read(1 << 16):
-                file.write(chunk)
-                progress.update(len(chunk))
-    return total
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

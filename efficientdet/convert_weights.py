@@ -38,7 +38,6 @@ from torch import Tensor
 from efficientdet.checkpoint import find_weights, guess_compound_coefs
 from efficientdet.config import CONFIGS
 from efficientdet.effdet_weights import EFFDET_MARK, effdet_name, from_effdet, to_effdet
-from efficientdet.tensor_files import is_state_dict, load_tensors, save_tensors
 from efficientnet.model import BATCH_NORM
 from efficientnet.pretrained import (
     FAMILIES,
@@ -51,6 +50,7 @@ from efficientnet.pretrained import (
     guess_index,
 )
 from utils.errors import InputError, exit_on_input_error
+from utils.tensor_files import is_state_dict, load_tensors, save_tensors
 
 OUR_MARK = "regressor.header.pointwise_conv.conv.bias"  # a key of every detector of this project's
 # Where training checkpoints keep their weights: the first that is there is taken.

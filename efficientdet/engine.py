@@ -23,8 +23,8 @@ from efficientdet.evaluate import (
 from efficientdet.loss import DetectionLoss, Losses
 from efficientdet.model import EfficientDet, Outputs
 from efficientdet.postprocess import Detections, in_picture, postprocess
+from utils.device import is_out_of_memory
 from utils.distributed import any_over_processes, from_rank_0, gathered, sum_over_processes, world_size
-from utils.memory import is_out_of_memory
 from utils.stop import StopRequest
 
 SHOWN_PICTURES = 4

@@ -40,7 +40,7 @@ from efficientdet.evaluate import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THR
 from efficientdet.export_formats import check_packages, write_exported
 from efficientdet.export_proof import Proof, prove, time_in_turns
 from efficientdet.exported import FORMATS, ExportedModel, Metadata
-from efficientdet.inference import Stopwatch, detect_dataset
+from efficientdet.inference import detect_dataset
 from efficientdet.model import EfficientDet
 from efficientdet.project import Project, load_project
 from efficientdet.quantization import CALIBRATION_PICTURES, quantize
@@ -48,10 +48,11 @@ from efficientdet.quantization import PACKAGES as QUANTIZATION_PACKAGES
 from efficientdet.shapes import draw_if_absent
 from efficientdet.sources import Entry, Failure, Frame, list_sources, load, open_sources
 from utils.cli import default_workers, fraction, image_size, non_negative_int, positive_int
+from utils.device import keep_freed_memory
 from utils.errors import InputError, exit_on_input_error
 from utils.files import make_writable_folder, written_whole
-from utils.memory import keep_freed_memory
-from utils.packages import require_packages
+from utils.optional import require_packages
+from utils.stopwatch import Stopwatch
 
 _CPU = torch.device("cpu")
 _SUPPRESSION = Suppression(EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD, max_detections=100)

@@ -21,8 +21,7 @@ from efficientdet.deployable import (
 from efficientdet.exported import CONVOLUTIONS, METADATA_FILE, RT_INFO, Metadata
 from efficientdet.fast_path import optimize
 from efficientdet.model import EfficientDet
-from utils.packages import require_packages
-from utils.quiet import quietly
+from utils.optional import quietly, require_packages
 
 if TYPE_CHECKING:
     import openvino

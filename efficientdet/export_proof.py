@@ -18,8 +18,8 @@ from efficientdet.export_formats import make_deployable
 from efficientdet.exported import ExportedModel, Metadata
 from efficientdet.model import EfficientDet
 from efficientdet.postprocess import Detections, postprocess
+from utils.device import keep_freed_memory
 from utils.measuring import Measured, Rounds, Workload, measure
-from utils.memory import keep_freed_memory
 
 _CPU = torch.device("cpu")
 _MOST_DETECTIONS = 100  # of an image, as COCO counts them

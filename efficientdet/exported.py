@@ -17,8 +17,7 @@ from efficientdet.postprocess import Candidates, find_candidates
 from efficientdet.project import Project
 from efficientdet.pt2_safety import check_pt2, no_pickled_code
 from utils.errors import InputError
-from utils.packages import require_packages
-from utils.quiet import quietly
+from utils.optional import quietly, require_packages
 
 FORMATS = {"onnx": ".onnx", "torchscript": ".torchscript", "pt2": ".pt2", "openvino": ".xml"}
 METADATA_FILE = "efficientdet.json"  # inside the archives of PyTorch's formats

@@ -1,8 +1,7 @@
 """A whole data set through the detector, and where the time went."""
 
-import time
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import replace
 
 from tqdm import tqdm
@@ -13,25 +12,7 @@ from efficientdet.evaluate import coco_results
 from utils import distributed
 from utils.errors import InputError
 from utils.overlap import ordered_map
-
-
-class Stopwatch:
-    """Seconds spent on each of several activities in turn."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def measuring(self, activity: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[activity] = self.seconds.get(activity, 0.0) + time.perf_counter() - start
-
-    def summary(self, images: int) -> str:
-        """One line: images per second, and the share of the time that each activity took."""
-        total = sum(self.seconds.values())
-        shares = ", ".join(f"{activity} {seconds / total:.0%}" for activity, seconds in self.seconds.items())
-        return f"{images} images in {total:.1f} s, {images / total:.1f} a second: {shares}"
+from utils.stopwatch import Stopwatch
 
 
 def detect_dataset(

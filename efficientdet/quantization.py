@@ -15,8 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from efficientdet.exported import CONVOLUTIONS, RT_INFO
-from utils.packages import require_packages
-from utils.quiet import quietly
+from utils.optional import quietly, require_packages
 
 if TYPE_CHECKING:
     import openvino

@@ -28,7 +28,7 @@ from efficientdet.engine import TrainingStep
 from efficientdet.evaluate import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
 from efficientdet.exported import ExportedModel, is_exported
 from efficientdet.fast_path import MODES, compile_network, optimize
-from efficientdet.inference import Stopwatch, detect_dataset
+from efficientdet.inference import detect_dataset
 from efficientdet.loss import DetectionLoss
 from efficientdet.model import EfficientDet
 from efficientdet.optimization import make_optimizer
@@ -38,8 +38,9 @@ from efficientdet.project import Project
 from efficientdet.random_inputs import NUM_CLASSES, random_outputs, random_picture, random_targets
 from efficientdet.recipe import RECIPES
 from efficientdet.transforms import Letterbox
+from utils.device import keep_freed_memory
 from utils.measuring import Workload, synchronize
-from utils.memory import keep_freed_memory
+from utils.stopwatch import Stopwatch
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PREPARED = 40  # pictures

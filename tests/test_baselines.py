@@ -18,7 +18,7 @@ from efficientdet.dataset import Batch, CocoDataset
 from efficientdet.detector import DetectionOptions, Detector
 from efficientdet.engine import TrainingStep
 from efficientdet.evaluate import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
-from efficientdet.inference import Stopwatch, detect_dataset
+from efficientdet.inference import detect_dataset
 from efficientdet.loss import DetectionLoss, Targets
 from efficientdet.model import EfficientDet, Outputs
 from efficientdet.optimization import make_optimizer
@@ -27,6 +27,7 @@ from efficientdet.project import Project, load_project
 from efficientdet.random_inputs import random_outputs, random_picture, random_targets, realistic_weights
 from efficientdet.recipe import RECIPES
 from efficientdet.transforms import Letterbox
+from utils.stopwatch import Stopwatch
 
 CPU = torch.device("cpu")
 SIDE = 256

@@ -23,7 +23,6 @@ from efficientdet.checkpoint import (
     Checkpoints,
     best_path,
     chosen_weights,
-    download,
     find_last,
     find_weights,
     guess_compound_coefs,
@@ -35,6 +34,7 @@ from efficientdet.checkpoint import (
 )
 from efficientdet.effdet_weights import to_effdet
 from efficientdet.model import EfficientDet
+from utils.download import download
 from utils.errors import InputError
 
 HEADER = "classifier.header.pointwise_conv.conv"

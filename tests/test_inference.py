@@ -7,10 +7,11 @@ from efficientdet.bundled import SHAPES_WEIGHTS
 from efficientdet.dataset import CocoDataset
 from efficientdet.detector import DetectionOptions, load_detector
 from efficientdet.evaluate import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD, score
-from efficientdet.inference import Stopwatch, detect_dataset
+from efficientdet.inference import detect_dataset
 from efficientdet.project import load_project
 from efficientdet.shapes import write_shapes
 from utils.errors import InputError
+from utils.stopwatch import Stopwatch
 
 OPTIONS = DetectionOptions(score_threshold=0.01, iou_threshold=0.5)
 

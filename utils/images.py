@@ -7,9 +7,16 @@ import numpy as np
 
 from utils.errors import InputError
 from utils.files import written_whole
-from utils.opencv import silence_opencv
+
+
+def silence_opencv() -> None:
+    """No warnings of OpenCV's own on stderr, in this process: what it warns about, our InputErrors say."""
+    set_level = cv2.setLogLevel if hasattr(cv2, "setLogLevel") else cv2.utils.logging.setLogLevel
+    set_level(0)
+
 
 silence_opencv()
+
 
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 

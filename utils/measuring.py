@@ -20,8 +20,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from tqdm import tqdm
 
+from utils.device import is_out_of_memory
 from utils.errors import InputError
-from utils.memory import is_out_of_memory
 
 Key = TypeVar("Key")
 # Seconds. After their work OpenMP's threads look for more for a hundredth; those of ONNX Runtime and OpenVINO much

@@ -17,7 +17,7 @@ import numpy as np
 
 from utils.errors import InputError
 from utils.files import written_whole
-from utils.opencv import silence_opencv
+from utils.images import silence_opencv
 
 silence_opencv()
 

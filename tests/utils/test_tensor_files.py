@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from efficientdet.checkpoint import read_state_dict
-from efficientdet.tensor_files import is_state_dict, load_tensors, save_tensors
 from utils.errors import InputError
+from utils.tensor_files import is_state_dict, load_tensors, save_tensors
 
 CONTENT = {"weight": torch.arange(6.0).reshape(2, 3), "steps": torch.tensor(7)}
 

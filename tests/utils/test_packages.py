@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 from utils.errors import InputError
-from utils.packages import require_packages
+from utils.optional import require_packages
 
 
 def test_nothing_is_needed():

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 
-from utils.quiet import quietly
+from utils.optional import quietly
 
 
 def test_without_loggers_warnings_are_quiet(recwarn):

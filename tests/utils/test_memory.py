@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from utils.memory import is_out_of_memory, keep_freed_memory
+from utils.device import is_out_of_memory, keep_freed_memory
 
 # Prints how many pages the system had to hand out for ten rounds of four tensors of 40 MiB.
 COUNT_PAGES = """
