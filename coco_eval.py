@@ -20,17 +20,11 @@ import torch
 
 from efficientdet.analysis import analyse, class_table
 from efficientdet.checkpoint import chosen_weights
-from efficientdet.config import model_config
+from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD, model_config
 from efficientdet.dataset import CocoDataset
 from efficientdet.detector import DetectionOptions, load_detector
 from efficientdet.eval_report import report_folder, write_report
-from efficientdet.evaluate import (
-    EVALUATION_IOU_THRESHOLD,
-    EVALUATION_SCORE_THRESHOLD,
-    read_results,
-    score_in_detail,
-    write_results,
-)
+from efficientdet.evaluate import read_results, score_in_detail, write_results
 from efficientdet.inference import detect_dataset
 from efficientdet.project import Project, load_project
 from efficientdet.shapes import draw_if_absent

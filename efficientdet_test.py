@@ -28,13 +28,13 @@ import numpy as np
 import torch
 
 from efficientdet import Detections, Detector, load_detector
-from efficientdet.bundled import SHAPES_PICTURES
 from efficientdet.checkpoint import chosen_weights
-from efficientdet.detector import DEMO_IOU_THRESHOLD, DEMO_SCORE_THRESHOLD, DetectionOptions
+from efficientdet.config import DEMO_IOU_THRESHOLD, DEMO_SCORE_THRESHOLD
+from efficientdet.detector import DetectionOptions
 from efficientdet.exported import is_exported
 from efficientdet.outputs import FORMATS, JsonLines, Outputs, annotate, check_folder, check_json_target, text_table
 from efficientdet.pipeline import detect_frames
-from efficientdet.project import load_project
+from efficientdet.project import SHAPES_PICTURES, load_project
 from efficientdet.sources import Failure, Frame, list_sources, open_sources
 from utils.cli import boolean, fraction, image_size, non_negative_int, positive_int
 from utils.device import chosen_device, inference_dtype, keep_freed_memory, network_mode

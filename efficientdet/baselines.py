@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from efficientdet.boxes import clip_boxes, decode, encode, pairwise_iou, yxyx_to_xyxy
+from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
 from efficientdet.dataset import CocoDataset
-from efficientdet.evaluate import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD, coco_results
-from efficientdet.loss import PADDING_CLASS, Losses, Targets
-from efficientdet.model import Outputs
+from efficientdet.evaluate import coco_results
+from efficientdet.loss import Losses
 from efficientdet.nms import batched_nms
-from efficientdet.postprocess import Detections, in_picture
 from efficientdet.project import Project
-from efficientdet.transforms import Letterbox
+from efficientdet.structures import PADDING_CLASS, Detections, Outputs, Targets
+from efficientdet.transforms import Letterbox, in_picture
 from utils.measuring import synchronize
 from utils.stopwatch import Stopwatch
 

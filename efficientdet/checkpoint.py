@@ -13,11 +13,11 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from efficientdet.bundled import SHAPES_WEIGHTS
 from efficientdet.config import CONFIGS
 from efficientdet.effdet_weights import EFFDET_MARK
 from efficientdet.exported import is_exported
 from efficientdet.model import EfficientDet, initialize, initialize_class_prior
+from efficientdet.project import SHAPES_WEIGHTS
 from efficientnet.pretrained import convert_backbone_weights
 from utils.download import download
 from utils.errors import InputError

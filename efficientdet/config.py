@@ -37,7 +37,10 @@ class ModelConfig:
 
 
 _P3_P7 = (3, 4, 5, 6, 7)
+
+
 _P3_P8 = (3, 4, 5, 6, 7, 8)
+
 
 # Index: the compound coefficient. D7X is 8, as in the published file names.
 CONFIGS = (
@@ -52,8 +55,11 @@ CONFIGS = (
     ModelConfig(7, 1536, 384, 8, 5, False, _P3_P8, 4.0),
 )
 
+
 # The anchors of the published weights: sizes within an octave, and (width, height) factors.
 ANCHOR_SCALES = (2**0, 2 ** (1 / 3), 2 ** (2 / 3))
+
+
 ANCHOR_RATIOS = ((1.0, 1.0), (1.4, 0.7), (0.7, 1.4))
 
 
@@ -72,3 +78,15 @@ def check_image_size(compound_coef: int, height: int, width: int) -> None:
             f"the input of D{compound_coef} must have sides that are multiples of {divisor} pixels, "
             f"not {height} x {width} (height x width)"
         )
+
+
+DEMO_SCORE_THRESHOLD = 0.2
+
+
+DEMO_IOU_THRESHOLD = 0.2
+
+
+EVALUATION_SCORE_THRESHOLD = 0.05
+
+
+EVALUATION_IOU_THRESHOLD = 0.5

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from efficientdet.annotations import AnnotatedSet, read_set, refuse_if_faulty
-from efficientdet.loss import PADDING_CLASS, Targets
 from efficientdet.project import Project
+from efficientdet.structures import PADDING_CLASS, Targets
 from efficientdet.transforms import Letterbox, Target, random_horizontal_flip, random_scale_crop
 from utils.errors import InputError
 from utils.images import read_image

@@ -12,27 +12,19 @@ from torch import Tensor
 
 from efficientdet.boxes import clip_boxes, flip_boxes
 from efficientdet.checkpoint import find_weights, load_weights
+from efficientdet.config import DEMO_IOU_THRESHOLD, DEMO_SCORE_THRESHOLD
 from efficientdet.deployable import Suppression
 from efficientdet.exported import ExportedFinder, ExportedModel, is_exported
 from efficientdet.fast_path import CandidateFinder, CompiledFinder, optimize
 from efficientdet.model import EfficientDet
-from efficientdet.postprocess import (
-    Candidates,
-    Detections,
-    choose_detections,
-    concatenate,
-    in_picture,
-    suppress,
-)
+from efficientdet.postprocess import Candidates, choose_detections, suppress
 from efficientdet.project import Project, load_project
+from efficientdet.structures import Detections, concatenate
 from efficientdet.tiling import Window, join, windows
-from efficientdet.transforms import Letterbox
+from efficientdet.transforms import Letterbox, in_picture
 from utils.device import available_device
 from utils.errors import InputError
 from utils.images import read_image
-
-DEMO_SCORE_THRESHOLD = 0.2
-DEMO_IOU_THRESHOLD = 0.2
 
 
 @dataclass(frozen=True)

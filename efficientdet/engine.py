@@ -12,17 +12,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
 from efficientdet.dataset import Batch, BatchLoader, CocoDataset
-from efficientdet.evaluate import (
-    EVALUATION_IOU_THRESHOLD,
-    EVALUATION_SCORE_THRESHOLD,
-    Evaluation,
-    coco_results,
-    score,
-)
+from efficientdet.evaluate import Evaluation, coco_results, score
 from efficientdet.loss import DetectionLoss, Losses
-from efficientdet.model import EfficientDet, Outputs
-from efficientdet.postprocess import Detections, in_picture, postprocess
+from efficientdet.model import EfficientDet
+from efficientdet.postprocess import postprocess
+from efficientdet.structures import Detections, Outputs
+from efficientdet.transforms import in_picture
 from utils.device import is_out_of_memory
 from utils.distributed import any_over_processes, from_rank_0, gathered, sum_over_processes, world_size
 from utils.stop import StopRequest

@@ -13,13 +13,13 @@ from pycocotools.cocoeval import COCOeval
 
 from efficientdet.boxes import xyxy_to_xywh
 from efficientdet.dataset import CocoDataset
-from efficientdet.postprocess import Detections
+from efficientdet.structures import Detections
 from utils.errors import InputError
 from utils.files import written_whole
 
-EVALUATION_SCORE_THRESHOLD = 0.05
-EVALUATION_IOU_THRESHOLD = 0.5
 MATCH_IOU = 0.5  # of the matches that `Details` holds
+
+
 NUMBER_NAMES = (
     "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
     "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large",

@@ -31,18 +31,18 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from efficientdet.bundled import SHAPES_PICTURES, SHAPES_WEIGHTS
 from efficientdet.checkpoint import chosen_weights, find_weights, load_weights
+from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
 from efficientdet.dataset import CocoDataset
 from efficientdet.deployable import Suppression
 from efficientdet.detector import DetectionOptions, Detector
-from efficientdet.evaluate import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD, score
+from efficientdet.evaluate import score
 from efficientdet.export_formats import check_packages, write_exported
 from efficientdet.export_proof import Proof, prove, time_in_turns
 from efficientdet.exported import FORMATS, ExportedModel, Metadata
 from efficientdet.inference import detect_dataset
 from efficientdet.model import EfficientDet
-from efficientdet.project import Project, load_project
+from efficientdet.project import SHAPES_PICTURES, SHAPES_WEIGHTS, Project, load_project
 from efficientdet.quantization import CALIBRATION_PICTURES, quantize
 from efficientdet.quantization import PACKAGES as QUANTIZATION_PACKAGES
 from efficientdet.shapes import draw_if_absent

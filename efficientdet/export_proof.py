@@ -11,13 +11,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from efficientdet.config import DEMO_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
 from efficientdet.deployable import RAW_OUTPUTS, Suppression
-from efficientdet.detector import DEMO_SCORE_THRESHOLD
-from efficientdet.evaluate import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
 from efficientdet.export_formats import make_deployable
 from efficientdet.exported import ExportedModel, Metadata
 from efficientdet.model import EfficientDet
-from efficientdet.postprocess import Detections, postprocess
+from efficientdet.postprocess import postprocess
+from efficientdet.structures import Detections
 from utils.device import keep_freed_memory
 from utils.measuring import Measured, Rounds, Workload, measure
 

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from efficientdet.anchors import cached_anchors
 from efficientdet.fuse import fuse_for_inference
-from efficientdet.model import EfficientDet, Outputs
+from efficientdet.model import EfficientDet
 from efficientdet.postprocess import Candidates, find_candidates
+from efficientdet.structures import Outputs
 
 MODES = ("plain", "fused", "compiled", "cudagraph")
 _MOST_GRAPHS = 16  # input shapes; each holds the memory of its input and outputs

@@ -10,23 +10,30 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from efficientdet.boxes import encode, pairwise_iou, yxyx_to_xyxy
+from efficientdet.structures import PADDING_CLASS, Targets
 
 POSITIVE_IOU = 0.5  # anchors that overlap an object at least so much must find it
+
+
 FOCAL_ALPHA = 0.25
+
+
 SMOOTH_L1_BETA = 1 / 9
+
+
 HUBER_DELTA = 0.1
+
+
 BOX_LOSS_WEIGHT = 50.0
+
+
 MIN_PROBABILITY = 1e-4  # scores are clamped to [1e-4, 1 - 1e-4] in the focal loss
-PADDING_CLASS = -1
+
+
 _LIMIT = math.log((1 - MIN_PROBABILITY) / MIN_PROBABILITY)  # where the logits are clamped, therefore
+
+
 CPU_CHUNK = 2**18  # logits that the focal loss takes at a time, so that what it makes of them stays in the CPU's cache
-
-
-class Targets(NamedTuple):
-    """The ground truth of a batch of N images, each padded to M objects."""
-
-    boxes: Tensor  # (N, M, 4) float, (x1, y1, x2, y2) in input pixels
-    class_ids: Tensor  # (N, M) int64, PADDING_CLASS where there is no object
 
 
 class Losses(NamedTuple):

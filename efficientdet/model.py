@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,17 +12,10 @@ from efficientdet.anchors import cached_anchors
 from efficientdet.bifpn import BiFPNCell
 from efficientdet.config import ANCHOR_RATIOS, ANCHOR_SCALES, check_image_size, model_config
 from efficientdet.heads import PredictionHead
+from efficientdet.structures import Outputs
 from efficientnet.model import EfficientNet
 
 PRIOR_PROBABILITY = 0.01  # of an object at any anchor, before training (RetinaNet paper, section 4.1)
-
-
-class Outputs(NamedTuple):
-    """What the network says of a batch of N images with A anchors each."""
-
-    class_logits: Tensor  # (N, A, num_classes); their sigmoid is the score
-    box_deltas: Tensor  # (N, A, 4): (dy, dx, dh, dw) relative to the anchor
-    anchors: Tensor  # (A, 4): (y1, x1, y2, x2) in input pixels; float32, or float64 in a float64 network
 
 
 class EfficientDet(nn.Module):

@@ -10,10 +10,9 @@ from tensorboardX import SummaryWriter
 from efficientdet.dataset import Batch, CocoDataset
 from efficientdet.engine import StepResult
 from efficientdet.history import write_history
-from efficientdet.loss import PADDING_CLASS
-from efficientdet.model import Outputs
-from efficientdet.postprocess import Detections, postprocess
+from efficientdet.postprocess import postprocess
 from efficientdet.project import Project
+from efficientdet.structures import PADDING_CLASS, Detections, Outputs
 from utils.images import write_image
 from utils.visualize import draw_boxes, side_by_side
 

@@ -13,8 +13,8 @@ from typing import Any, TextIO
 import numpy as np
 
 from efficientdet.evaluate import coco_results
-from efficientdet.postprocess import Detections
 from efficientdet.sources import Failure, Frame, Source
+from efficientdet.structures import Detections
 from utils.errors import InputError
 from utils.files import written_whole
 from utils.images import PICTURE_SUFFIXES, write_image

@@ -5,8 +5,8 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 from efficientdet.detector import DetectionOptions, Detector, Prepared
-from efficientdet.postprocess import Detections
 from efficientdet.sources import Failure, Frame, load
+from efficientdet.structures import Detections
 from utils.cli import default_workers
 from utils.overlap import Allowance, in_background, ordered_map
 

@@ -1,7 +1,6 @@
 """From the network's outputs to detections."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -9,40 +8,13 @@ from torch import Tensor
 
 from efficientdet.boxes import clip_boxes, decode
 from efficientdet.nms import batched_nms, nms
+from efficientdet.structures import Detections
 
 if TYPE_CHECKING:
-    from efficientdet.transforms import Letterbox
+    pass
+
 
 _MOST_AT_ONCE = 2**16  # boxes; their comparisons take half a gigabyte of a GPU
-
-
-@dataclass(frozen=True)
-class Detections:
-    """The objects found in one image, best score first. Without objects the shapes are (0, 4), (0,) and (0,)."""
-
-    boxes: Tensor  # (K, 4) float, (x1, y1, x2, y2) in pixels
-    scores: Tensor  # (K,) float in [0, 1]
-    class_ids: Tensor  # (K,) int64, index into the project's class names
-
-    def __post_init__(self) -> None:
-        count = len(self.boxes)
-        shapes = tuple(self.boxes.shape), tuple(self.scores.shape), tuple(self.class_ids.shape)
-        if shapes != ((count, 4), (count,), (count,)):
-            raise ValueError(
-                f"boxes, scores and class_ids must be shaped (K, 4), (K,) and (K,), not {shapes[0]}, {shapes[1]} "
-                f"and {shapes[2]}"
-            )
-
-    @classmethod
-    def empty(cls) -> "Detections":
-        return cls(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
-
-    def __len__(self) -> int:
-        return len(self.boxes)
-
-    def __getitem__(self, chosen: Tensor | slice) -> "Detections":
-        """Those that a slice, a mask (K,) or a tensor of indices chooses."""
-        return Detections(self.boxes[chosen], self.scores[chosen], self.class_ids[chosen])
 
 
 class Candidates(NamedTuple):
@@ -123,18 +95,3 @@ def postprocess(
 def suppress(found: Detections, iou_threshold: float, max_detections: int | None = None) -> Detections:
     """Non-maximum suppression within each class: the best first, at most `max_detections`."""
     return found[batched_nms(found.boxes, found.scores, found.class_ids, iou_threshold)[:max_detections]]
-
-
-def concatenate(parts: Sequence[Detections]) -> Detections:
-    """All of them, one part after the other."""
-    return Detections(
-        *(torch.cat([getattr(part, name) for part in parts]) for name in ("boxes", "scores", "class_ids"))
-    )
-
-
-def in_picture(found: Detections, letterbox: "Letterbox") -> Detections:
-    """Detections on the network's input -> boxes in the pixels of the picture that `letterbox` put there.
-
-    The tensors are ordinary ones, which the caller may change, even those made in inference mode.
-    """
-    return Detections(letterbox.boxes_to_picture(found.boxes), found.scores.clone(), found.class_ids.clone())

@@ -8,11 +8,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from efficientdet.bundled import PROJECTS
 from utils.errors import InputError
 from utils.yaml_file import read_yaml
 
+_package = Path(__file__).resolve().parent
+
+
+# `pip install` puts them into the package (pyproject.toml says so); in a checkout they lie beside it.
+_folder = _package if (_package / "projects").is_dir() else _package.parent
+
+
+PROJECTS = _folder / "projects"
+
+
+SHAPES_PICTURES = PROJECTS / "shapes"
+
+
+SHAPES_WEIGHTS = _folder / "weights" / "efficientdet-d0_shapes.pth"
+
+
 _EXAMPLE = PROJECTS / "coco.yml"
+
+
 _KEYS = (
     "project_name",
     "train_set",
@@ -24,6 +41,8 @@ _KEYS = (
     "anchors_ratios",
     "obj_list",
 )
+
+
 _OPTIONAL_KEYS = ("image_size",)
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from efficientdet.evaluate import EVALUATION_SCORE_THRESHOLD
-from efficientdet.loss import Targets
-from efficientdet.model import EfficientDet, Outputs
+from efficientdet.config import EVALUATION_SCORE_THRESHOLD
+from efficientdet.model import EfficientDet
 from efficientdet.project import Project
+from efficientdet.structures import Outputs, Targets
 from efficientdet.transforms import Letterbox
 
 PICTURE = (480, 640)  # height and width, pixels

@@ -8,11 +8,18 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
+from efficientdet.structures import Detections
+
 MIN_BOX_SIDE = 1  # pixels of the picture
+
+
 # Share of a box that a crop must leave: less of an object seldom tells what it is. Below a quarter, as that is what a
 # scale of 2 leaves of an object as large as the picture, which then fills the window.
 MIN_VISIBLE = 0.2
+
+
 _HUGE = 2**27  # values of a picture, above which four bytes for each are too many
+
 
 ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray, Tensor)
 
@@ -163,3 +170,11 @@ def random_scale_crop(
         Target(clipped[kept], target.class_ids[kept]),
         Letterbox((height, width), resized, canvas),
     )
+
+
+def in_picture(found: Detections, letterbox: "Letterbox") -> Detections:
+    """Detections on the network's input -> boxes in the pixels of the picture that `letterbox` put there.
+
+    The tensors are ordinary ones, which the caller may change, even those made in inference mode.
+    """
+    return Detections(letterbox.boxes_to_picture(found.boxes), found.scores.clone(), found.class_ids.clone())

@@ -22,10 +22,10 @@ from efficientdet.baselines import (
     baseline_step,
 )
 from efficientdet.checkpoint import load_weights
+from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
 from efficientdet.dataset import Batch, BatchLoader, CocoDataset, EpochSampler
 from efficientdet.detector import DetectionOptions, Detector
 from efficientdet.engine import TrainingStep
-from efficientdet.evaluate import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
 from efficientdet.exported import ExportedModel, is_exported
 from efficientdet.fast_path import MODES, compile_network, optimize
 from efficientdet.inference import detect_dataset
@@ -33,10 +33,11 @@ from efficientdet.loss import DetectionLoss
 from efficientdet.model import EfficientDet
 from efficientdet.optimization import make_optimizer
 from efficientdet.peers import TORCHVISION_MODELS, effdet_detections, effdet_network, torchvision_detector
-from efficientdet.postprocess import Detections, find_candidates, postprocess
+from efficientdet.postprocess import find_candidates, postprocess
 from efficientdet.project import Project
 from efficientdet.random_inputs import NUM_CLASSES, random_outputs, random_picture, random_targets
 from efficientdet.recipe import RECIPES
+from efficientdet.structures import Detections
 from efficientdet.transforms import Letterbox
 from utils.device import keep_freed_memory
 from utils.measuring import Workload, synchronize

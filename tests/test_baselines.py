@@ -14,18 +14,19 @@ from efficientdet.baselines import (
     baseline_prepare,
     baseline_step,
 )
+from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
 from efficientdet.dataset import Batch, CocoDataset
 from efficientdet.detector import DetectionOptions, Detector
 from efficientdet.engine import TrainingStep
-from efficientdet.evaluate import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
 from efficientdet.inference import detect_dataset
-from efficientdet.loss import DetectionLoss, Targets
-from efficientdet.model import EfficientDet, Outputs
+from efficientdet.loss import DetectionLoss
+from efficientdet.model import EfficientDet
 from efficientdet.optimization import make_optimizer
 from efficientdet.postprocess import postprocess
 from efficientdet.project import Project, load_project
 from efficientdet.random_inputs import random_outputs, random_picture, random_targets, realistic_weights
 from efficientdet.recipe import RECIPES
+from efficientdet.structures import Outputs, Targets
 from efficientdet.transforms import Letterbox
 from utils.stopwatch import Stopwatch
 

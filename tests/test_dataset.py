@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from efficientdet.dataset import BatchLoader, CocoDataset, EpochSampler, SampleKey, collate
-from efficientdet.loss import PADDING_CLASS
 from efficientdet.project import load_project
+from efficientdet.structures import PADDING_CLASS
 from efficientdet.transforms import Letterbox, horizontal_flip
 from utils.errors import InputError
 

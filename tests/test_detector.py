@@ -9,13 +9,12 @@ from scripts import untrained, write_weights
 from torchvision.ops import box_iou
 
 from efficientdet import Detections, EfficientDet, load_detector
-from efficientdet.bundled import SHAPES_WEIGHTS
 from efficientdet.checkpoint import Checkpoints, last_path
 from efficientdet.detector import DetectionOptions, Detector
-from efficientdet.model import Outputs
 from efficientdet.postprocess import find_candidates
-from efficientdet.project import load_project
+from efficientdet.project import SHAPES_WEIGHTS, load_project
 from efficientdet.shapes import draw_picture
+from efficientdet.structures import Outputs
 from efficientdet.transforms import Letterbox
 from utils.errors import InputError
 

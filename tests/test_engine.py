@@ -18,9 +18,9 @@ from efficientdet.engine import (
     set_training_mode,
     validate,
 )
-from efficientdet.loss import PADDING_CLASS, DetectionLoss, Losses, Targets
-from efficientdet.model import Outputs
+from efficientdet.loss import DetectionLoss, Losses
 from efficientdet.project import load_project
+from efficientdet.structures import PADDING_CLASS, Outputs, Targets
 from efficientdet.transforms import Letterbox
 
 CPU = torch.device("cpu")

@@ -13,8 +13,8 @@ from results import found, truth, write_set
 
 from efficientdet.dataset import CocoDataset
 from efficientdet.evaluate import NUMBER_NAMES, coco_results, read_results, score, score_in_detail, write_results
-from efficientdet.postprocess import Detections
 from efficientdet.project import load_project
+from efficientdet.structures import Detections
 from utils.errors import InputError
 
 

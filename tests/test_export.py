@@ -13,11 +13,10 @@ import torch
 from exports import network_that_finds
 from scripts import REPOSITORY, assert_one_error, assert_succeeded, run_script, write_weights
 
-from efficientdet.bundled import SHAPES_PICTURES
 from efficientdet.detector import load_detector
 from efficientdet.export import main, parse_args, quantize_and_tell
 from efficientdet.exported import ExportedModel
-from efficientdet.project import load_project
+from efficientdet.project import SHAPES_PICTURES, load_project
 from utils.errors import InputError
 
 for needed in ("onnx", "onnxscript", "onnxruntime", "openvino"):

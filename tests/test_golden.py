@@ -12,8 +12,9 @@ import pytest
 import torch
 from golden_fill import fill, normal_array, recorded
 
-from efficientdet.model import EfficientDet, Outputs
-from efficientdet.postprocess import Detections, postprocess
+from efficientdet.model import EfficientDet
+from efficientdet.postprocess import postprocess
+from efficientdet.structures import Detections, Outputs
 from efficientnet.model import MBConvBlock
 
 TOLERANCE = 1e-5

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from efficientdet.anchors import make_anchors
 from efficientdet.config import ANCHOR_RATIOS, ANCHOR_SCALES
-from efficientdet.loss import DetectionLoss, Losses, Targets, assign_anchors
+from efficientdet.loss import DetectionLoss, Losses, assign_anchors
+from efficientdet.structures import Targets
 
 LEVELS = (3, 4, 5, 6, 7)
 

@@ -8,8 +8,9 @@ from golden_fill import published_shapes
 from torch import Tensor, nn
 
 from efficientdet.anchors import make_anchors
-from efficientdet.loss import DetectionLoss, Targets
+from efficientdet.loss import DetectionLoss
 from efficientdet.model import EfficientDet
+from efficientdet.structures import Targets
 from efficientnet.layers import SameConv2d, SameMaxPool2d
 
 # (trainable, fusion weights that plain sum does not use), 90 classes; D0 to D7 as google/automl counts them

@@ -11,8 +11,8 @@ import torch
 from pycocotools.coco import COCO
 
 from efficientdet.outputs import FORMATS, JsonLines, Outputs, annotate, check_folder, check_json_target, text_table
-from efficientdet.postprocess import Detections
 from efficientdet.sources import Failure, Frame, Source
+from efficientdet.structures import Detections
 from utils.errors import InputError
 from utils.images import read_image, write_image
 from utils.video import VideoReader

@@ -11,9 +11,9 @@ import torch
 from efficientdet import pipeline
 from efficientdet.detector import DetectionOptions, load_detector
 from efficientdet.pipeline import detect_frames
-from efficientdet.postprocess import Detections
 from efficientdet.project import load_project
 from efficientdet.sources import Failure, Frame, Source
+from efficientdet.structures import Detections
 from utils.images import write_image
 
 OPTIONS = DetectionOptions()

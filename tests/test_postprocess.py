@@ -7,16 +7,14 @@ from torchvision.ops import nms
 
 from efficientdet.postprocess import (
     Candidates,
-    Detections,
     _survivors_of_batch,
     choose_detections,
-    concatenate,
     find_candidates,
-    in_picture,
     postprocess,
     suppress,
 )
-from efficientdet.transforms import Letterbox
+from efficientdet.structures import Detections, concatenate
+from efficientdet.transforms import Letterbox, in_picture
 
 # (y1, x1, y2, x2). The first two overlap with an IoU of 0.9, the third lies apart.
 ANCHORS = torch.tensor([[10.0, 10, 20, 20], [10, 10, 20, 19], [40, 40, 50, 60]])

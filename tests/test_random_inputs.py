@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from efficientdet.evaluate import EVALUATION_SCORE_THRESHOLD
+from efficientdet.config import EVALUATION_SCORE_THRESHOLD
 from efficientdet.model import EfficientDet
 from efficientdet.project import load_project
 from efficientdet.random_inputs import (

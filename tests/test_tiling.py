@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from efficientdet.postprocess import Detections
+from efficientdet.structures import Detections
 from efficientdet.tiling import Window, join, windows
 
 
