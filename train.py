@@ -44,8 +44,8 @@ from efficientdet.engine import (
     set_training_mode,
 )
 from efficientdet.fast_path import compile_network
-from efficientdet.loss import DetectionLoss
-from efficientdet.model import EfficientDet
+from efficientdet.model.loss import DetectionLoss
+from efficientdet.model.network import EfficientDet
 from efficientdet.monitor import Monitor, write_debug_pictures
 from efficientdet.optimization import LearningRate, WeightAverage, make_optimizer
 from efficientdet.project import Project, load_project

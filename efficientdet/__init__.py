@@ -15,7 +15,7 @@ utils.__path__ = [*getattr(utils, "__path__", ()), str(Path(__file__).resolve().
 
 from efficientdet.checkpoint import load_weights
 from efficientdet.detector import Detector, load_detector
-from efficientdet.model import EfficientDet
+from efficientdet.model.network import EfficientDet
 from efficientdet.project import Project, load_project
 from efficientdet.structures import Detections, Outputs
 from utils.errors import InputError

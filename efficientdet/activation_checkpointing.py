@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from efficientdet.bifpn import BiFPNCell
-from efficientdet.heads import PredictionHead
-from efficientdet.model import EfficientDet
+from efficientdet.model.bifpn import BiFPNCell
+from efficientdet.model.heads import PredictionHead
+from efficientdet.model.network import EfficientDet
 from efficientnet.model import MBConvBlock
 
 

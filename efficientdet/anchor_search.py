@@ -10,7 +10,7 @@ import numpy as np
 
 from efficientdet.config import ModelConfig
 from efficientdet.data_rules import Objects, best_ious
-from efficientdet.loss import POSITIVE_IOU
+from efficientdet.model.loss import POSITIVE_IOU
 from efficientdet.project import Project
 
 LEAST_GAIN = 0.01  # of `_fitness`; less is not worth giving up the anchors that published weights have learnt

@@ -11,8 +11,8 @@ from efficientdet.boxes import clip_boxes, decode, encode, pairwise_iou, yxyx_to
 from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
 from efficientdet.dataset import CocoDataset
 from efficientdet.evaluate import coco_results
-from efficientdet.loss import Losses
-from efficientdet.nms import batched_nms
+from efficientdet.model.loss import Losses
+from efficientdet.model.postprocess import batched_nms
 from efficientdet.project import Project
 from efficientdet.structures import PADDING_CLASS, Detections, Outputs, Targets
 from efficientdet.transforms import Letterbox, in_picture

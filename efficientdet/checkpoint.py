@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from efficientdet.config import CONFIGS
 from efficientdet.effdet_weights import EFFDET_MARK
 from efficientdet.exported import is_exported
-from efficientdet.model import EfficientDet, initialize, initialize_class_prior
+from efficientdet.model.network import EfficientDet, initialize, initialize_class_prior
 from efficientdet.project import SHAPES_WEIGHTS
 from efficientnet.pretrained import convert_backbone_weights
 from utils.download import download

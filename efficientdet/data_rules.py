@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from efficientdet.anchors import best_anchor_iou
 from efficientdet.annotations import AnnotatedSet
 from efficientdet.config import ModelConfig
 from efficientdet.findings import Finding, Level
-from efficientdet.loss import POSITIVE_IOU
+from efficientdet.model.anchors import best_anchor_iou
+from efficientdet.model.loss import POSITIVE_IOU
 from efficientdet.transforms import MIN_BOX_SIDE, Letterbox
 from utils.images import PICTURE_SUFFIXES
 

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from efficientdet.anchors import make_anchors
 from efficientdet.boxes import clip_boxes, decode
-from efficientdet.model import EfficientDet
-from efficientdet.nms import nms
+from efficientdet.model.anchors import make_anchors
+from efficientdet.model.network import EfficientDet
+from efficientdet.model.postprocess import nms
 
 RAW_OUTPUTS = ("class_logits", "box_deltas", "anchors")
 DETECTION_OUTPUTS = ("boxes", "scores", "classes", "count")

@@ -16,8 +16,8 @@ from efficientdet.config import DEMO_IOU_THRESHOLD, DEMO_SCORE_THRESHOLD
 from efficientdet.deployable import Suppression
 from efficientdet.exported import ExportedFinder, ExportedModel, is_exported
 from efficientdet.fast_path import CandidateFinder, CompiledFinder, optimize
-from efficientdet.model import EfficientDet
-from efficientdet.postprocess import Candidates, choose_detections, suppress
+from efficientdet.model.network import EfficientDet
+from efficientdet.model.postprocess import Candidates, choose_detections, suppress
 from efficientdet.project import Project, load_project
 from efficientdet.structures import Detections, concatenate
 from efficientdet.tiling import Window, join, windows

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from efficientdet.config import CONFIGS
-from efficientdet.model import EfficientDet
+from efficientdet.model.network import EfficientDet
 from efficientnet.pretrained import renamed, timm_key
 
 EFFDET_MARK = "box_net.predict.conv_pw.bias"  # a key of every detector of effdet's

@@ -15,9 +15,9 @@ from tqdm import tqdm
 from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
 from efficientdet.dataset import Batch, BatchLoader, CocoDataset
 from efficientdet.evaluate import Evaluation, coco_results, score
-from efficientdet.loss import DetectionLoss, Losses
-from efficientdet.model import EfficientDet
-from efficientdet.postprocess import postprocess
+from efficientdet.model.loss import DetectionLoss, Losses
+from efficientdet.model.network import EfficientDet
+from efficientdet.model.postprocess import postprocess
 from efficientdet.structures import Detections, Outputs
 from efficientdet.transforms import in_picture
 from utils.device import is_out_of_memory

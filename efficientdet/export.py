@@ -41,7 +41,7 @@ from efficientdet.export_formats import check_packages, write_exported
 from efficientdet.export_proof import Proof, prove, time_in_turns
 from efficientdet.exported import FORMATS, ExportedModel, Metadata
 from efficientdet.inference import detect_dataset
-from efficientdet.model import EfficientDet
+from efficientdet.model.network import EfficientDet
 from efficientdet.project import SHAPES_PICTURES, SHAPES_WEIGHTS, Project, load_project
 from efficientdet.quantization import CALIBRATION_PICTURES, quantize
 from efficientdet.quantization import PACKAGES as QUANTIZATION_PACKAGES

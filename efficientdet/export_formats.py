@@ -20,7 +20,7 @@ from efficientdet.deployable import (
 )
 from efficientdet.exported import CONVOLUTIONS, METADATA_FILE, RT_INFO, Metadata
 from efficientdet.fast_path import optimize
-from efficientdet.model import EfficientDet
+from efficientdet.model.network import EfficientDet
 from utils.optional import quietly, require_packages
 
 if TYPE_CHECKING:

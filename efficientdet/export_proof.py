@@ -15,8 +15,8 @@ from efficientdet.config import DEMO_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD, 
 from efficientdet.deployable import RAW_OUTPUTS, Suppression
 from efficientdet.export_formats import make_deployable
 from efficientdet.exported import ExportedModel, Metadata
-from efficientdet.model import EfficientDet
-from efficientdet.postprocess import postprocess
+from efficientdet.model.network import EfficientDet
+from efficientdet.model.postprocess import postprocess
 from efficientdet.structures import Detections
 from utils.device import keep_freed_memory
 from utils.measuring import Measured, Rounds, Workload, measure

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from efficientdet.config import model_config
 from efficientdet.deployable import DETECTION_OUTPUTS, RAW_OUTPUTS, Suppression
-from efficientdet.postprocess import Candidates, find_candidates
+from efficientdet.model.postprocess import Candidates, find_candidates
 from efficientdet.project import Project
 from efficientdet.pt2_safety import check_pt2, no_pickled_code
 from efficientdet.structures import Outputs

@@ -5,10 +5,10 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from efficientdet.anchors import cached_anchors
 from efficientdet.fuse import fuse_for_inference
-from efficientdet.model import EfficientDet
-from efficientdet.postprocess import Candidates, find_candidates
+from efficientdet.model.anchors import cached_anchors
+from efficientdet.model.network import EfficientDet
+from efficientdet.model.postprocess import Candidates, find_candidates
 from efficientdet.structures import Outputs
 
 MODES = ("plain", "fused", "compiled", "cudagraph")

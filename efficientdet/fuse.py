@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from efficientdet.bifpn import BiFPNCell, SeparableConv
-from efficientdet.heads import PredictionHead, flatten_anchors
-from efficientdet.model import EfficientDet
+from efficientdet.model.bifpn import BiFPNCell, SeparableConv
+from efficientdet.model.heads import PredictionHead, flatten_anchors
+from efficientdet.model.network import EfficientDet
 from efficientnet.layers import SameConv2d, SameMaxPool2d, same_padding
 from efficientnet.model import EfficientNet, MBConvBlock
 

@@ -10,7 +10,7 @@ from tensorboardX import SummaryWriter
 from efficientdet.dataset import Batch, CocoDataset
 from efficientdet.engine import StepResult
 from efficientdet.history import write_history
-from efficientdet.postprocess import postprocess
+from efficientdet.model.postprocess import postprocess
 from efficientdet.project import Project
 from efficientdet.structures import PADDING_CLASS, Detections, Outputs
 from utils.images import write_image

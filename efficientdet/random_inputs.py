@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from efficientdet.config import EVALUATION_SCORE_THRESHOLD
-from efficientdet.model import EfficientDet
+from efficientdet.model.network import EfficientDet
 from efficientdet.project import Project
 from efficientdet.structures import Outputs, Targets
 from efficientdet.transforms import Letterbox

@@ -17,7 +17,7 @@ from efficientdet.data_rules import (
 )
 from efficientdet.dataset import CocoDataset
 from efficientdet.findings import Finding, by_kind, in_short
-from efficientdet.loss import POSITIVE_IOU
+from efficientdet.model.loss import POSITIVE_IOU
 
 _SHARES = (0, 5, 25, 50, 75, 95, 100)  # percent
 

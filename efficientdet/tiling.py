@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from efficientdet.boxes import box_area, pairwise_intersection
-from efficientdet.postprocess import suppress
+from efficientdet.model.postprocess import suppress
 from efficientdet.structures import Detections, concatenate
 
 OVERLAP = 0.2  # of a window's side, at least: objects up to that size lie whole in some window

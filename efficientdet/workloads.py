@@ -29,11 +29,11 @@ from efficientdet.engine import TrainingStep
 from efficientdet.exported import ExportedModel, is_exported
 from efficientdet.fast_path import MODES, compile_network, optimize
 from efficientdet.inference import detect_dataset
-from efficientdet.loss import DetectionLoss
-from efficientdet.model import EfficientDet
+from efficientdet.model.loss import DetectionLoss
+from efficientdet.model.network import EfficientDet
+from efficientdet.model.postprocess import find_candidates, postprocess
 from efficientdet.optimization import make_optimizer
 from efficientdet.peers import TORCHVISION_MODELS, effdet_detections, effdet_network, torchvision_detector
-from efficientdet.postprocess import find_candidates, postprocess
 from efficientdet.project import Project
 from efficientdet.random_inputs import NUM_CLASSES, random_outputs, random_picture, random_targets
 from efficientdet.recipe import RECIPES

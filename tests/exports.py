@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from efficientdet.config import model_config
 from efficientdet.deployable import Suppression
 from efficientdet.exported import Metadata
-from efficientdet.model import EfficientDet
+from efficientdet.model.network import EfficientDet
 from efficientdet.project import Project, load_project
 
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from efficientdet.model import EfficientDet
+from efficientdet.model.network import EfficientDet
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import torch
 from conftest import shapes_project
 
-from efficientdet.model import EfficientDet
+from efficientdet.model.network import EfficientDet
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SMALL = ("--image_size", "128")  # the smallest input of D0 to D7

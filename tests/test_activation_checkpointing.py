@@ -12,8 +12,8 @@ from efficientdet.activation_checkpointing import checkpoint_activations
 from efficientdet.dataset import Batch
 from efficientdet.engine import TrainingStep, set_training_mode
 from efficientdet.fuse import fuse_for_inference
-from efficientdet.loss import DetectionLoss
-from efficientdet.model import EfficientDet
+from efficientdet.model.loss import DetectionLoss
+from efficientdet.model.network import EfficientDet
 from efficientdet.structures import Targets
 
 CPU = torch.device("cpu")

@@ -95,33 +95,39 @@ def test_the_walker_sees_every_kind_of_import(tmp_path):
     (tmp_path / "train.py").write_text("import torch, cv2\n")
     imports = read_imports(tmp_path)
     assert set(imports) == {
-        "efficientdet", "efficientdet.model", "efficientdet.boxes", "efficientdet.transforms", "train"
+        "efficientdet", "efficientdet.model.network", "efficientdet.boxes", "efficientdet.transforms", "train"
     }  # fmt: skip
-    assert imports["efficientdet"] == {"efficientdet.model", "efficientdet.model.EfficientDet"}
-    assert imports["efficientdet.model"] == {
+    assert imports["efficientdet"] == {"efficientdet.model.network", "efficientdet.model.network.EfficientDet"}
+    assert imports["efficientdet.model.network"] == {
         "cv2.dnn",
         "efficientdet",
         "efficientdet.boxes",
-        "efficientdet.loss",
+        "efficientdet.model.loss",
         "efficientdet.loss.Loss",
         "efficientdet.dataset",
         "argparse",
         "pycocotools.coco",
         "pycocotools.coco.COCO",
     }
-    assert importers(imports, "cv2") == {"efficientdet.model", "train"}
+    assert importers(imports, "cv2") == {"efficientdet.model.network", "train"}
     assert importers(imports, "cv") == set()
-    assert reached(imports, "efficientdet.model") == {"efficientdet.boxes", "efficientdet.transforms"}
-    assert foreign(imports["efficientdet.model"], ("efficientdet",)) == {"cv2", "pycocotools"}
+    assert reached(imports, "efficientdet.model.network") == {"efficientdet.boxes", "efficientdet.transforms"}
+    assert foreign(imports["efficientdet.model.network"], ("efficientdet",)) == {"cv2", "pycocotools"}
 
 
 def test_the_walker_finds_the_project(imports):
-    assert {*NETWORK, *SCRIPTS, "efficientdet.loss", "efficientdet.postprocess", "efficientnet.model"} <= set(imports)
+    assert {
+        *NETWORK,
+        *SCRIPTS,
+        "efficientdet.model.loss",
+        "efficientdet.model.postprocess",
+        "efficientnet.model",
+    } <= set(imports)
     assert "utils.images" in imports
     assert "efficientnet.layers" in imports["efficientnet.model"]
-    assert "efficientdet.bifpn" in imports["efficientdet.model"]
+    assert "efficientdet.model.bifpn" in imports["efficientdet.model.network"]
     assert "efficientdet.boxes" in reached(imports, "train")
-    assert "efficientnet.layers" in reached(imports, "efficientdet.model")
+    assert "efficientnet.layers" in reached(imports, "efficientdet.model.network")
 
 
 def test_the_top_level_holds_the_four_scripts_alone(imports):
@@ -140,13 +146,18 @@ def test_leaves_import_nothing_of_the_project(imports, leaf):
 
 @pytest.mark.parametrize("module", NETWORK)
 def test_the_network_never_imports_data_or_loss(imports, module):
-    others = {"efficientdet.dataset", "efficientdet.transforms", "efficientdet.loss"}
+    others = {"efficientdet.dataset", "efficientdet.transforms", "efficientdet.model.loss"}
     assert reached(imports, module) & others == set()
 
 
-@pytest.mark.parametrize("module", ["efficientdet.loss", "efficientdet.postprocess"])
+@pytest.mark.parametrize("module", ["efficientdet.model.loss", "efficientdet.model.postprocess"])
 def test_loss_and_postprocess_never_import_the_network(imports, module):
-    network = {"efficientdet.model", "efficientdet.bifpn", "efficientdet.heads", *members(imports, "efficientnet")}
+    network = {
+        "efficientdet.model.network",
+        "efficientdet.model.bifpn",
+        "efficientdet.model.heads",
+        *members(imports, "efficientnet"),
+    }
     assert reached(imports, module) & network == set()
     assert not any(within(name, "efficientnet") for name in imports[module])
 

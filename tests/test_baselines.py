@@ -19,10 +19,10 @@ from efficientdet.dataset import Batch, CocoDataset
 from efficientdet.detector import DetectionOptions, Detector
 from efficientdet.engine import TrainingStep
 from efficientdet.inference import detect_dataset
-from efficientdet.loss import DetectionLoss
-from efficientdet.model import EfficientDet
+from efficientdet.model.loss import DetectionLoss
+from efficientdet.model.network import EfficientDet
+from efficientdet.model.postprocess import postprocess
 from efficientdet.optimization import make_optimizer
-from efficientdet.postprocess import postprocess
 from efficientdet.project import Project, load_project
 from efficientdet.random_inputs import random_outputs, random_picture, random_targets, realistic_weights
 from efficientdet.recipe import RECIPES

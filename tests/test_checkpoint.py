@@ -33,7 +33,7 @@ from efficientdet.checkpoint import (
     read_state_dict,
 )
 from efficientdet.effdet_weights import to_effdet
-from efficientdet.model import EfficientDet
+from efficientdet.model.network import EfficientDet
 from utils.download import download
 from utils.errors import InputError
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from efficientdet.checkpoint import load_backbone, read_state_dict
 from efficientdet.convert_weights import main, parse_args
 from efficientdet.effdet_weights import to_effdet
-from efficientdet.model import EfficientDet
+from efficientdet.model.network import EfficientDet
 from utils.errors import InputError
 
 

@@ -11,7 +11,7 @@ from torchvision.ops import box_iou
 from efficientdet import Detections, EfficientDet, load_detector
 from efficientdet.checkpoint import Checkpoints, last_path
 from efficientdet.detector import DetectionOptions, Detector
-from efficientdet.postprocess import find_candidates
+from efficientdet.model.postprocess import find_candidates
 from efficientdet.project import SHAPES_WEIGHTS, load_project
 from efficientdet.shapes import draw_picture
 from efficientdet.structures import Outputs

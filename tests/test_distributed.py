@@ -25,8 +25,8 @@ from torch.nn.parallel import DistributedDataParallel
 from efficientdet.activation_checkpointing import checkpoint_activations
 from efficientdet.dataset import Batch
 from efficientdet.engine import TrainingStep, set_training_mode
-from efficientdet.loss import DetectionLoss, Targets
-from efficientdet.model import EfficientDet
+from efficientdet.model.loss import DetectionLoss, Targets
+from efficientdet.model.network import EfficientDet
 from utils import distributed
 
 compound_coef, normalize, accumulate, output = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from efficientdet.boxes import encode, yxyx_to_xyxy
 from efficientdet.effdet_weights import effdet_name, from_effdet, to_effdet
-from efficientdet.model import EfficientDet, initialize
+from efficientdet.model.network import EfficientDet, initialize
 from efficientdet.project import load_project
 
 with warnings.catch_warnings():

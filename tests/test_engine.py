@@ -9,7 +9,6 @@ import torch
 from scripts import untrained
 from torch import Tensor, nn
 
-from efficientdet.anchors import cached_anchors, make_anchors
 from efficientdet.dataset import Batch, CocoDataset, collate
 from efficientdet.engine import (
     LossMean,
@@ -18,7 +17,8 @@ from efficientdet.engine import (
     set_training_mode,
     validate,
 )
-from efficientdet.loss import DetectionLoss, Losses
+from efficientdet.model.anchors import cached_anchors, make_anchors
+from efficientdet.model.loss import DetectionLoss, Losses
 from efficientdet.project import load_project
 from efficientdet.structures import PADDING_CLASS, Outputs, Targets
 from efficientdet.transforms import Letterbox

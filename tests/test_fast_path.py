@@ -10,8 +10,8 @@ from torch import Tensor
 
 from efficientdet import fast_path
 from efficientdet.fast_path import MODES, optimize
-from efficientdet.model import EfficientDet
-from efficientdet.postprocess import Candidates, find_candidates
+from efficientdet.model.network import EfficientDet
+from efficientdet.model.postprocess import Candidates, find_candidates
 
 CPU = torch.device("cpu")
 THRESHOLD = 0.5

@@ -6,7 +6,7 @@ from golden_fill import network_with_statistics, normal_array
 from torch import Tensor, nn
 
 from efficientdet.fuse import fuse_for_inference
-from efficientdet.model import EfficientDet
+from efficientdet.model.network import EfficientDet
 
 CPU = torch.device("cpu")
 

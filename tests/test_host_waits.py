@@ -19,8 +19,8 @@ from torch._subclasses.fake_tensor import (
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from efficientdet.loss import DetectionLoss
-from efficientdet.postprocess import find_candidates
+from efficientdet.model.loss import DetectionLoss
+from efficientdet.model.postprocess import find_candidates
 from efficientdet.structures import Targets
 from efficientdet.transforms import Letterbox
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from efficientdet import checkpoint
 from efficientdet.checkpoint import load_backbone
-from efficientdet.model import EfficientDet, initialize
+from efficientdet.model.network import EfficientDet, initialize
 from efficientnet.model import EfficientNet
 from efficientnet.pretrained import convert_backbone_weights
 from utils.errors import InputError

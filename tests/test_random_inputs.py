@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from efficientdet.config import EVALUATION_SCORE_THRESHOLD
-from efficientdet.model import EfficientDet
+from efficientdet.model.network import EfficientDet
 from efficientdet.project import load_project
 from efficientdet.random_inputs import (
     CANDIDATES,

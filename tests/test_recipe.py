@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from efficientdet.loss import DetectionLoss
+from efficientdet.model.loss import DetectionLoss
 from efficientdet.recipe import RECIPES, Recipe, make_recipe, recipe_changes
 
 NAMES = [value.name for value in fields(Recipe)]

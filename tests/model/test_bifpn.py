@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from efficientdet.bifpn import BiFPNCell, SeparableConv
+from efficientdet.model.bifpn import BiFPNCell, SeparableConv
 
 LEVELS = (3, 4, 5, 6, 7)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from efficientdet.nms import batched_nms, nms
+from efficientdet.model.postprocess import batched_nms, nms
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 # The IoU of the first and the second is 1/3, of the first and the third 0.
 BOXES = torch.tensor([[0.0, 0.0, 2.0, 2.0], [1.0, 0.0, 3.0, 2.0], [8.0, 8.0, 9.0, 9.0]])
 SCORES = torch.tensor([0.5, 0.9, 0.7])

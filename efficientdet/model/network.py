@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from efficientdet.anchors import cached_anchors
-from efficientdet.bifpn import BiFPNCell
 from efficientdet.config import ANCHOR_RATIOS, ANCHOR_SCALES, check_image_size, model_config
-from efficientdet.heads import PredictionHead
+from efficientdet.model.anchors import cached_anchors
+from efficientdet.model.bifpn import BiFPNCell
+from efficientdet.model.heads import PredictionHead
 from efficientdet.structures import Outputs
 from efficientnet.model import EfficientNet
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from efficientdet.heads import PredictionHead, flatten_anchors
+from efficientdet.model.heads import PredictionHead, flatten_anchors
 
 
 def head(**changes) -> PredictionHead:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from efficientdet.bifpn import SeparableConv
+from efficientdet.model.bifpn import SeparableConv
 from efficientnet.model import BATCH_NORM
 
 

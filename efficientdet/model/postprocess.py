@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from efficientdet.boxes import clip_boxes, decode
-from efficientdet.nms import batched_nms, nms
 from efficientdet.structures import Detections
 
 if TYPE_CHECKING:
@@ -95,3 +94,17 @@ def postprocess(
 def suppress(found: Detections, iou_threshold: float, max_detections: int | None = None) -> Detections:
     """Non-maximum suppression within each class: the best first, at most `max_detections`."""
     return found[batched_nms(found.boxes, found.scores, found.class_ids, iou_threshold)[:max_detections]]
+
+
+def nms(boxes_xyxy: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """The indices (M,) of those of K boxes (K, 4) that no better one overlaps by more, best first."""
+    from torchvision import ops
+
+    return ops.nms(boxes_xyxy, scores, iou_threshold)
+
+
+def batched_nms(boxes_xyxy: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
+    """The same, where only boxes of one group (K,) compete."""
+    from torchvision import ops
+
+    return ops.batched_nms(boxes_xyxy, scores, groups, iou_threshold)

@@ -12,8 +12,8 @@ import pytest
 import torch
 from golden_fill import fill, normal_array, recorded
 
-from efficientdet.model import EfficientDet
-from efficientdet.postprocess import postprocess
+from efficientdet.model.network import EfficientDet
+from efficientdet.model.postprocess import postprocess
 from efficientdet.structures import Detections, Outputs
 from efficientnet.model import MBConvBlock
 

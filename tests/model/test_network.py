@@ -7,9 +7,9 @@ import torch
 from golden_fill import published_shapes
 from torch import Tensor, nn
 
-from efficientdet.anchors import make_anchors
-from efficientdet.loss import DetectionLoss
-from efficientdet.model import EfficientDet
+from efficientdet.model.anchors import make_anchors
+from efficientdet.model.loss import DetectionLoss
+from efficientdet.model.network import EfficientDet
 from efficientdet.structures import Targets
 from efficientnet.layers import SameConv2d, SameMaxPool2d
 

@@ -8,9 +8,9 @@ import torch
 from golden_fill import normal_array, recorded
 from torch import Tensor
 
-from efficientdet.anchors import make_anchors
 from efficientdet.config import ANCHOR_RATIOS, ANCHOR_SCALES
-from efficientdet.loss import DetectionLoss, Losses, assign_anchors
+from efficientdet.model.anchors import make_anchors
+from efficientdet.model.loss import DetectionLoss, Losses, assign_anchors
 from efficientdet.structures import Targets
 
 LEVELS = (3, 4, 5, 6, 7)
@@ -293,7 +293,7 @@ def test_chunks_change_nothing(golden_batch, monkeypatch):
 
     whole = loss_and_gradient()
     for logits_at_once in (1, 1000):  # an anchor at a time; 333 anchors and a remainder
-        monkeypatch.setattr("efficientdet.loss.CPU_CHUNK", logits_at_once)
+        monkeypatch.setattr("efficientdet.model.focal_loss.CPU_CHUNK", logits_at_once)
         for a, b in zip(loss_and_gradient(), whole):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
 

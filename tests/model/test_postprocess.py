@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-from efficientdet.postprocess import (
+from efficientdet.model.postprocess import (
     Candidates,
     _survivors_of_batch,
     choose_detections,

@@ -1,0 +1,1 @@
+"""The network of the EfficientDet paper, its loss and its post-processing."""
