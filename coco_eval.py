@@ -21,13 +21,14 @@ import torch
 from efficientdet.analysis import analyse, class_table
 from efficientdet.checkpoint import chosen_weights
 from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD, model_config
-from efficientdet.dataset import CocoDataset
+from efficientdet.data.dataset import CocoDataset
+from efficientdet.data.results import read_results, write_results
+from efficientdet.data.shapes import draw_if_absent
 from efficientdet.detector import DetectionOptions, load_detector
 from efficientdet.eval_report import report_folder, write_report
-from efficientdet.evaluate import read_results, score_in_detail, write_results
+from efficientdet.evaluate import score_in_detail
 from efficientdet.inference import detect_dataset
 from efficientdet.project import Project, load_project
-from efficientdet.shapes import draw_if_absent
 from utils import distributed
 from utils.cli import BOOLEAN, default_workers, fraction, image_size, non_negative_int, positive_int
 from utils.device import chosen_device, inference_dtype, keep_freed_memory, network_mode

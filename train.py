@@ -34,7 +34,9 @@ from efficientdet.checkpoint import (
     load_weights,
 )
 from efficientdet.config import model_config
-from efficientdet.dataset import Batch, BatchLoader, CocoDataset, EpochSampler, is_dead_worker
+from efficientdet.data.dataset import CocoDataset
+from efficientdet.data.loader import Batch, BatchLoader, EpochSampler, is_dead_worker
+from efficientdet.data.shapes import draw_if_absent
 from efficientdet.engine import (
     LossMean,
     StepResult,
@@ -51,7 +53,6 @@ from efficientdet.optimization import LearningRate, WeightAverage, make_optimize
 from efficientdet.project import Project, load_project
 from efficientdet.recipe import RECIPES, Recipe, make_recipe, recipe_changes
 from efficientdet.report import report_before_training
-from efficientdet.shapes import draw_if_absent
 from utils import distributed
 from utils.cli import (
     BOOLEAN,

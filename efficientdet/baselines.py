@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from efficientdet.boxes import clip_boxes, decode, encode, pairwise_iou, yxyx_to_xyxy
 from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
-from efficientdet.dataset import CocoDataset
-from efficientdet.evaluate import coco_results
+from efficientdet.data.dataset import CocoDataset
+from efficientdet.data.results import coco_results
+from efficientdet.data.transforms import Letterbox, in_picture
 from efficientdet.model.loss import Losses
 from efficientdet.model.postprocess import batched_nms
 from efficientdet.project import Project
 from efficientdet.structures import PADDING_CLASS, Detections, Outputs, Targets
-from efficientdet.transforms import Letterbox, in_picture
 from utils.measuring import synchronize
 from utils.stopwatch import Stopwatch
 

@@ -16,8 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from efficientdet.anchor_search import anchor_report
-from efficientdet.annotations import AnnotatedSet, read_set
 from efficientdet.config import model_config
+from efficientdet.data.annotations import AnnotatedSet, read_set
+from efficientdet.data.dataset import CocoDataset, SampleKey
+from efficientdet.data.findings import Finding, by_kind, in_full
+from efficientdet.data.shapes import draw_if_absent
 from efficientdet.data_rules import (
     Objects,
     empty_images,
@@ -27,8 +30,6 @@ from efficientdet.data_rules import (
     shared_names,
     unlisted_pictures,
 )
-from efficientdet.dataset import CocoDataset, SampleKey
-from efficientdet.findings import Finding, by_kind, in_full
 from efficientdet.picture_scan import (
     PictureScan,
     equal_pictures,
@@ -40,7 +41,6 @@ from efficientdet.picture_scan import (
 from efficientdet.project import load_project
 from efficientdet.recipe import RECIPES
 from efficientdet.report import class_table, headline, size_table
-from efficientdet.shapes import draw_if_absent
 from utils.cli import (
     BOOLEAN,
     default_workers,

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from efficientdet.annotations import AnnotatedSet
 from efficientdet.config import ModelConfig
-from efficientdet.findings import Finding, Level
+from efficientdet.data.annotations import AnnotatedSet
+from efficientdet.data.findings import Finding, Level
+from efficientdet.data.transforms import MIN_BOX_SIDE, Letterbox
 from efficientdet.model.anchors import best_anchor_iou
 from efficientdet.model.loss import POSITIVE_IOU
-from efficientdet.transforms import MIN_BOX_SIDE, Letterbox
 from utils.images import PICTURE_SUFFIXES
 
 OUTSIDE_TOLERANCE = 1  # pixels by which a box may reach out of its picture: annotators round, some count from 1

@@ -13,6 +13,7 @@ from torch import Tensor
 from efficientdet.boxes import clip_boxes, flip_boxes
 from efficientdet.checkpoint import find_weights, load_weights
 from efficientdet.config import DEMO_IOU_THRESHOLD, DEMO_SCORE_THRESHOLD
+from efficientdet.data.transforms import Letterbox, in_picture
 from efficientdet.deployable import Suppression
 from efficientdet.exported import ExportedFinder, ExportedModel, is_exported
 from efficientdet.fast_path import CandidateFinder, CompiledFinder, optimize
@@ -21,7 +22,6 @@ from efficientdet.model.postprocess import Candidates, choose_detections, suppre
 from efficientdet.project import Project, load_project
 from efficientdet.structures import Detections, concatenate
 from efficientdet.tiling import Window, join, windows
-from efficientdet.transforms import Letterbox, in_picture
 from utils.device import available_device
 from utils.errors import InputError
 from utils.images import read_image

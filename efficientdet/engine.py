@@ -13,13 +13,15 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
-from efficientdet.dataset import Batch, BatchLoader, CocoDataset
-from efficientdet.evaluate import Evaluation, coco_results, score
+from efficientdet.data.dataset import CocoDataset
+from efficientdet.data.loader import Batch, BatchLoader
+from efficientdet.data.results import coco_results
+from efficientdet.data.transforms import in_picture
+from efficientdet.evaluate import Evaluation, score
 from efficientdet.model.loss import DetectionLoss, Losses
 from efficientdet.model.network import EfficientDet
 from efficientdet.model.postprocess import postprocess
 from efficientdet.structures import Detections, Outputs
-from efficientdet.transforms import in_picture
 from utils.device import is_out_of_memory
 from utils.distributed import any_over_processes, from_rank_0, gathered, sum_over_processes, world_size
 from utils.stop import StopRequest

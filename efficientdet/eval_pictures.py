@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from efficientdet.analysis import Analysis
-from efficientdet.dataset import CocoDataset
+from efficientdet.data.dataset import CocoDataset
 from efficientdet.error_causes import CAUSES, RECALLS
 from efficientdet.evaluate import Details
 from utils.charts import BarChart, LineChart, draw_bars, draw_lines, draw_matrix

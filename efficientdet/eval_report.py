@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from efficientdet.analysis import Analysis, ImageResult
-from efficientdet.dataset import CocoDataset
+from efficientdet.data.dataset import CocoDataset
 from efficientdet.error_causes import RECALLS
 from efficientdet.eval_page import report_page
 from efficientdet.eval_pictures import beside_truth, charts

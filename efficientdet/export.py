@@ -33,7 +33,8 @@ from torch import Tensor
 
 from efficientdet.checkpoint import chosen_weights, find_weights, load_weights
 from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
-from efficientdet.dataset import CocoDataset
+from efficientdet.data.dataset import CocoDataset
+from efficientdet.data.shapes import draw_if_absent
 from efficientdet.deployable import Suppression
 from efficientdet.detector import DetectionOptions, Detector
 from efficientdet.evaluate import score
@@ -45,7 +46,6 @@ from efficientdet.model.network import EfficientDet
 from efficientdet.project import SHAPES_PICTURES, SHAPES_WEIGHTS, Project, load_project
 from efficientdet.quantization import CALIBRATION_PICTURES, quantize
 from efficientdet.quantization import PACKAGES as QUANTIZATION_PACKAGES
-from efficientdet.shapes import draw_if_absent
 from efficientdet.sources import Entry, Failure, Frame, list_sources, load, open_sources
 from utils.cli import default_workers, fraction, image_size, non_negative_int, positive_int
 from utils.device import keep_freed_memory

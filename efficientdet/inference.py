@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from tqdm import tqdm
 
-from efficientdet.dataset import CocoDataset
+from efficientdet.data.dataset import CocoDataset
+from efficientdet.data.results import coco_results
 from efficientdet.detector import DetectionOptions, Detector, PreparedBatch
-from efficientdet.evaluate import coco_results
 from utils import distributed
 from utils.errors import InputError
 from utils.overlap import ordered_map

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from tensorboardX import SummaryWriter
 
-from efficientdet.dataset import Batch, CocoDataset
+from efficientdet.data.dataset import CocoDataset
+from efficientdet.data.loader import Batch
 from efficientdet.engine import StepResult
 from efficientdet.history import write_history
 from efficientdet.model.postprocess import postprocess

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from efficientdet.evaluate import coco_results
+from efficientdet.data.results import coco_results
 from efficientdet.sources import Failure, Frame, Source
 from efficientdet.structures import Detections
 from utils.errors import InputError

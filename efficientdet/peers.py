@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from efficientdet.data.transforms import Letterbox
 from efficientdet.effdet_weights import effdet_name
 from efficientdet.project import Project
-from efficientdet.transforms import Letterbox
 from utils.errors import InputError
 
 PEERS = ("effdet", "torchvision")

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from efficientdet.config import EVALUATION_SCORE_THRESHOLD
+from efficientdet.data.transforms import Letterbox
 from efficientdet.model.network import EfficientDet
 from efficientdet.project import Project
 from efficientdet.structures import Outputs, Targets
-from efficientdet.transforms import Letterbox
 
 PICTURE = (480, 640)  # height and width, pixels
 CANDIDATES = 1000  # anchors of a picture that random weights let pass the threshold of evaluation

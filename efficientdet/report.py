@@ -4,8 +4,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from efficientdet.annotations import AnnotatedSet
 from efficientdet.config import ModelConfig
+from efficientdet.data.annotations import AnnotatedSet
+from efficientdet.data.dataset import CocoDataset
+from efficientdet.data.findings import Finding, by_kind, in_short
 from efficientdet.data_rules import (
     SMALL_SIDE,
     Objects,
@@ -15,8 +17,6 @@ from efficientdet.data_rules import (
     overlap_findings,
     quick_findings,
 )
-from efficientdet.dataset import CocoDataset
-from efficientdet.findings import Finding, by_kind, in_short
 from efficientdet.model.loss import POSITIVE_IOU
 
 _SHARES = (0, 5, 25, 50, 75, 95, 100)  # percent

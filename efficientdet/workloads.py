@@ -23,7 +23,9 @@ from efficientdet.baselines import (
 )
 from efficientdet.checkpoint import load_weights
 from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
-from efficientdet.dataset import Batch, BatchLoader, CocoDataset, EpochSampler
+from efficientdet.data.dataset import CocoDataset
+from efficientdet.data.loader import Batch, BatchLoader, EpochSampler
+from efficientdet.data.transforms import Letterbox
 from efficientdet.detector import DetectionOptions, Detector
 from efficientdet.engine import TrainingStep
 from efficientdet.exported import ExportedModel, is_exported
@@ -38,7 +40,6 @@ from efficientdet.project import Project
 from efficientdet.random_inputs import NUM_CLASSES, random_outputs, random_picture, random_targets
 from efficientdet.recipe import RECIPES
 from efficientdet.structures import Detections
-from efficientdet.transforms import Letterbox
 from utils.device import keep_freed_memory
 from utils.measuring import Workload, synchronize
 from utils.stopwatch import Stopwatch

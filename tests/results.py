@@ -6,7 +6,7 @@ import numpy as np
 from conftest import CATEGORIES, _write_coco
 
 from efficientdet.analysis import Analysis, analyse
-from efficientdet.dataset import CocoDataset
+from efficientdet.data.dataset import CocoDataset
 from efficientdet.evaluate import Details, Evaluation, score_in_detail
 from efficientdet.project import Project
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from efficientdet.activation_checkpointing import checkpoint_activations
-from efficientdet.dataset import Batch
+from efficientdet.data.loader import Batch
 from efficientdet.engine import TrainingStep, set_training_mode
 from efficientdet.fuse import fuse_for_inference
 from efficientdet.model.loss import DetectionLoss

@@ -90,12 +90,12 @@ def test_the_walker_sees_every_kind_of_import(tmp_path):
         "import cv2.dnn as d\nfrom . import boxes\nfrom .loss import Loss\nfrom efficientdet import dataset\n"
         "def f():\n    import argparse\n    if True:\n        from pycocotools.coco import COCO\n"
     )
-    (package / "boxes.py").write_text("from efficientdet.transforms import Letterbox\n")
+    (package / "boxes.py").write_text("from efficientdet.data.transforms import Letterbox\n")
     (package / "transforms.py").write_text("")
     (tmp_path / "train.py").write_text("import torch, cv2\n")
     imports = read_imports(tmp_path)
     assert set(imports) == {
-        "efficientdet", "efficientdet.model.network", "efficientdet.boxes", "efficientdet.transforms", "train"
+        "efficientdet", "efficientdet.model.network", "efficientdet.boxes", "efficientdet.data.transforms", "train"
     }  # fmt: skip
     assert imports["efficientdet"] == {"efficientdet.model.network", "efficientdet.model.network.EfficientDet"}
     assert imports["efficientdet.model.network"] == {
@@ -104,14 +104,14 @@ def test_the_walker_sees_every_kind_of_import(tmp_path):
         "efficientdet.boxes",
         "efficientdet.model.loss",
         "efficientdet.loss.Loss",
-        "efficientdet.dataset",
+        "efficientdet.data.dataset",
         "argparse",
         "pycocotools.coco",
         "pycocotools.coco.COCO",
     }
     assert importers(imports, "cv2") == {"efficientdet.model.network", "train"}
     assert importers(imports, "cv") == set()
-    assert reached(imports, "efficientdet.model.network") == {"efficientdet.boxes", "efficientdet.transforms"}
+    assert reached(imports, "efficientdet.model.network") == {"efficientdet.boxes", "efficientdet.data.transforms"}
     assert foreign(imports["efficientdet.model.network"], ("efficientdet",)) == {"cv2", "pycocotools"}
 
 
@@ -146,7 +146,7 @@ def test_leaves_import_nothing_of_the_project(imports, leaf):
 
 @pytest.mark.parametrize("module", NETWORK)
 def test_the_network_never_imports_data_or_loss(imports, module):
-    others = {"efficientdet.dataset", "efficientdet.transforms", "efficientdet.model.loss"}
+    others = {"efficientdet.data.dataset", "efficientdet.data.transforms", "efficientdet.model.loss"}
     assert reached(imports, module) & others == set()
 
 
@@ -178,7 +178,7 @@ def test_utils_import_neither_package(imports):
                 "efficientdet.eval_pictures",
                 "efficientdet.random_inputs",
                 "efficientdet.shapes",
-                "efficientdet.transforms",
+                "efficientdet.data.transforms",
                 "utils.images",
                 "utils.opencv",
                 "utils.video",
@@ -186,7 +186,7 @@ def test_utils_import_neither_package(imports):
             },
         ),
         ("matplotlib", {"utils.charts"}),
-        ("pycocotools", {"efficientdet.dataset", "efficientdet.evaluate"}),
+        ("pycocotools", {"efficientdet.data.dataset", "efficientdet.evaluate"}),
         ("argparse", {*SCRIPTS, *COMMANDS}),
     ],
 )

@@ -15,7 +15,9 @@ from efficientdet.baselines import (
     baseline_step,
 )
 from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
-from efficientdet.dataset import Batch, CocoDataset
+from efficientdet.data.dataset import CocoDataset
+from efficientdet.data.loader import Batch
+from efficientdet.data.transforms import Letterbox
 from efficientdet.detector import DetectionOptions, Detector
 from efficientdet.engine import TrainingStep
 from efficientdet.inference import detect_dataset
@@ -27,7 +29,6 @@ from efficientdet.project import Project, load_project
 from efficientdet.random_inputs import random_outputs, random_picture, random_targets, realistic_weights
 from efficientdet.recipe import RECIPES
 from efficientdet.structures import Outputs, Targets
-from efficientdet.transforms import Letterbox
 from utils.stopwatch import Stopwatch
 
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ from scripts import (
 )
 
 from efficientdet.checkpoint import Checkpoints
-from efficientdet.shapes import write_shapes
+from efficientdet.data.shapes import write_shapes
 
 SHAPES_AP = 0.861  # of weights/efficientdet-d0_shapes.pth, on the first 40 pictures to validate
 

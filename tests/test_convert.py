@@ -13,7 +13,7 @@ from scripts import REPOSITORY, assert_succeeded
 
 from efficientdet import convert
 from efficientdet.convert import divide, guess_format, main, parse_args, project_text
-from efficientdet.dataset import CocoDataset
+from efficientdet.data.dataset import CocoDataset
 from efficientdet.labels import LabelledPicture
 from efficientdet.project import load_project
 from utils.errors import InputError

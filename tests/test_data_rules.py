@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from efficientdet.annotations import read_set
 from efficientdet.config import model_config
+from efficientdet.data.annotations import read_set
 from efficientdet.data_rules import (
     box_findings,
     class_counts,

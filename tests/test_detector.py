@@ -10,12 +10,12 @@ from torchvision.ops import box_iou
 
 from efficientdet import Detections, EfficientDet, load_detector
 from efficientdet.checkpoint import Checkpoints, last_path
+from efficientdet.data.shapes import draw_picture
+from efficientdet.data.transforms import Letterbox
 from efficientdet.detector import DetectionOptions, Detector
 from efficientdet.model.postprocess import find_candidates
 from efficientdet.project import SHAPES_WEIGHTS, load_project
-from efficientdet.shapes import draw_picture
 from efficientdet.structures import Outputs
-from efficientdet.transforms import Letterbox
 from utils.errors import InputError
 
 CPU = torch.device("cpu")

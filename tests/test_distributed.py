@@ -23,7 +23,7 @@ import sys
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from efficientdet.activation_checkpointing import checkpoint_activations
-from efficientdet.dataset import Batch
+from efficientdet.data.dataset import Batch
 from efficientdet.engine import TrainingStep, set_training_mode
 from efficientdet.model.loss import DetectionLoss, Targets
 from efficientdet.model.network import EfficientDet

@@ -25,7 +25,7 @@ from scripts import (
 from servers import jpeg, serve
 from torchvision.ops import box_iou
 
-from efficientdet.shapes import draw_picture
+from efficientdet.data.shapes import draw_picture
 from utils.video import VideoReader, VideoWriter
 
 # Untrained weights give every class a score of about 0.01: nothing above the default threshold, all above 0.

@@ -9,7 +9,9 @@ import torch
 from scripts import untrained
 from torch import Tensor, nn
 
-from efficientdet.dataset import Batch, CocoDataset, collate
+from efficientdet.data.dataset import CocoDataset
+from efficientdet.data.loader import Batch, collate
+from efficientdet.data.transforms import Letterbox
 from efficientdet.engine import (
     LossMean,
     TrainingStep,
@@ -21,7 +23,6 @@ from efficientdet.model.anchors import cached_anchors, make_anchors
 from efficientdet.model.loss import DetectionLoss, Losses
 from efficientdet.project import load_project
 from efficientdet.structures import PADDING_CLASS, Outputs, Targets
-from efficientdet.transforms import Letterbox
 
 CPU = torch.device("cpu")
 LR = 0.01

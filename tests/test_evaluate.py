@@ -11,8 +11,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from results import found, truth, write_set
 
-from efficientdet.dataset import CocoDataset
-from efficientdet.evaluate import NUMBER_NAMES, coco_results, read_results, score, score_in_detail, write_results
+from efficientdet.data.dataset import CocoDataset
+from efficientdet.data.results import coco_results, read_results, write_results
+from efficientdet.evaluate import NUMBER_NAMES, score, score_in_detail
 from efficientdet.project import load_project
 from efficientdet.structures import Detections
 from utils.errors import InputError

@@ -19,10 +19,10 @@ from torch._subclasses.fake_tensor import (
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from efficientdet.data.transforms import Letterbox
 from efficientdet.model.loss import DetectionLoss
 from efficientdet.model.postprocess import find_candidates
 from efficientdet.structures import Targets
-from efficientdet.transforms import Letterbox
 
 pytestmark = pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="needs a PyTorch that knows CUDA")
 

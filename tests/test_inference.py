@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
-from efficientdet.dataset import CocoDataset
+from efficientdet.data.dataset import CocoDataset
+from efficientdet.data.shapes import write_shapes
 from efficientdet.detector import DetectionOptions, load_detector
 from efficientdet.evaluate import score
 from efficientdet.inference import detect_dataset
 from efficientdet.project import SHAPES_WEIGHTS, load_project
-from efficientdet.shapes import write_shapes
 from utils.errors import InputError
 from utils.stopwatch import Stopwatch
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficientdet.annotations import read_set
+from efficientdet.data.annotations import read_set
 from efficientdet.picture_scan import (
     PictureScan,
     equal_pictures,

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from efficientdet.config import EVALUATION_SCORE_THRESHOLD
+from efficientdet.data.transforms import Letterbox
 from efficientdet.model.network import EfficientDet
 from efficientdet.project import load_project
 from efficientdet.random_inputs import (
@@ -15,7 +16,6 @@ from efficientdet.random_inputs import (
     random_targets,
     realistic_weights,
 )
-from efficientdet.transforms import Letterbox
 
 CPU = torch.device("cpu")
 

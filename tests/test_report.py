@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from efficientdet.config import model_config
-from efficientdet.dataset import CocoDataset
+from efficientdet.data.dataset import CocoDataset
 from efficientdet.report import data_report, report_before_training
 
 SQUARE, DISC = 7, 3  # category ids

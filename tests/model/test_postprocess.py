@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
+from efficientdet.data.transforms import Letterbox, in_picture
 from efficientdet.model.postprocess import (
     Candidates,
     _survivors_of_batch,
@@ -14,7 +15,6 @@ from efficientdet.model.postprocess import (
     suppress,
 )
 from efficientdet.structures import Detections, concatenate
-from efficientdet.transforms import Letterbox, in_picture
 
 # (y1, x1, y2, x2). The first two overlap with an IoU of 0.9, the third lies apart.
 ANCHORS = torch.tensor([[10.0, 10, 20, 20], [10, 10, 20, 19], [40, 40, 50, 60]])

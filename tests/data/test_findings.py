@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from efficientdet.findings import Finding, by_kind, in_full, in_short
+from efficientdet.data.findings import Finding, by_kind, in_full, in_short
 
 
 def finding(number: int = 1, level: str = "warning", kind: str = "odd boxes", advice: str = "look at it") -> Finding:

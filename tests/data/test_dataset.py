@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from efficientdet.dataset import BatchLoader, CocoDataset, EpochSampler, SampleKey, collate
+from efficientdet.data.dataset import CocoDataset, SampleKey
+from efficientdet.data.loader import BatchLoader, EpochSampler, collate
+from efficientdet.data.transforms import Letterbox, horizontal_flip
 from efficientdet.project import load_project
 from efficientdet.structures import PADDING_CLASS
-from efficientdet.transforms import Letterbox, horizontal_flip
 from utils.errors import InputError
 
 CANVAS = (128, 128)

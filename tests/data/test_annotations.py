@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from efficientdet.annotations import UNKNOWN_CLASS, read_set, refuse_if_faulty
+from efficientdet.data.annotations import UNKNOWN_CLASS, read_set, refuse_if_faulty
 from utils.errors import InputError
 
 GREY = np.full((60, 80, 3), 100, np.uint8)

@@ -15,9 +15,9 @@ from numpy.random import RandomState
 from scripts import REPOSITORY, assert_one_error, assert_succeeded
 
 from efficientdet import shapes
-from efficientdet.dataset import CocoDataset
+from efficientdet.data.dataset import CocoDataset
+from efficientdet.data.shapes import CLASS_NAMES, PICTURE_SIZES, draw_if_absent, draw_picture, write_shapes
 from efficientdet.project import load_project
-from efficientdet.shapes import CLASS_NAMES, PICTURE_SIZES, draw_if_absent, draw_picture, write_shapes
 from utils.errors import InputError
 
 PROJECT = REPOSITORY / "projects" / "shapes.yml"

@@ -10,9 +10,9 @@ from typing import TypeGuard
 
 import numpy as np
 
-from efficientdet.findings import Finding, by_kind, in_short
+from efficientdet.data.findings import Finding, by_kind, in_short
+from efficientdet.data.transforms import MIN_BOX_SIDE
 from efficientdet.project import Project
-from efficientdet.transforms import MIN_BOX_SIDE
 from utils.errors import InputError
 
 UNKNOWN_CLASS = -1

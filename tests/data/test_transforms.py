@@ -4,14 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from efficientdet import transforms
-from efficientdet.transforms import (
-    Letterbox,
-    Target,
-    horizontal_flip,
-    random_horizontal_flip,
-    random_scale_crop,
-)
+from efficientdet.data import transforms
+from efficientdet.data.transforms import Letterbox, Target, horizontal_flip, random_horizontal_flip, random_scale_crop
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
