@@ -54,10 +54,10 @@ from efficientdet.benchmark_report import (
     write_json,
     write_markdown,
 )
-from efficientdet.checkpoint import chosen_weights
+from efficientdet.checkpoints.find import chosen_weights, is_exported
 from efficientdet.config import model_config
 from efficientdet.data.shapes import draw_if_absent
-from efficientdet.exported import ExportedModel, Metadata, is_exported
+from efficientdet.exported import ExportedModel, Metadata
 from efficientdet.fast_path import MODES
 from efficientdet.peers import PEERS, require_peer
 from efficientdet.project import load_project

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from efficientdet.analysis import analyse, class_table
-from efficientdet.checkpoint import chosen_weights
+from efficientdet.checkpoints.find import chosen_weights
 from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD, model_config
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.results import read_results, write_results

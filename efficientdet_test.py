@@ -28,10 +28,9 @@ import numpy as np
 import torch
 
 from efficientdet import Detections, Detector, load_detector
-from efficientdet.checkpoint import chosen_weights
+from efficientdet.checkpoints.find import chosen_weights, is_exported
 from efficientdet.config import DEMO_IOU_THRESHOLD, DEMO_SCORE_THRESHOLD
 from efficientdet.detector import DetectionOptions
-from efficientdet.exported import is_exported
 from efficientdet.outputs import FORMATS, JsonLines, Outputs, annotate, check_folder, check_json_target, text_table
 from efficientdet.pipeline import detect_frames
 from efficientdet.project import SHAPES_PICTURES, load_project

@@ -24,15 +24,8 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from efficientdet.activation_checkpointing import checkpoint_activations
-from efficientdet.checkpoint import (
-    Checkpoints,
-    find_weights,
-    fit_weights,
-    last_path,
-    load_backbone,
-    load_last,
-    load_weights,
-)
+from efficientdet.checkpoints.find import find_weights, last_path
+from efficientdet.checkpoints.loading import fit_weights, load_backbone, load_weights
 from efficientdet.config import model_config
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.loader import Batch, BatchLoader, EpochSampler, is_dead_worker
@@ -53,6 +46,7 @@ from efficientdet.optimization import LearningRate, WeightAverage, make_optimize
 from efficientdet.project import Project, load_project
 from efficientdet.recipe import RECIPES, Recipe, make_recipe, recipe_changes
 from efficientdet.report import report_before_training
+from efficientdet.training.checkpoints import Checkpoints, load_last
 from utils import distributed
 from utils.cli import (
     BOOLEAN,

@@ -13,7 +13,7 @@ import utils
 # A program may have a `utils` of its own: where that is found first, the modules of ours are found in it, too.
 utils.__path__ = [*getattr(utils, "__path__", ()), str(Path(__file__).resolve().parent.parent / "utils")]
 
-from efficientdet.checkpoint import load_weights
+from efficientdet.checkpoints.loading import load_weights
 from efficientdet.detector import Detector, load_detector
 from efficientdet.model.network import EfficientDet
 from efficientdet.project import Project, load_project

@@ -35,9 +35,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from efficientdet.checkpoint import find_weights, guess_compound_coefs
+from efficientdet.checkpoints.effdet import EFFDET_MARK, effdet_name, from_effdet, to_effdet
+from efficientdet.checkpoints.find import find_weights
+from efficientdet.checkpoints.loading import guess_compound_coefs
 from efficientdet.config import CONFIGS
-from efficientdet.effdet_weights import EFFDET_MARK, effdet_name, from_effdet, to_effdet
 from efficientnet.model import BATCH_NORM
 from efficientnet.pretrained import (
     FAMILIES,

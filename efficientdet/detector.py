@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from efficientdet.boxes import clip_boxes, flip_boxes
-from efficientdet.checkpoint import find_weights, load_weights
+from efficientdet.checkpoints.find import find_weights, is_exported
+from efficientdet.checkpoints.loading import load_weights
 from efficientdet.config import DEMO_IOU_THRESHOLD, DEMO_SCORE_THRESHOLD
 from efficientdet.data.transforms import Letterbox, in_picture
 from efficientdet.deployable import Suppression
-from efficientdet.exported import ExportedFinder, ExportedModel, is_exported
+from efficientdet.exported import ExportedFinder, ExportedModel
 from efficientdet.fast_path import CandidateFinder, CompiledFinder, optimize
 from efficientdet.model.network import EfficientDet
 from efficientdet.model.postprocess import Candidates, choose_detections, suppress

@@ -31,7 +31,8 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from efficientdet.checkpoint import chosen_weights, find_weights, load_weights
+from efficientdet.checkpoints.find import FORMATS, chosen_weights, find_weights
+from efficientdet.checkpoints.loading import load_weights
 from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.shapes import draw_if_absent
@@ -40,7 +41,7 @@ from efficientdet.detector import DetectionOptions, Detector
 from efficientdet.evaluate import score
 from efficientdet.export_formats import check_packages, write_exported
 from efficientdet.export_proof import Proof, prove, time_in_turns
-from efficientdet.exported import FORMATS, ExportedModel, Metadata
+from efficientdet.exported import ExportedModel, Metadata
 from efficientdet.inference import detect_dataset
 from efficientdet.model.network import EfficientDet
 from efficientdet.project import SHAPES_PICTURES, SHAPES_WEIGHTS, Project, load_project

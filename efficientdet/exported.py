@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from efficientdet.checkpoints.find import FORMATS
 from efficientdet.config import model_config
 from efficientdet.deployable import DETECTION_OUTPUTS, RAW_OUTPUTS, Suppression
 from efficientdet.model.postprocess import Candidates, find_candidates
@@ -19,9 +20,12 @@ from efficientdet.structures import Outputs
 from utils.errors import InputError
 from utils.optional import quietly, require_packages
 
-FORMATS = {"onnx": ".onnx", "torchscript": ".torchscript", "pt2": ".pt2", "openvino": ".xml"}
 METADATA_FILE = "efficientdet.json"  # inside the archives of PyTorch's formats
+
+
 RT_INFO = "efficientdet"  # the group of entries in OpenVINO's files
+
+
 CONVOLUTIONS = ("Convolution", "GroupConvolution")  # OpenVINO's types of operations
 
 
@@ -85,11 +89,6 @@ class Metadata:
 
 def _as_tuples(value: object) -> object:
     return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
-
-
-def is_exported(path: str | Path | None) -> bool:
-    """Whether a file is of a format that `efficientdet.export` writes, by its name."""
-    return path is not None and Path(path).suffix.lower() in FORMATS.values()
 
 
 class Engine(NamedTuple):

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from efficientdet.checkpoints.effdet import effdet_name
 from efficientdet.data.transforms import Letterbox
-from efficientdet.effdet_weights import effdet_name
 from efficientdet.project import Project
 from utils.errors import InputError
 

@@ -21,14 +21,15 @@ from efficientdet.baselines import (
     baseline_prepare,
     baseline_step,
 )
-from efficientdet.checkpoint import load_weights
+from efficientdet.checkpoints.find import is_exported
+from efficientdet.checkpoints.loading import load_weights
 from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.loader import Batch, BatchLoader, EpochSampler
 from efficientdet.data.transforms import Letterbox
 from efficientdet.detector import DetectionOptions, Detector
 from efficientdet.engine import TrainingStep
-from efficientdet.exported import ExportedModel, is_exported
+from efficientdet.exported import ExportedModel
 from efficientdet.fast_path import MODES, compile_network, optimize
 from efficientdet.inference import detect_dataset
 from efficientdet.model.loss import DetectionLoss

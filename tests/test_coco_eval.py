@@ -16,8 +16,8 @@ from scripts import (
     write_weights,
 )
 
-from efficientdet.checkpoint import Checkpoints
 from efficientdet.data.shapes import write_shapes
+from efficientdet.training.checkpoints import Checkpoints
 
 SHAPES_AP = 0.861  # of weights/efficientdet-d0_shapes.pth, on the first 40 pictures to validate
 

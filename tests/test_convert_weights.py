@@ -14,9 +14,9 @@ import torchvision
 from scripts import REPOSITORY, assert_succeeded, untrained
 from torch import Tensor
 
-from efficientdet.checkpoint import load_backbone, read_state_dict
+from efficientdet.checkpoints.effdet import to_effdet
+from efficientdet.checkpoints.loading import load_backbone, read_state_dict
 from efficientdet.convert_weights import main, parse_args
-from efficientdet.effdet_weights import to_effdet
 from efficientdet.model.network import EfficientDet
 from utils.errors import InputError
 

@@ -9,13 +9,14 @@ from scripts import untrained, write_weights
 from torchvision.ops import box_iou
 
 from efficientdet import Detections, EfficientDet, load_detector
-from efficientdet.checkpoint import Checkpoints, last_path
+from efficientdet.checkpoints.find import last_path
 from efficientdet.data.shapes import draw_picture
 from efficientdet.data.transforms import Letterbox
 from efficientdet.detector import DetectionOptions, Detector
 from efficientdet.model.postprocess import find_candidates
 from efficientdet.project import SHAPES_WEIGHTS, load_project
 from efficientdet.structures import Outputs
+from efficientdet.training.checkpoints import Checkpoints
 from utils.errors import InputError
 
 CPU = torch.device("cpu")

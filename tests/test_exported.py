@@ -10,9 +10,10 @@ import pytest
 import torch
 from exports import CPU, SUPPRESSION, describe, images, network_that_finds, small_project
 
+from efficientdet.checkpoints.find import is_exported
 from efficientdet.detector import Detector, load_detector
 from efficientdet.export_formats import write_exported
-from efficientdet.exported import ExportedFinder, ExportedModel, Metadata, is_exported
+from efficientdet.exported import ExportedFinder, ExportedModel, Metadata
 from efficientdet.random_inputs import random_picture
 from utils.errors import InputError
 

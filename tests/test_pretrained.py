@@ -12,8 +12,8 @@ import torchvision
 from scripts import untrained
 from torch import Tensor, nn
 
-from efficientdet import checkpoint
-from efficientdet.checkpoint import load_backbone
+from efficientdet.checkpoints import loading as checkpoint
+from efficientdet.checkpoints.loading import load_backbone
 from efficientdet.model.network import EfficientDet, initialize
 from efficientnet.model import EfficientNet
 from efficientnet.pretrained import convert_backbone_weights

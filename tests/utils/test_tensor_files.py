@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from efficientdet.checkpoint import read_state_dict
+from efficientdet.checkpoints.loading import read_state_dict
 from utils.errors import InputError
 from utils.tensor_files import is_state_dict, load_tensors, save_tensors
 

@@ -13,7 +13,7 @@ from scripts import untrained
 from torch import Tensor, nn
 
 from efficientdet.boxes import encode, yxyx_to_xyxy
-from efficientdet.effdet_weights import effdet_name, from_effdet, to_effdet
+from efficientdet.checkpoints.effdet import effdet_name, from_effdet, to_effdet
 from efficientdet.model.network import EfficientDet, initialize
 from efficientdet.project import load_project
 

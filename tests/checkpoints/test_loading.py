@@ -18,22 +18,12 @@ import pytest
 import torch
 from scripts import untrained
 
-from efficientdet import checkpoint
-from efficientdet.checkpoint import (
-    Checkpoints,
-    best_path,
-    chosen_weights,
-    find_last,
-    find_weights,
-    guess_compound_coefs,
-    last_path,
-    load_last,
-    load_weights,
-    published_url,
-    read_state_dict,
-)
-from efficientdet.effdet_weights import to_effdet
+from efficientdet.checkpoints import loading as checkpoint
+from efficientdet.checkpoints.effdet import to_effdet
+from efficientdet.checkpoints.find import best_path, chosen_weights, find_last, find_weights, last_path, published_url
+from efficientdet.checkpoints.loading import guess_compound_coefs, load_weights, read_state_dict
 from efficientdet.model.network import EfficientDet
+from efficientdet.training.checkpoints import Checkpoints, load_last
 from utils.download import download
 from utils.errors import InputError
 
@@ -637,7 +627,7 @@ def test_weights_of_a_projects_default_or_the_flag(tmp_path):
     assert chosen_weights("mine.pth", "drawn", 0, tmp_path) == Path("mine.pth")
     assert chosen_weights("mine.pth", "shapes", 0, tmp_path) == Path("mine.pth")
     assert chosen_weights(None, "coco", 4, tmp_path) == Path("weights/efficientdet-d4.pth")
-    shipped = Path(__file__).parent.parent / "weights/efficientdet-d0_shapes.pth"
+    shipped = Path(__file__).parents[2] / "weights/efficientdet-d0_shapes.pth"
     assert chosen_weights(None, "shapes", 0, tmp_path) == shipped
 
 

@@ -1,0 +1,1 @@
+"""Find, download and load weights, those of other programs included."""

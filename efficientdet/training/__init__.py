@@ -1,0 +1,1 @@
+"""Recipe, optimizer, training step, run, validation and monitoring."""
