@@ -18,15 +18,15 @@ from pathlib import Path
 
 import torch
 
-from efficientdet.analysis import analyse, class_table
 from efficientdet.checkpoints.find import chosen_weights
 from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD, model_config
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.results import read_results, write_results
 from efficientdet.data.shapes import draw_if_absent
 from efficientdet.detector import DetectionOptions, load_detector
-from efficientdet.eval_report import report_folder, write_report
-from efficientdet.evaluate import score_in_detail
+from efficientdet.evaluation.analysis import analyse, class_table
+from efficientdet.evaluation.coco import score_in_detail
+from efficientdet.evaluation.report import report_folder, write_report
 from efficientdet.inference import detect_dataset
 from efficientdet.project import Project, load_project
 from utils import distributed

@@ -17,7 +17,7 @@ from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.loader import Batch, BatchLoader
 from efficientdet.data.results import coco_results
 from efficientdet.data.transforms import in_picture
-from efficientdet.evaluate import Evaluation, score
+from efficientdet.evaluation.coco import Evaluation, score
 from efficientdet.model.loss import DetectionLoss, Losses
 from efficientdet.model.network import EfficientDet
 from efficientdet.model.postprocess import postprocess

@@ -38,7 +38,7 @@ from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.shapes import draw_if_absent
 from efficientdet.deployable import Suppression
 from efficientdet.detector import DetectionOptions, Detector
-from efficientdet.evaluate import score
+from efficientdet.evaluation.coco import score
 from efficientdet.export_formats import check_packages, write_exported
 from efficientdet.export_proof import Proof, prove, time_in_turns
 from efficientdet.exported import ExportedModel, Metadata

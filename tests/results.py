@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 from conftest import CATEGORIES, _write_coco
 
-from efficientdet.analysis import Analysis, analyse
 from efficientdet.data.dataset import CocoDataset
-from efficientdet.evaluate import Details, Evaluation, score_in_detail
+from efficientdet.evaluation.analysis import Analysis, analyse
+from efficientdet.evaluation.coco import Details, Evaluation, score_in_detail
 from efficientdet.project import Project
 
 BOX = [10.0, 20.0, 30.0, 40.0]

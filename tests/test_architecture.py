@@ -175,7 +175,7 @@ def test_utils_import_neither_package(imports):
             {
                 "efficientdet.baselines",
                 "efficientdet.deployment_example",
-                "efficientdet.eval_pictures",
+                "efficientdet.evaluation.figures",
                 "efficientdet.random_inputs",
                 "efficientdet.shapes",
                 "efficientdet.data.transforms",
@@ -186,7 +186,7 @@ def test_utils_import_neither_package(imports):
             },
         ),
         ("matplotlib", {"utils.charts"}),
-        ("pycocotools", {"efficientdet.data.dataset", "efficientdet.evaluate"}),
+        ("pycocotools", {"efficientdet.data.dataset", "efficientdet.evaluation.coco"}),
         ("argparse", {*SCRIPTS, *COMMANDS}),
     ],
 )

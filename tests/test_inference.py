@@ -7,7 +7,7 @@ from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRES
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.shapes import write_shapes
 from efficientdet.detector import DetectionOptions, load_detector
-from efficientdet.evaluate import score
+from efficientdet.evaluation.coco import score
 from efficientdet.inference import detect_dataset
 from efficientdet.project import SHAPES_WEIGHTS, load_project
 from utils.errors import InputError

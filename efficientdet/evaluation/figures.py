@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from efficientdet.analysis import Analysis
 from efficientdet.data.dataset import CocoDataset
-from efficientdet.error_causes import CAUSES, RECALLS
-from efficientdet.evaluate import Details
+from efficientdet.evaluation.analysis import Analysis
+from efficientdet.evaluation.coco import Details
+from efficientdet.evaluation.error_causes import CAUSES, RECALLS
 from utils.charts import BarChart, LineChart, draw_bars, draw_lines, draw_matrix
 from utils.visualize import draw_boxes, side_by_side
 

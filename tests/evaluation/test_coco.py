@@ -13,7 +13,7 @@ from results import found, truth, write_set
 
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.results import coco_results, read_results, write_results
-from efficientdet.evaluate import NUMBER_NAMES, score, score_in_detail
+from efficientdet.evaluation.coco import NUMBER_NAMES, score, score_in_detail
 from efficientdet.project import load_project
 from efficientdet.structures import Detections
 from utils.errors import InputError

@@ -6,8 +6,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from efficientdet.error_causes import CAUSES, Errors, Pairs, find_errors, gains, hit_objects, overlapping_pairs
-from efficientdet.evaluate import MATCH_IOU, Details, Found
+from efficientdet.evaluation.coco import MATCH_IOU, Details, Found
+from efficientdet.evaluation.error_causes import (
+    CAUSES,
+    Errors,
+    Pairs,
+    find_errors,
+    gains,
+    hit_objects,
+    overlapping_pairs,
+)
 
 SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}  # of an object's area, pixels (COCO)
 _AP50, _AP75 = 0, 5  # positions in COCO's IoU thresholds

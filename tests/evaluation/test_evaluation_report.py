@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from results import each_cause, explain, found, truth, write_set
 
-from efficientdet.error_causes import CAUSES
-from efficientdet.eval_pictures import LONGEST_SIDE, beside_truth, charts
-from efficientdet.eval_report import report_folder, write_report
-from efficientdet.evaluate import NUMBER_NAMES
+from efficientdet.evaluation.coco import NUMBER_NAMES
+from efficientdet.evaluation.error_causes import CAUSES
+from efficientdet.evaluation.figures import LONGEST_SIDE, beside_truth, charts
+from efficientdet.evaluation.report import report_folder, write_report
 from utils.errors import InputError
 from utils.images import read_image
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from results import each_cause, explain, found, truth, write_set
 
-from efficientdet.analysis import Analysis, ThresholdCurve, analyse, class_table
-from efficientdet.error_causes import CAUSES
-from efficientdet.evaluate import Details, Found, Truth
+from efficientdet.evaluation.analysis import Analysis, ThresholdCurve, analyse, class_table
+from efficientdet.evaluation.coco import Details, Found, Truth
+from efficientdet.evaluation.error_causes import CAUSES
 
 
 def test_nothing_to_find_and_nothing_found(tmp_path, make_project):

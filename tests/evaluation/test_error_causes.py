@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from results import each_cause, found, truth, write_set
 
-from efficientdet.error_causes import CAUSES, find_errors, gains, overlapping_pairs
-from efficientdet.evaluate import score_in_detail
+from efficientdet.evaluation.coco import score_in_detail
+from efficientdet.evaluation.error_causes import CAUSES, find_errors, gains, overlapping_pairs
 
 
 def errors_of(dataset, results, least_score=0.0):

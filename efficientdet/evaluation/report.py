@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from efficientdet.analysis import Analysis, ImageResult
 from efficientdet.data.dataset import CocoDataset
-from efficientdet.error_causes import RECALLS
-from efficientdet.eval_page import report_page
-from efficientdet.eval_pictures import beside_truth, charts
-from efficientdet.evaluate import MATCH_IOU, Details, Evaluation
+from efficientdet.evaluation.analysis import Analysis, ImageResult
+from efficientdet.evaluation.coco import MATCH_IOU, Details, Evaluation
+from efficientdet.evaluation.error_causes import RECALLS
+from efficientdet.evaluation.figures import beside_truth, charts
+from efficientdet.evaluation.page import report_page
 from utils.charts import write_chart
 from utils.files import folder_written_whole
 from utils.images import write_image

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from efficientdet.boxes import pairwise_iou
-from efficientdet.evaluate import MATCH_IOU, Details, Found, Truth
+from efficientdet.evaluation.coco import MATCH_IOU, Details, Found, Truth
 
 CAUSES = ("classification", "localisation", "both", "duplicate", "background", "missed")
 BACKGROUND_IOU = 0.1

@@ -7,8 +7,8 @@ from html import escape
 
 import numpy as np
 
-from efficientdet.analysis import Analysis
-from efficientdet.evaluate import Evaluation
+from efficientdet.evaluation.analysis import Analysis
+from efficientdet.evaluation.coco import Evaluation
 
 MOST_CONFUSIONS = 10
 # COCO's twelve numbers.

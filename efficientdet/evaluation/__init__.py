@@ -1,0 +1,1 @@
+"""Average precision, the causes of errors, and the report."""
