@@ -57,11 +57,12 @@ from efficientdet.benchmark_report import (
 from efficientdet.checkpoints.find import chosen_weights, is_exported
 from efficientdet.config import model_config
 from efficientdet.data.shapes import draw_if_absent
-from efficientdet.exported import ExportedModel, Metadata
-from efficientdet.fast_path import MODES
 from efficientdet.peers import PEERS, require_peer
 from efficientdet.project import load_project
 from efficientdet.random_inputs import realistic_weights
+from efficientdet.runtime.exported import ExportedModel
+from efficientdet.runtime.metadata import Metadata
+from efficientdet.runtime.modes import MODES
 from efficientdet.workloads import KINDS, PRECISIONS, Contender, Material, contenders, make_workload
 from utils.cli import BOOLEAN, non_negative_int, positive_int
 from utils.device import check_compiler, chosen_device

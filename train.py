@@ -38,7 +38,6 @@ from efficientdet.engine import (
     fitting_batch_size,
     set_training_mode,
 )
-from efficientdet.fast_path import compile_network
 from efficientdet.model.loss import DetectionLoss
 from efficientdet.model.network import EfficientDet
 from efficientdet.monitor import Monitor, write_debug_pictures
@@ -46,6 +45,7 @@ from efficientdet.optimization import LearningRate, WeightAverage, make_optimize
 from efficientdet.project import Project, load_project
 from efficientdet.recipe import RECIPES, Recipe, make_recipe, recipe_changes
 from efficientdet.report import report_before_training
+from efficientdet.runtime.modes import compile_network
 from efficientdet.training.checkpoints import Checkpoints, load_last
 from utils import distributed
 from utils.cli import (

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from efficientdet.config import CONFIGS
-from efficientdet.fast_path import MODES
 from efficientdet.peers import TORCHVISION_MODELS
+from efficientdet.runtime.modes import MODES
 from efficientdet.workloads import KINDS, Contender, forward_flops
 from utils.files import written_whole
 from utils.measuring import Measured

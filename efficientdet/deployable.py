@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -12,19 +11,9 @@ from efficientdet.boxes import clip_boxes, decode
 from efficientdet.model.anchors import make_anchors
 from efficientdet.model.network import EfficientDet
 from efficientdet.model.postprocess import nms
+from efficientdet.runtime.metadata import Suppression
 
-RAW_OUTPUTS = ("class_logits", "box_deltas", "anchors")
-DETECTION_OUTPUTS = ("boxes", "scores", "classes", "count")
 _MOST_CANDIDATES = 5000  # anchors of an image that suppression sees, as in google/automl
-
-
-@dataclass(frozen=True)
-class Suppression:
-    """What the graph itself leaves out of what the network finds."""
-
-    score_threshold: float
-    iou_threshold: float
-    max_detections: int  # of an image, the best
 
 
 class Deployable(nn.Module):

@@ -15,12 +15,12 @@ from efficientdet.checkpoints.find import find_weights, is_exported
 from efficientdet.checkpoints.loading import load_weights
 from efficientdet.config import DEMO_IOU_THRESHOLD, DEMO_SCORE_THRESHOLD
 from efficientdet.data.transforms import Letterbox, in_picture
-from efficientdet.deployable import Suppression
-from efficientdet.exported import ExportedFinder, ExportedModel
-from efficientdet.fast_path import CandidateFinder, CompiledFinder, optimize
 from efficientdet.model.network import EfficientDet
 from efficientdet.model.postprocess import Candidates, choose_detections, suppress
 from efficientdet.project import Project, load_project
+from efficientdet.runtime.exported import ExportedFinder, ExportedModel
+from efficientdet.runtime.metadata import Suppression
+from efficientdet.runtime.modes import CandidateFinder, CompiledFinder, optimize
 from efficientdet.structures import Detections, concatenate
 from efficientdet.tiling import Window, join, windows
 from utils.device import available_device
@@ -289,7 +289,7 @@ def load_detector(
         image_size: side of the square input, or its (height, width), in pixels, rounded up to what the pyramid can
             take; None takes the project's or the coefficient's own.
         dtype: bfloat16 (or float16 on a GPU) is faster where the hardware has it, and less exact.
-        mode: how the network runs, see `efficientdet.fast_path.optimize`. Not for exported files.
+        mode: how the network runs, see `efficientdet.runtime.modes.optimize`. Not for exported files.
 
     Raises InputError for files that cannot be used, ValueError for values that make no detector.
     """

@@ -11,16 +11,18 @@ import torch
 from torch import Tensor
 from torch.export import Dim
 
-from efficientdet.deployable import (
-    DETECTION_OUTPUTS,
-    RAW_OUTPUTS,
-    Deployable,
-    Suppression,
-    opaque_surviving_scores,
-)
-from efficientdet.exported import CONVOLUTIONS, METADATA_FILE, RT_INFO, Metadata
-from efficientdet.fast_path import optimize
+from efficientdet.deployable import Deployable, opaque_surviving_scores
 from efficientdet.model.network import EfficientDet
+from efficientdet.runtime.metadata import (
+    CONVOLUTIONS,
+    DETECTION_OUTPUTS,
+    METADATA_FILE,
+    RAW_OUTPUTS,
+    RT_INFO,
+    Metadata,
+    Suppression,
+)
+from efficientdet.runtime.modes import optimize
 from utils.optional import quietly, require_packages
 
 if TYPE_CHECKING:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from efficientdet.config import DEMO_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
-from efficientdet.deployable import RAW_OUTPUTS, Suppression
 from efficientdet.export_formats import make_deployable
-from efficientdet.exported import ExportedModel, Metadata
 from efficientdet.model.network import EfficientDet
 from efficientdet.model.postprocess import postprocess
+from efficientdet.runtime.exported import ExportedModel
+from efficientdet.runtime.metadata import RAW_OUTPUTS, Metadata, Suppression
 from efficientdet.structures import Detections
 from utils.device import keep_freed_memory
 from utils.measuring import Measured, Rounds, Workload, measure

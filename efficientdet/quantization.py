@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from efficientdet.exported import CONVOLUTIONS, RT_INFO
+from efficientdet.runtime.metadata import CONVOLUTIONS, RT_INFO
 from utils.optional import quietly, require_packages
 
 if TYPE_CHECKING:

@@ -29,8 +29,6 @@ from efficientdet.data.loader import Batch, BatchLoader, EpochSampler
 from efficientdet.data.transforms import Letterbox
 from efficientdet.detector import DetectionOptions, Detector
 from efficientdet.engine import TrainingStep
-from efficientdet.exported import ExportedModel
-from efficientdet.fast_path import MODES, compile_network, optimize
 from efficientdet.inference import detect_dataset
 from efficientdet.model.loss import DetectionLoss
 from efficientdet.model.network import EfficientDet
@@ -40,6 +38,8 @@ from efficientdet.peers import TORCHVISION_MODELS, effdet_detections, effdet_net
 from efficientdet.project import Project
 from efficientdet.random_inputs import NUM_CLASSES, random_outputs, random_picture, random_targets
 from efficientdet.recipe import RECIPES
+from efficientdet.runtime.exported import ExportedModel
+from efficientdet.runtime.modes import MODES, compile_network, optimize
 from efficientdet.structures import Detections
 from utils.device import keep_freed_memory
 from utils.measuring import Workload, synchronize

@@ -9,10 +9,9 @@ from golden_fill import fill
 from torch import Tensor, nn
 
 from efficientdet.config import model_config
-from efficientdet.deployable import Suppression
-from efficientdet.exported import Metadata
 from efficientdet.model.network import EfficientDet
 from efficientdet.project import Project, load_project
+from efficientdet.runtime.metadata import Metadata, Suppression
 
 CPU = torch.device("cpu")
 SUPPRESSION = Suppression(score_threshold=0.05, iou_threshold=0.5, max_detections=100)

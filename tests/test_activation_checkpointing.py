@@ -11,9 +11,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from efficientdet.activation_checkpointing import checkpoint_activations
 from efficientdet.data.loader import Batch
 from efficientdet.engine import TrainingStep, set_training_mode
-from efficientdet.fuse import fuse_for_inference
 from efficientdet.model.loss import DetectionLoss
 from efficientdet.model.network import EfficientDet
+from efficientdet.runtime.fuse import fuse_for_inference
 from efficientdet.structures import Targets
 
 CPU = torch.device("cpu")

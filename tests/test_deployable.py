@@ -4,9 +4,10 @@ import pytest
 import torch
 from exports import SUPPRESSION, describe, images, network_that_finds
 
-from efficientdet.deployable import Suppression, opaque_surviving_scores, surviving_scores
+from efficientdet.deployable import opaque_surviving_scores, surviving_scores
 from efficientdet.export_formats import make_deployable
 from efficientdet.model.postprocess import postprocess
+from efficientdet.runtime.metadata import Suppression
 
 BOX = [10.0, 10, 30, 30]
 NEAR = [12.0, 10, 32, 30]  # IoU 360 / 440 with BOX

@@ -15,8 +15,8 @@ from scripts import REPOSITORY, assert_one_error, assert_succeeded, run_script, 
 
 from efficientdet.detector import load_detector
 from efficientdet.export import main, parse_args, quantize_and_tell
-from efficientdet.exported import ExportedModel
 from efficientdet.project import SHAPES_PICTURES, load_project
+from efficientdet.runtime.exported import ExportedModel
 from utils.errors import InputError
 
 for needed in ("onnx", "onnxscript", "onnxruntime", "openvino"):

@@ -8,10 +8,10 @@ import torch
 from exports import CPU, SUPPRESSION, describe, images, network_that_finds
 
 from efficientdet.checkpoints.find import FORMATS
-from efficientdet.deployable import DETECTION_OUTPUTS, RAW_OUTPUTS
 from efficientdet.export_formats import check_packages, write_exported
 from efficientdet.export_proof import TOLERANCES, prove
-from efficientdet.exported import ExportedModel, Metadata
+from efficientdet.runtime.exported import ExportedModel
+from efficientdet.runtime.metadata import DETECTION_OUTPUTS, RAW_OUTPUTS, Metadata
 from utils.errors import InputError
 
 for needed in ("onnx", "onnxscript", "onnxruntime", "openvino"):

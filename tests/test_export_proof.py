@@ -6,7 +6,7 @@ from exports import SUPPRESSION, describe, images, network_that_finds
 
 from efficientdet.export_formats import make_deployable, write_exported
 from efficientdet.export_proof import Difference, Matches, match, prove, time_in_turns
-from efficientdet.exported import ExportedModel
+from efficientdet.runtime.exported import ExportedModel
 from efficientdet.structures import Detections
 
 BOX = [0.0, 0, 10, 10]

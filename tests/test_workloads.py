@@ -7,9 +7,9 @@ import torch
 from exports import describe, network_that_finds
 
 from efficientdet.export_formats import write_exported
-from efficientdet.fast_path import MODES
 from efficientdet.project import load_project
 from efficientdet.random_inputs import realistic_weights
+from efficientdet.runtime.modes import MODES
 from efficientdet.workloads import KINDS, Contender, Material, contenders, forward_flops
 from utils.errors import InputError
 

@@ -60,7 +60,7 @@ def inference_dtype(amp: str, device: torch.device) -> torch.dtype:
 
 
 def network_mode(compile_network: bool, device: torch.device) -> str:
-    """How a network runs, by the scripts' `--compile`: `efficientdet.fast_path.optimize` has the modes."""
+    """How a network runs, by the scripts' `--compile`: `efficientdet.runtime.modes.optimize` has the modes."""
     if not compile_network:
         return "fused"
     check_compiler(device)

@@ -11,8 +11,8 @@ import torch
 from exports import CPU, describe, network_that_finds
 
 from efficientdet.export_formats import write_exported
-from efficientdet.exported import ExportedModel
-from efficientdet.pt2_safety import check_pt2, no_pickled_code
+from efficientdet.runtime.exported import ExportedModel
+from efficientdet.runtime.pt2_safety import check_pt2, no_pickled_code
 from utils.errors import InputError
 
 

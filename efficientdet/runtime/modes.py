@@ -5,10 +5,10 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from efficientdet.fuse import fuse_for_inference
 from efficientdet.model.anchors import cached_anchors
 from efficientdet.model.network import EfficientDet
 from efficientdet.model.postprocess import Candidates, find_candidates
+from efficientdet.runtime.fuse import fuse_for_inference
 from efficientdet.structures import Outputs
 
 MODES = ("plain", "fused", "compiled", "cudagraph")

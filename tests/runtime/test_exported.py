@@ -13,8 +13,9 @@ from exports import CPU, SUPPRESSION, describe, images, network_that_finds, smal
 from efficientdet.checkpoints.find import is_exported
 from efficientdet.detector import Detector, load_detector
 from efficientdet.export_formats import write_exported
-from efficientdet.exported import ExportedFinder, ExportedModel, Metadata
 from efficientdet.random_inputs import random_picture
+from efficientdet.runtime.exported import ExportedFinder, ExportedModel
+from efficientdet.runtime.metadata import Metadata
 from utils.errors import InputError
 
 

@@ -5,8 +5,8 @@ import torch
 from golden_fill import network_with_statistics, normal_array
 from torch import Tensor, nn
 
-from efficientdet.fuse import fuse_for_inference
 from efficientdet.model.network import EfficientDet
+from efficientdet.runtime.fuse import fuse_for_inference
 
 CPU = torch.device("cpu")
 

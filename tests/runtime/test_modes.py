@@ -8,10 +8,10 @@ import torch
 from golden_fill import network_with_statistics, normal_array
 from torch import Tensor
 
-from efficientdet import fast_path
-from efficientdet.fast_path import MODES, optimize
 from efficientdet.model.network import EfficientDet
 from efficientdet.model.postprocess import Candidates, find_candidates
+from efficientdet.runtime import modes as fast_path
+from efficientdet.runtime.modes import MODES, optimize
 
 CPU = torch.device("cpu")
 THRESHOLD = 0.5

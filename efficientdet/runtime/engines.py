@@ -1,0 +1,123 @@
+"""Open an exported file in the engine of its format."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from efficientdet.runtime.metadata import METADATA_FILE, RT_INFO, Metadata
+from efficientdet.runtime.pt2_safety import check_pt2, no_pickled_code
+from utils.errors import InputError
+from utils.optional import quietly, require_packages
+
+
+class Engine(NamedTuple):
+    """A file that is ready to run."""
+
+    run: Callable[[Tensor], Sequence[Tensor]]  # images -> the graph's outputs
+    texts: Mapping[str, str]  # the entries of `Metadata`
+
+
+@contextmanager
+def _readable(path: Path, engine: str) -> Iterator[None]:
+    """Whatever `engine` raises at a file that it cannot read becomes an InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # each engine has exceptions of its own
+        lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Exception from")]
+        reason = lines[0].strip() if lines else type(error).__name__
+        raise InputError(f"{engine} cannot run {path}: {reason}") from error
+
+
+def _open_onnx(path: Path, device: torch.device, dtype: torch.dtype) -> Engine:
+    require_packages(["onnxruntime"], f"running {path.name}")
+    import onnxruntime
+
+    provider = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
+    if provider not in onnxruntime.get_available_providers():
+        raise InputError(
+            "this ONNX Runtime knows no GPU: pip install onnxruntime-gpu, or run on the CPU (--cuda False)"
+        )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors
+    providers = [(provider, {"device_id": device.index or 0} if device.type == "cuda" else {})]
+    with _readable(path, "ONNX Runtime"):
+        session = onnxruntime.InferenceSession(path, options, providers)
+
+    def run(images: Tensor) -> list[Tensor]:
+        return [torch.from_numpy(output) for output in session.run(None, {"images": images.cpu().numpy()})]
+
+    return Engine(run, session.get_modelmeta().custom_metadata_map)
+
+
+def _open_openvino(path: Path, device: torch.device, dtype: torch.dtype) -> Engine:
+    require_packages(["openvino"], f"running {path.name}")
+    if device.type != "cpu":
+        raise InputError(f"{path} runs on the CPU: pass --cuda False")
+    if not path.with_suffix(".bin").is_file():
+        raise InputError(f"{path} needs {path.with_suffix('.bin').name} beside it: copy both files")
+    import openvino
+
+    settings = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",  # its own choice would be bf16
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    with _readable(path, "OpenVINO"):
+        core = openvino.Core()
+        model = core.read_model(path)
+        names = [field.name for field in fields(Metadata) if model.has_rt_info([RT_INFO, field.name])]
+        texts = {name: model.get_rt_info([RT_INFO, name]).astype(str) for name in names}
+        compiled = core.compile_model(model, "CPU", settings)
+
+    def run(images: Tensor) -> list[Tensor]:
+        return [torch.from_numpy(output) for output in compiled(images.numpy(), share_inputs=True).to_tuple()]
+
+    return Engine(run, texts)
+
+
+def _open_torchscript(path: Path, device: torch.device, dtype: torch.dtype) -> Engine:
+    import torchvision  # noqa: F401  (registers its operators)
+
+    files = {METADATA_FILE: ""}
+    with _readable(path, "TorchScript"), quietly():
+        module = torch.jit.load(path, map_location=device, _extra_files=files)
+        texts = json.loads(files[METADATA_FILE] or "{}")
+
+    @torch.inference_mode()
+    def run(images: Tensor) -> Sequence[Tensor]:
+        return module(images.to(device))
+
+    return Engine(run, texts)
+
+
+def _open_pt2(path: Path, device: torch.device, dtype: torch.dtype) -> Engine:
+    import torchvision  # noqa: F401  (registers its operators)
+    from torch.export.passes import move_to_device_pass
+
+    files = {METADATA_FILE: ""}
+    with _readable(path, "torch.export"):
+        check_pt2(path)
+        with quietly("torch"), no_pickled_code():
+            program = torch.export.load(path, extra_files=files)
+        if device.type != "cpu":
+            program = move_to_device_pass(program, device)
+        module = program.module()
+        texts = json.loads(files[METADATA_FILE] or "{}")
+
+    @torch.inference_mode()
+    def run(images: Tensor) -> Sequence[Tensor]:
+        return module(images.to(device))
+
+    return Engine(run, texts)
+
+
+_ENGINES = {".onnx": _open_onnx, ".xml": _open_openvino, ".torchscript": _open_torchscript, ".pt2": _open_pt2}

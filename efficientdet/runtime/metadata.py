@@ -1,0 +1,96 @@
+"""What an exported file says about itself."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from efficientdet.config import model_config
+from efficientdet.project import Project
+from utils.errors import InputError
+
+RAW_OUTPUTS = ("class_logits", "box_deltas", "anchors")
+
+
+DETECTION_OUTPUTS = ("boxes", "scores", "classes", "count")
+
+
+@dataclass(frozen=True)
+class Suppression:
+    """What the graph itself leaves out of what the network finds."""
+
+    score_threshold: float
+    iou_threshold: float
+    max_detections: int  # of an image, the best
+
+
+METADATA_FILE = "efficientdet.json"  # inside the archives of PyTorch's formats
+
+
+RT_INFO = "efficientdet"  # the group of entries in OpenVINO's files
+
+
+CONVOLUTIONS = ("Convolution", "GroupConvolution")  # OpenVINO's types of operations
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What an exported file says of itself. Each entry is stored under its name, as JSON."""
+
+    compound_coef: int
+    class_names: tuple[str, ...]  # class index -> name
+    mean: tuple[float, ...]  # of red, green, blue in [0, 1]
+    std: tuple[float, ...]
+    normalization: str  # "inside": images are uint8 (N, H, W, 3) RGB; "outside": float32 (N, 3, H, W), normalised
+    image_size: tuple[int, int]  # (height, width) in pixels
+    dynamic: bool  # whether any multiples of size_divisor will do, too
+    size_divisor: int
+    padding: tuple[int, int, int]  # RGB beside and below a picture, if normalization is inside; else zeros
+    precision: str  # of the network: "float32", "float16" or "int8"
+    suppression: Suppression | None  # None: the outputs are the network's own
+    pyramid_levels: tuple[int, ...]
+    anchor_scale: float
+    anchor_scales: tuple[float, ...]
+    anchor_ratios: tuple[tuple[float, float], ...]
+
+    def to_texts(self) -> dict[str, str]:
+        """Entry -> JSON."""
+        return {name: json.dumps(value, ensure_ascii=False) for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_texts(cls, texts: Mapping[str, str], path: Path) -> "Metadata":
+        """The opposite. InputError when the file at `path` lacks an entry or has a strange one."""
+        try:
+            values: dict[str, Any] = {field.name: _as_tuples(json.loads(texts[field.name])) for field in fields(cls)}
+            if values["suppression"] is not None:
+                values["suppression"] = Suppression(**values["suppression"])
+            metadata = cls(**values)
+            metadata._check()
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{path} does not tell what it holds ({error}): export weights by python -m efficientdet.export"
+            ) from error
+        return metadata
+
+    def _check(self) -> None:
+        """ValueError or TypeError for what cannot be used."""
+        for values, length in (self.mean, 3), (self.std, 3), (self.padding, 3), (self.image_size, 2):
+            if len(values) != length or not all(isinstance(value, int | float) for value in values):
+                raise ValueError(f"{values} are not {length} numbers")
+        if model_config(self.compound_coef).input_shape(self.image_size) != self.image_size:
+            raise ValueError(f"image_size {self.image_size}")
+        if not self.class_names or not all(isinstance(name, str) for name in self.class_names):
+            raise ValueError("class_names")
+        if self.normalization not in ("inside", "outside") or self.precision not in ("float32", "float16", "int8"):
+            raise ValueError("normalization or precision")
+
+    def project(self, path: Path) -> Project:
+        """As much of a project as detecting needs. `path` is the file's."""
+        return Project(
+            path, path.stem, "", "", 0, self.mean, self.std, self.anchor_scales, self.anchor_ratios, self.class_names
+        )
+
+
+def _as_tuples(value: object) -> object:
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
