@@ -23,30 +23,25 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from efficientdet.activation_checkpointing import checkpoint_activations
 from efficientdet.checkpoints.find import find_weights, last_path
 from efficientdet.checkpoints.loading import fit_weights, load_backbone, load_weights
 from efficientdet.config import model_config
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.loader import Batch, BatchLoader, EpochSampler, is_dead_worker
 from efficientdet.data.shapes import draw_if_absent
-from efficientdet.engine import (
-    LossMean,
-    StepResult,
-    TrainingStep,
-    evaluate_networks,
-    fitting_batch_size,
-    set_training_mode,
-)
 from efficientdet.model.loss import DetectionLoss
 from efficientdet.model.network import EfficientDet
-from efficientdet.monitor import Monitor, write_debug_pictures
-from efficientdet.optimization import LearningRate, WeightAverage, make_optimizer
 from efficientdet.project import Project, load_project
-from efficientdet.recipe import RECIPES, Recipe, make_recipe, recipe_changes
 from efficientdet.report import report_before_training
 from efficientdet.runtime.modes import compile_network
+from efficientdet.training.activation_checkpointing import checkpoint_activations
 from efficientdet.training.checkpoints import Checkpoints, load_last
+from efficientdet.training.failures import fitting_batch_size
+from efficientdet.training.monitor import Monitor, write_debug_pictures
+from efficientdet.training.optimization import LearningRate, WeightAverage, make_optimizer
+from efficientdet.training.recipe import RECIPES, Recipe, make_recipe, recipe_changes
+from efficientdet.training.step import StepResult, TrainingStep, set_training_mode
+from efficientdet.training.validation import LossMean, evaluate_networks
 from utils import distributed
 from utils.cli import (
     BOOLEAN,

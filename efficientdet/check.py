@@ -39,8 +39,8 @@ from efficientdet.picture_scan import (
     with_scanned_sizes,
 )
 from efficientdet.project import load_project
-from efficientdet.recipe import RECIPES
 from efficientdet.report import class_table, headline, size_table
+from efficientdet.training.recipe import RECIPES
 from utils.cli import (
     BOOLEAN,
     default_workers,

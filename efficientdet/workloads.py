@@ -28,19 +28,19 @@ from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.loader import Batch, BatchLoader, EpochSampler
 from efficientdet.data.transforms import Letterbox
 from efficientdet.detector import DetectionOptions, Detector
-from efficientdet.engine import TrainingStep
 from efficientdet.inference import detect_dataset
 from efficientdet.model.loss import DetectionLoss
 from efficientdet.model.network import EfficientDet
 from efficientdet.model.postprocess import find_candidates, postprocess
-from efficientdet.optimization import make_optimizer
 from efficientdet.peers import TORCHVISION_MODELS, effdet_detections, effdet_network, torchvision_detector
 from efficientdet.project import Project
 from efficientdet.random_inputs import NUM_CLASSES, random_outputs, random_picture, random_targets
-from efficientdet.recipe import RECIPES
 from efficientdet.runtime.exported import ExportedModel
 from efficientdet.runtime.modes import MODES, compile_network, optimize
 from efficientdet.structures import Detections
+from efficientdet.training.optimization import make_optimizer
+from efficientdet.training.recipe import RECIPES
+from efficientdet.training.step import TrainingStep
 from utils.device import keep_freed_memory
 from utils.measuring import Workload, synchronize
 from utils.stopwatch import Stopwatch

@@ -19,16 +19,16 @@ from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.loader import Batch
 from efficientdet.data.transforms import Letterbox
 from efficientdet.detector import DetectionOptions, Detector
-from efficientdet.engine import TrainingStep
 from efficientdet.inference import detect_dataset
 from efficientdet.model.loss import DetectionLoss
 from efficientdet.model.network import EfficientDet
 from efficientdet.model.postprocess import postprocess
-from efficientdet.optimization import make_optimizer
 from efficientdet.project import Project, load_project
 from efficientdet.random_inputs import random_outputs, random_picture, random_targets, realistic_weights
-from efficientdet.recipe import RECIPES
 from efficientdet.structures import Outputs, Targets
+from efficientdet.training.optimization import make_optimizer
+from efficientdet.training.recipe import RECIPES
+from efficientdet.training.step import TrainingStep
 from utils.stopwatch import Stopwatch
 
 CPU = torch.device("cpu")

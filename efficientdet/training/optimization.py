@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from efficientdet.recipe import Recipe
+from efficientdet.training.recipe import Recipe
 
 SGD_MOMENTUM = 0.9
 WARMUP_START = 0.1  # of the learning rate

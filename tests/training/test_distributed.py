@@ -22,9 +22,9 @@ GRADIENTS = """
 import sys
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from efficientdet.activation_checkpointing import checkpoint_activations
+from efficientdet.training.activation_checkpointing import checkpoint_activations
 from efficientdet.data.dataset import Batch
-from efficientdet.engine import TrainingStep, set_training_mode
+from efficientdet.training.step import TrainingStep, set_training_mode
 from efficientdet.model.loss import DetectionLoss, Targets
 from efficientdet.model.network import EfficientDet
 from utils import distributed
@@ -65,7 +65,7 @@ with distributed.joined(torch.device("cpu")):
 
 
 def environment() -> dict[str, str]:
-    repository = str(Path(__file__).resolve().parent.parent)
+    repository = str(Path(__file__).resolve().parents[2])
     return {**os.environ, "PYTHONPATH": repository, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 

@@ -1,5 +1,7 @@
 """What a run shows of itself: TensorBoard, the history's table and curves, pictures of predictions beside the truth."""
 
+import csv
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,17 +11,59 @@ from tensorboardX import SummaryWriter
 
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.loader import Batch
-from efficientdet.engine import StepResult
-from efficientdet.history import write_history
 from efficientdet.model.postprocess import postprocess
 from efficientdet.project import Project
 from efficientdet.structures import PADDING_CLASS, Detections, Outputs
+from efficientdet.training.step import StepResult
+from utils.charts import LineChart, draw_lines, write_chart
+from utils.files import written_whole
 from utils.images import write_image
 from utils.visualize import draw_boxes, side_by_side
 
+COLUMNS = (
+    "epoch", "step", "lr", "train_loss", "train_class", "train_box", "skipped",
+    "val_loss", "val_class", "val_box", "AP", "AP50", "AP75", "average_AP",
+)  # fmt: skip
+
+
+_CHARTS = {
+    "loss": ("train_loss", "val_loss"),
+    "average precision on the validation set": ("AP", "AP50", "AP75", "average_AP"),
+    "learning rate": ("lr",),
+}
+
+
+def write_history(rows: list[dict[str, float]], folder: Path) -> None:
+    """Write `history.csv` and `curves.png` into `folder`. Each row has COLUMNS for its keys, or some of them."""
+    table = io.StringIO()
+    writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with written_whole(folder / "history.csv") as temporary:
+        temporary.write_text(table.getvalue())
+    charts = [
+        LineChart(
+            title,
+            {
+                column: [(row["epoch"], row[column]) for row in rows if row.get(column) is not None]
+                for column in columns
+            },
+            x_label="epoch",
+        )
+        for title, columns in _CHARTS.items()
+    ]
+    write_chart(folder / "curves.png", draw_lines(*charts))
+
+
 SHOWN_SCORE_THRESHOLD = 0.2
+
+
 SHOWN_IOU_THRESHOLD = 0.2
+
+
 _TAGS = {"val_class": "classification_loss", "val_box": "regression_loss", "val_loss": "loss"}
+
+
 _TAGS |= {name: name for name in ("AP", "AP50", "AP75", "average_AP")}
 
 

@@ -12,17 +12,13 @@ from torch import Tensor, nn
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.loader import Batch, collate
 from efficientdet.data.transforms import Letterbox
-from efficientdet.engine import (
-    LossMean,
-    TrainingStep,
-    fitting_batch_size,
-    set_training_mode,
-    validate,
-)
 from efficientdet.model.anchors import cached_anchors, make_anchors
 from efficientdet.model.loss import DetectionLoss, Losses
 from efficientdet.project import load_project
 from efficientdet.structures import PADDING_CLASS, Outputs, Targets
+from efficientdet.training.failures import fitting_batch_size
+from efficientdet.training.step import TrainingStep, set_training_mode
+from efficientdet.training.validation import LossMean, validate
 
 CPU = torch.device("cpu")
 LR = 0.01

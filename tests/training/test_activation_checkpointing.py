@@ -8,13 +8,13 @@ from scripts import untrained
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from efficientdet.activation_checkpointing import checkpoint_activations
 from efficientdet.data.loader import Batch
-from efficientdet.engine import TrainingStep, set_training_mode
 from efficientdet.model.loss import DetectionLoss
 from efficientdet.model.network import EfficientDet
 from efficientdet.runtime.fuse import fuse_for_inference
 from efficientdet.structures import Targets
+from efficientdet.training.activation_checkpointing import checkpoint_activations
+from efficientdet.training.step import TrainingStep, set_training_mode
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from efficientdet.model.loss import DetectionLoss
-from efficientdet.recipe import RECIPES, Recipe, make_recipe, recipe_changes
+from efficientdet.training.recipe import RECIPES, Recipe, make_recipe, recipe_changes
 
 NAMES = [value.name for value in fields(Recipe)]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from efficientdet import history
-from efficientdet.history import COLUMNS, write_history
+from efficientdet.training.monitor import COLUMNS, write_history
 from utils.charts import write_chart
 from utils.images import read_image
 

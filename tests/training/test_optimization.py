@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from efficientdet.optimization import LearningRate, WeightAverage, make_optimizer
-from efficientdet.recipe import Recipe, make_recipe
+from efficientdet.training.optimization import LearningRate, WeightAverage, make_optimizer
+from efficientdet.training.recipe import Recipe, make_recipe
 
 
 def reference(**changes) -> Recipe:
