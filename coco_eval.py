@@ -23,11 +23,11 @@ from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRES
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.results import read_results, write_results
 from efficientdet.data.shapes import draw_if_absent
-from efficientdet.detector import DetectionOptions, load_detector
 from efficientdet.evaluation.analysis import analyse, class_table
 from efficientdet.evaluation.coco import score_in_detail
 from efficientdet.evaluation.report import report_folder, write_report
-from efficientdet.inference import detect_dataset
+from efficientdet.inference.dataset import detect_dataset
+from efficientdet.inference.detector import DetectionOptions, load_detector
 from efficientdet.project import Project, load_project
 from utils import distributed
 from utils.cli import BOOLEAN, default_workers, fraction, image_size, non_negative_int, positive_int

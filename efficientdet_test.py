@@ -30,11 +30,19 @@ import torch
 from efficientdet import Detections, Detector, load_detector
 from efficientdet.checkpoints.find import chosen_weights, is_exported
 from efficientdet.config import DEMO_IOU_THRESHOLD, DEMO_SCORE_THRESHOLD
-from efficientdet.detector import DetectionOptions
-from efficientdet.outputs import FORMATS, JsonLines, Outputs, annotate, check_folder, check_json_target, text_table
-from efficientdet.pipeline import detect_frames
+from efficientdet.inference.detector import DetectionOptions
+from efficientdet.inference.pipeline import detect_frames
+from efficientdet.inference.sources import Failure, Frame, list_sources, open_sources
+from efficientdet.inference.writers import (
+    FORMATS,
+    JsonLines,
+    Outputs,
+    annotate,
+    check_folder,
+    check_json_target,
+    text_table,
+)
 from efficientdet.project import SHAPES_PICTURES, load_project
-from efficientdet.sources import Failure, Frame, list_sources, open_sources
 from utils.cli import boolean, fraction, image_size, non_negative_int, positive_int
 from utils.device import chosen_device, inference_dtype, keep_freed_memory, network_mode
 from utils.errors import InputError, exit_on_input_error

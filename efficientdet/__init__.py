@@ -14,7 +14,7 @@ import utils
 utils.__path__ = [*getattr(utils, "__path__", ()), str(Path(__file__).resolve().parent.parent / "utils")]
 
 from efficientdet.checkpoints.loading import load_weights
-from efficientdet.detector import Detector, load_detector
+from efficientdet.inference.detector import Detector, load_detector
 from efficientdet.model.network import EfficientDet
 from efficientdet.project import Project, load_project
 from efficientdet.structures import Detections, Outputs

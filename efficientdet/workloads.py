@@ -27,8 +27,8 @@ from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRES
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.loader import Batch, BatchLoader, EpochSampler
 from efficientdet.data.transforms import Letterbox
-from efficientdet.detector import DetectionOptions, Detector
-from efficientdet.inference import detect_dataset
+from efficientdet.inference.dataset import detect_dataset
+from efficientdet.inference.detector import DetectionOptions, Detector
 from efficientdet.model.loss import DetectionLoss
 from efficientdet.model.network import EfficientDet
 from efficientdet.model.postprocess import find_candidates, postprocess

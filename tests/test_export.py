@@ -13,8 +13,8 @@ import torch
 from exports import network_that_finds
 from scripts import REPOSITORY, assert_one_error, assert_succeeded, run_script, write_weights
 
-from efficientdet.detector import load_detector
 from efficientdet.export import main, parse_args, quantize_and_tell
+from efficientdet.inference.detector import load_detector
 from efficientdet.project import SHAPES_PICTURES, load_project
 from efficientdet.runtime.exported import ExportedModel
 from utils.errors import InputError

@@ -12,7 +12,7 @@ from efficientdet import Detections, EfficientDet, load_detector
 from efficientdet.checkpoints.find import last_path
 from efficientdet.data.shapes import draw_picture
 from efficientdet.data.transforms import Letterbox
-from efficientdet.detector import DetectionOptions, Detector
+from efficientdet.inference.detector import DetectionOptions, Detector
 from efficientdet.model.postprocess import find_candidates
 from efficientdet.project import SHAPES_WEIGHTS, load_project
 from efficientdet.structures import Outputs

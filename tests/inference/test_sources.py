@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from servers import jpeg, serve
 
-from efficientdet import sources
-from efficientdet.sources import Failure, Frame, list_sources, load, open_sources
+from efficientdet.inference.dataset import sources
+from efficientdet.inference.sources import Failure, Frame, list_sources, load, open_sources
 from utils.images import write_image
 from utils.video import VideoWriter
 

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from efficientdet.data.results import coco_results
-from efficientdet.sources import Failure, Frame, Source
+from efficientdet.inference.sources import Failure, Frame, Source
 from efficientdet.structures import Detections
 from utils.errors import InputError
 from utils.files import written_whole

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.results import coco_results
-from efficientdet.detector import DetectionOptions, Detector, PreparedBatch
+from efficientdet.inference.detector import DetectionOptions, Detector, PreparedBatch
 from utils import distributed
 from utils.errors import InputError
 from utils.overlap import ordered_map

@@ -10,8 +10,16 @@ import pytest
 import torch
 from pycocotools.coco import COCO
 
-from efficientdet.outputs import FORMATS, JsonLines, Outputs, annotate, check_folder, check_json_target, text_table
-from efficientdet.sources import Failure, Frame, Source
+from efficientdet.inference.sources import Failure, Frame, Source
+from efficientdet.inference.writers import (
+    FORMATS,
+    JsonLines,
+    Outputs,
+    annotate,
+    check_folder,
+    check_json_target,
+    text_table,
+)
 from efficientdet.structures import Detections
 from utils.errors import InputError
 from utils.images import read_image, write_image

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from efficientdet import pipeline
-from efficientdet.detector import DetectionOptions, load_detector
-from efficientdet.pipeline import detect_frames
+from efficientdet.inference.dataset import pipeline
+from efficientdet.inference.detector import DetectionOptions, load_detector
+from efficientdet.inference.pipeline import detect_frames
+from efficientdet.inference.sources import Failure, Frame, Source
 from efficientdet.project import load_project
-from efficientdet.sources import Failure, Frame, Source
 from efficientdet.structures import Detections
 from utils.images import write_image
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from efficientdet.inference.tiling import Window, join, windows
 from efficientdet.structures import Detections
-from efficientdet.tiling import Window, join, windows
 
 
 def detections(*boxes, scores=None, class_ids=None) -> Detections:

@@ -4,8 +4,8 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from efficientdet.detector import DetectionOptions, Detector, Prepared
-from efficientdet.sources import Failure, Frame, load
+from efficientdet.inference.detector import DetectionOptions, Detector, Prepared
+from efficientdet.inference.sources import Failure, Frame, load
 from efficientdet.structures import Detections
 from utils.cli import default_workers
 from utils.overlap import Allowance, in_background, ordered_map

@@ -15,6 +15,7 @@ from efficientdet.checkpoints.find import find_weights, is_exported
 from efficientdet.checkpoints.loading import load_weights
 from efficientdet.config import DEMO_IOU_THRESHOLD, DEMO_SCORE_THRESHOLD
 from efficientdet.data.transforms import Letterbox, in_picture
+from efficientdet.inference.tiling import Window, join, windows
 from efficientdet.model.network import EfficientDet
 from efficientdet.model.postprocess import Candidates, choose_detections, suppress
 from efficientdet.project import Project, load_project
@@ -22,7 +23,6 @@ from efficientdet.runtime.exported import ExportedFinder, ExportedModel
 from efficientdet.runtime.metadata import Suppression
 from efficientdet.runtime.modes import CandidateFinder, CompiledFinder, optimize
 from efficientdet.structures import Detections, concatenate
-from efficientdet.tiling import Window, join, windows
 from utils.device import available_device
 from utils.errors import InputError
 from utils.images import read_image

@@ -6,9 +6,9 @@ import torch
 from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.shapes import write_shapes
-from efficientdet.detector import DetectionOptions, load_detector
 from efficientdet.evaluation.coco import score
-from efficientdet.inference import detect_dataset
+from efficientdet.inference.dataset import detect_dataset
+from efficientdet.inference.detector import DetectionOptions, load_detector
 from efficientdet.project import SHAPES_WEIGHTS, load_project
 from utils.errors import InputError
 from utils.stopwatch import Stopwatch

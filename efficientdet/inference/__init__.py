@@ -1,0 +1,1 @@
+"""From images, videos, streams and data sets to detections in files."""
