@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from efficientdet.check.report import report_before_training
 from efficientdet.checkpoints.find import find_weights, last_path
 from efficientdet.checkpoints.loading import fit_weights, load_backbone, load_weights
 from efficientdet.config import model_config
@@ -32,7 +33,6 @@ from efficientdet.data.shapes import draw_if_absent
 from efficientdet.model.loss import DetectionLoss
 from efficientdet.model.network import EfficientDet
 from efficientdet.project import Project, load_project
-from efficientdet.report import report_before_training
 from efficientdet.runtime.modes import compile_network
 from efficientdet.training.activation_checkpointing import checkpoint_activations
 from efficientdet.training.checkpoints import Checkpoints, load_last

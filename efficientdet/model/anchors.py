@@ -7,10 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from efficientdet.boxes import pairwise_iou, yxyx_to_xyxy
-
-_CHUNK = 2**16  # boxes that `best_anchor_iou` takes at once; a few tens of megabytes
-
 
 def make_anchors(
     height: int,
@@ -59,41 +55,6 @@ def _made_once(
     with torch.inference_mode(False):  # a tensor made in inference mode could not serve training later
         anchors = make_anchors(height, width, pyramid_levels, anchor_scale, scales, ratios)
         return anchors.to(device=device, dtype=dtype)
-
-
-def best_anchor_iou(
-    boxes_xyxy: Tensor,
-    height: int,
-    width: int,
-    pyramid_levels: Sequence[int],
-    anchor_scale: float,
-    scales: Sequence[float],
-    ratios: Sequence[tuple[float, float]],
-) -> Tensor:
-    """The IoU of each box (M, 4) with the anchor of the `height` x `width` input that overlaps it most: (M,).
-
-    Only the anchors of one cell per level are compared, the one nearest to the box's centre. Among anchors of one size
-    the IoU grows with the intersection, and that is the overlap in x times the overlap in y: each depends on the
-    distance between the centres in its own axis alone, and never grows with it.
-
-    The input's sides are multiples of the coarsest stride, as the network needs them.
-    """
-    half_sizes = _half_sizes(scales, ratios).to(boxes_xyxy)
-
-    def best(boxes: Tensor) -> Tensor:
-        centres_yx = ((boxes[:, :2] + boxes[:, 2:]) / 2).flip(-1)
-        ious = []
-        for level in pyramid_levels:
-            stride = 2**level
-            last_cell = centres_yx.new_tensor([height // stride - 1, width // stride - 1])
-            cell = (centres_yx / stride).floor().clamp(min=0).minimum(last_cell)
-            centres = ((cell + 0.5) * stride)[:, None]  # (M, 1, 2)
-            halves = half_sizes * (anchor_scale * stride)
-            anchors_xyxy = yxyx_to_xyxy(torch.cat((centres - halves, centres + halves), dim=-1))
-            ious.append(pairwise_iou(anchors_xyxy, boxes[:, None]).amax(dim=(1, 2)))
-        return torch.stack(ious).amax(dim=0)
-
-    return torch.cat([best(boxes) for boxes in boxes_xyxy.split(_CHUNK)])
 
 
 def _half_sizes(scales: Sequence[float], ratios: Sequence[tuple[float, float]]) -> Tensor:

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from efficientdet.boxes import pairwise_iou, yxyx_to_xyxy
+from efficientdet.check.objects import best_anchor_iou
 from efficientdet.config import ANCHOR_RATIOS, ANCHOR_SCALES
-from efficientdet.model.anchors import best_anchor_iou, cached_anchors, make_anchors
+from efficientdet.model.anchors import cached_anchors, make_anchors
 
 SQUARE = ((1.0, 1.0),)
 
@@ -100,7 +101,7 @@ def test_best_anchor_worked_out_by_hand():
 @pytest.mark.parametrize("chunk", [2**16, 7])
 @pytest.mark.parametrize(("height", "width"), [(256, 256), (128, 384)])
 def test_best_anchor_is_that_of_all_pairs(monkeypatch, chunk, height, width):
-    monkeypatch.setattr("efficientdet.model.anchors._CHUNK", chunk)
+    monkeypatch.setattr("efficientdet.check.objects._CHUNK", chunk)
     generator = torch.Generator().manual_seed(0)
 
     def some(spread: float, longest: float) -> torch.Tensor:

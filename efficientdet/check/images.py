@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from tqdm.contrib.concurrent import thread_map
 
+from efficientdet.check.rules import on_image
 from efficientdet.data.annotations import AnnotatedSet
 from efficientdet.data.findings import Finding
-from efficientdet.data_rules import on_image
 from utils.errors import InputError
 from utils.images import read_image
 

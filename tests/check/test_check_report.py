@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from efficientdet.check.report import data_report, report_before_training
 from efficientdet.config import model_config
 from efficientdet.data.dataset import CocoDataset
-from efficientdet.report import data_report, report_before_training
 
 SQUARE, DISC = 7, 3  # category ids
 

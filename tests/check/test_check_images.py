@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficientdet.data.annotations import read_set
-from efficientdet.picture_scan import (
+from efficientdet.check.images import (
     PictureScan,
     equal_pictures,
     picture_findings,
@@ -15,6 +14,7 @@ from efficientdet.picture_scan import (
     scan_pictures,
     with_scanned_sizes,
 )
+from efficientdet.data.annotations import read_set
 
 
 def noise(seed: int, height: int = 60, width: int = 80) -> np.ndarray:

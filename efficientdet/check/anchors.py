@@ -8,8 +8,8 @@ scales and a few ratios, not so many shapes. The distance of two shapes is 1 - I
 
 import numpy as np
 
+from efficientdet.check.objects import Objects, best_ious
 from efficientdet.config import ModelConfig
-from efficientdet.data_rules import Objects, best_ious
 from efficientdet.model.loss import POSITIVE_IOU
 from efficientdet.project import Project
 

@@ -15,22 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from efficientdet.anchor_search import anchor_report
-from efficientdet.config import model_config
-from efficientdet.data.annotations import AnnotatedSet, read_set
-from efficientdet.data.dataset import CocoDataset, SampleKey
-from efficientdet.data.findings import Finding, by_kind, in_full
-from efficientdet.data.shapes import draw_if_absent
-from efficientdet.data_rules import (
-    Objects,
-    empty_images,
-    objects_on_canvas,
-    overlap_findings,
-    quick_findings,
-    shared_names,
-    unlisted_pictures,
-)
-from efficientdet.picture_scan import (
+from efficientdet.check.anchors import anchor_report
+from efficientdet.check.images import (
     PictureScan,
     equal_pictures,
     picture_findings,
@@ -38,8 +24,15 @@ from efficientdet.picture_scan import (
     scan_pictures,
     with_scanned_sizes,
 )
+from efficientdet.check.objects import Objects, objects_on_canvas
+from efficientdet.check.report import class_table, headline, size_table
+from efficientdet.check.rules import empty_images, overlap_findings, quick_findings, shared_names, unlisted_pictures
+from efficientdet.config import model_config
+from efficientdet.data.annotations import AnnotatedSet, read_set
+from efficientdet.data.dataset import CocoDataset, SampleKey
+from efficientdet.data.findings import Finding, by_kind, in_full
+from efficientdet.data.shapes import draw_if_absent
 from efficientdet.project import load_project
-from efficientdet.report import class_table, headline, size_table
 from efficientdet.training.recipe import RECIPES
 from utils.cli import (
     BOOLEAN,

@@ -13,7 +13,7 @@ from conftest import SHAPES_YML
 from PIL import Image
 from scripts import REPOSITORY, edit_annotations
 
-from efficientdet.check import main, parse_args
+from efficientdet.check.__main__ import main, parse_args
 
 SIDE = 128
 IMAGES = {"train": (1, 2, 3, 4), "val": (11, 12)}

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from efficientdet.anchor_search import anchor_report, propose_anchors
+from efficientdet.check.anchors import anchor_report, propose_anchors
+from efficientdet.check.objects import Objects, best_ious
 from efficientdet.config import ANCHOR_RATIOS, ANCHOR_SCALES, model_config
-from efficientdet.data_rules import Objects, best_ious
 from efficientdet.model.anchors import make_anchors
 from efficientdet.model.loss import POSITIVE_IOU
 from efficientdet.project import load_project

@@ -3,62 +3,23 @@
 import filecmp
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from efficientdet.config import ModelConfig
+from efficientdet.check.objects import Objects
 from efficientdet.data.annotations import AnnotatedSet
 from efficientdet.data.findings import Finding, Level
-from efficientdet.data.transforms import MIN_BOX_SIDE, Letterbox
-from efficientdet.model.anchors import best_anchor_iou
+from efficientdet.data.transforms import MIN_BOX_SIDE
 from efficientdet.model.loss import POSITIVE_IOU
 from utils.images import PICTURE_SUFFIXES
 
 OUTSIDE_TOLERANCE = 1  # pixels by which a box may reach out of its picture: annotators round, some count from 1
+
+
 SMALL_SIDE = 4  # pixels of the network's input; half a cell of the finest pyramid level
+
+
 LEAST_COVERAGE = 0.9
-
-
-@dataclass(frozen=True)
-class Objects:
-    """What there is to learn in a set's pictures, as the network's input shows it. Without pictures of unknown size."""
-
-    canvas: tuple[int, int]  # (height, width) of the input
-    rows: np.ndarray  # (K,) of the set's boxes
-    xyxy: np.ndarray  # (K, 4) float64, pixels of the input
-    best_ious: np.ndarray  # (K,) with the project's anchors
-
-    @property
-    def sides(self) -> np.ndarray:
-        """(K, 2): widths and heights."""
-        return self.xyxy[:, 2:] - self.xyxy[:, :2]
-
-
-def objects_on_canvas(annotated: AnnotatedSet, canvas: tuple[int, int], config: ModelConfig) -> Objects:
-    """The set's objects in an input of `canvas` (height, width) pixels, and how well the anchors there reach them."""
-    boxes, project = annotated.boxes, annotated.project
-    rows = np.flatnonzero(boxes.learnable & np.all(annotated.sizes > 0, axis=1)[boxes.images])
-    xyxy = boxes.xywh[rows]
-    xyxy[:, 2:] += xyxy[:, :2]
-    sizes, size_of = np.unique(annotated.sizes[boxes.images[rows]], axis=0, return_inverse=True)
-    for number, size in enumerate(sizes.tolist()):
-        of_size = size_of.ravel() == number
-        xyxy[of_size] = Letterbox.fit(tuple(size), canvas).boxes_to_canvas(xyxy[of_size])
-    return Objects(canvas, rows, xyxy, best_ious(xyxy, canvas, config, project.anchor_scales, project.anchor_ratios))
-
-
-def best_ious(
-    boxes_xyxy: np.ndarray,
-    canvas: tuple[int, int],
-    config: ModelConfig,
-    scales: Sequence[float],
-    ratios: Sequence[tuple[float, float]],
-) -> np.ndarray:
-    """`best_anchor_iou` of boxes (K, 4) on the canvas with the anchors of a network: (K,)."""
-    boxes = torch.from_numpy(boxes_xyxy)
-    return best_anchor_iou(boxes, *canvas, config.pyramid_levels, config.anchor_scale, scales, ratios).numpy()
 
 
 def quick_findings(annotated: AnnotatedSet, objects: Objects) -> Iterator[Finding]:

@@ -4,19 +4,12 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from efficientdet.check.objects import Objects, objects_on_canvas
+from efficientdet.check.rules import SMALL_SIDE, class_counts, equal_files, overlap_findings, quick_findings
 from efficientdet.config import ModelConfig
 from efficientdet.data.annotations import AnnotatedSet
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.findings import Finding, by_kind, in_short
-from efficientdet.data_rules import (
-    SMALL_SIDE,
-    Objects,
-    class_counts,
-    equal_files,
-    objects_on_canvas,
-    overlap_findings,
-    quick_findings,
-)
 from efficientdet.model.loss import POSITIVE_IOU
 
 _SHARES = (0, 5, 25, 50, 75, 95, 100)  # percent

@@ -3,19 +3,19 @@
 import numpy as np
 import pytest
 
-from efficientdet.config import model_config
-from efficientdet.data.annotations import read_set
-from efficientdet.data_rules import (
+from efficientdet.check.objects import objects_on_canvas
+from efficientdet.check.rules import (
     box_findings,
     class_counts,
     coverage_findings,
     empty_images,
-    objects_on_canvas,
     quick_findings,
     repeated_boxes,
     small_objects,
     unlisted_pictures,
 )
+from efficientdet.config import model_config
+from efficientdet.data.annotations import read_set
 
 CONFIG = model_config(0)
 
