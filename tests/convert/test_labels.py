@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficientdet.labels import (
+from efficientdet.convert.labels import (
     Fault,
     LabelledBox,
     LabelledPicture,

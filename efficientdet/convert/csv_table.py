@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from efficientdet.labels import (
+from efficientdet.convert.labels import (
     SET_NAMES,
     Fault,
     LabelledBox,

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from efficientdet.labels import LabelledPicture
-from efficientdet.labels_voc import read_voc
+from efficientdet.convert.labels import LabelledPicture
+from efficientdet.convert.voc import read_voc
 from utils.errors import InputError
 
 BOX = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>10</xmax><ymax>20</ymax></bndbox>"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from efficientdet.labels_yolo import read_yolo
+from efficientdet.convert.yolo import read_yolo
 from utils.errors import InputError
 
 

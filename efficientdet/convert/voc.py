@@ -7,7 +7,7 @@ from xml.parsers import expat
 
 from tqdm import tqdm
 
-from efficientdet.labels import (
+from efficientdet.convert.labels import (
     MISSING_PICTURE,
     Fault,
     LabelledBox,

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from scripts import REPOSITORY, assert_succeeded
 
-from efficientdet import convert
-from efficientdet.convert import divide, guess_format, main, parse_args, project_text
+from efficientdet.convert import __main__ as convert
+from efficientdet.convert.__main__ import guess_format, main, parse_args
+from efficientdet.convert.labels import LabelledPicture
+from efficientdet.convert.writing import divide, project_text
 from efficientdet.data.dataset import CocoDataset
-from efficientdet.labels import LabelledPicture
 from efficientdet.project import load_project
 from utils.errors import InputError
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from efficientdet.labels import (
+from efficientdet.convert.labels import (
     MISSING_PICTURE,
     Fault,
     LabelledBox,

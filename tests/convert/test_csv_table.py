@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from efficientdet.labels import Labels
-from efficientdet.labels_csv import read_csv
+from efficientdet.convert.csv_table import read_csv
+from efficientdet.convert.labels import Labels
 from utils.errors import InputError
 
 

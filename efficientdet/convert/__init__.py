@@ -1,0 +1,1 @@
+"""Convert Pascal VOC, YOLO and CSV labels to a project."""
