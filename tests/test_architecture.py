@@ -174,7 +174,7 @@ def test_utils_import_neither_package(imports):
             "cv2",
             {
                 "efficientdet.baselines",
-                "efficientdet.deployment_example",
+                "efficientdet.export.example",
                 "efficientdet.evaluation.figures",
                 "efficientdet.random_inputs",
                 "efficientdet.shapes",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from exports import describe, network_that_finds
 
-from efficientdet.export_formats import write_exported
+from efficientdet.export.formats import write_exported
 from efficientdet.project import load_project
 from efficientdet.random_inputs import realistic_weights
 from efficientdet.runtime.modes import MODES

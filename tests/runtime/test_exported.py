@@ -11,7 +11,7 @@ import torch
 from exports import CPU, SUPPRESSION, describe, images, network_that_finds, small_project
 
 from efficientdet.checkpoints.find import is_exported
-from efficientdet.export_formats import write_exported
+from efficientdet.export.formats import write_exported
 from efficientdet.inference.detector import Detector, load_detector
 from efficientdet.random_inputs import random_picture
 from efficientdet.runtime.exported import ExportedFinder, ExportedModel

@@ -10,7 +10,7 @@ import pytest
 import torch
 from exports import CPU, describe, network_that_finds
 
-from efficientdet.export_formats import write_exported
+from efficientdet.export.formats import write_exported
 from efficientdet.runtime.exported import ExportedModel
 from efficientdet.runtime.pt2_safety import check_pt2, no_pickled_code
 from utils.errors import InputError

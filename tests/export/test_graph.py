@@ -4,8 +4,8 @@ import pytest
 import torch
 from exports import SUPPRESSION, describe, images, network_that_finds
 
-from efficientdet.deployable import opaque_surviving_scores, surviving_scores
-from efficientdet.export_formats import make_deployable
+from efficientdet.export.formats import make_deployable
+from efficientdet.export.graph import opaque_surviving_scores, surviving_scores
 from efficientdet.model.postprocess import postprocess
 from efficientdet.runtime.metadata import Suppression
 

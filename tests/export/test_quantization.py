@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from efficientdet.quantization import quantize
+from efficientdet.export.quantization import quantize
 from utils.errors import InputError
 
 openvino = pytest.importorskip("openvino")

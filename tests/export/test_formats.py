@@ -8,8 +8,8 @@ import torch
 from exports import CPU, SUPPRESSION, describe, images, network_that_finds
 
 from efficientdet.checkpoints.find import FORMATS
-from efficientdet.export_formats import check_packages, write_exported
-from efficientdet.export_proof import TOLERANCES, prove
+from efficientdet.export.formats import check_packages, write_exported
+from efficientdet.export.proof import TOLERANCES, prove
 from efficientdet.runtime.exported import ExportedModel
 from efficientdet.runtime.metadata import DETECTION_OUTPUTS, RAW_OUTPUTS, Metadata
 from utils.errors import InputError

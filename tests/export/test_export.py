@@ -13,7 +13,7 @@ import torch
 from exports import network_that_finds
 from scripts import REPOSITORY, assert_one_error, assert_succeeded, run_script, write_weights
 
-from efficientdet.export import main, parse_args, quantize_and_tell
+from efficientdet.export.__main__ import main, parse_args, quantize_and_tell
 from efficientdet.inference.detector import load_detector
 from efficientdet.project import SHAPES_PICTURES, load_project
 from efficientdet.runtime.exported import ExportedModel
@@ -149,9 +149,9 @@ def test_int8_tells_what_it_costs_and_is_not_kept_when_that_is_too_much(shapes_p
 
 def test_int8_that_costs_too_much_is_refused(tmp_path, monkeypatch):
     found = {"float": 0.9, "int8": 0.88}
-    monkeypatch.setattr("efficientdet.export.average_precision", lambda path, *_: found[path.parent.name])
+    monkeypatch.setattr("efficientdet.export.__main__.average_precision", lambda path, *_: found[path.parent.name])
     monkeypatch.setattr("efficientdet.export.quantize", lambda *_: None)
-    monkeypatch.setattr("efficientdet.export.network_inputs", lambda *_: [])
+    monkeypatch.setattr("efficientdet.export.__main__.network_inputs", lambda *_: [])
     monkeypatch.setattr("efficientdet.export.ExportedModel", lambda *_: None)
     (tmp_path / "float").mkdir()
     args = parse_args(["--max_ap_loss", "0.01", "--data_path", str(tmp_path)])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from efficientdet.config import DEMO_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
-from efficientdet.export_formats import make_deployable
+from efficientdet.export.formats import make_deployable
 from efficientdet.model.network import EfficientDet
 from efficientdet.model.postprocess import postprocess
 from efficientdet.runtime.exported import ExportedModel

@@ -37,15 +37,15 @@ from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRES
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.shapes import draw_if_absent
 from efficientdet.evaluation.coco import score
-from efficientdet.export_formats import check_packages, write_exported
-from efficientdet.export_proof import Proof, prove, time_in_turns
+from efficientdet.export.formats import check_packages, write_exported
+from efficientdet.export.proof import Proof, prove, time_in_turns
+from efficientdet.export.quantization import CALIBRATION_PICTURES, quantize
+from efficientdet.export.quantization import PACKAGES as QUANTIZATION_PACKAGES
 from efficientdet.inference.dataset import detect_dataset
 from efficientdet.inference.detector import DetectionOptions, Detector
 from efficientdet.inference.sources import Entry, Failure, Frame, list_sources, load, open_sources
 from efficientdet.model.network import EfficientDet
 from efficientdet.project import SHAPES_PICTURES, SHAPES_WEIGHTS, Project, load_project
-from efficientdet.quantization import CALIBRATION_PICTURES, quantize
-from efficientdet.quantization import PACKAGES as QUANTIZATION_PACKAGES
 from efficientdet.runtime.exported import ExportedModel
 from efficientdet.runtime.metadata import Metadata, Suppression
 from utils.cli import default_workers, fraction, image_size, non_negative_int, positive_int

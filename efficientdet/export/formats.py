@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.export import Dim
 
-from efficientdet.deployable import Deployable, opaque_surviving_scores
+from efficientdet.export.graph import Deployable, opaque_surviving_scores
 from efficientdet.model.network import EfficientDet
 from efficientdet.runtime.metadata import (
     CONVOLUTIONS,

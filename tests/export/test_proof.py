@@ -4,8 +4,8 @@ import pytest
 import torch
 from exports import SUPPRESSION, describe, images, network_that_finds
 
-from efficientdet.export_formats import make_deployable, write_exported
-from efficientdet.export_proof import Difference, Matches, match, prove, time_in_turns
+from efficientdet.export.formats import make_deployable, write_exported
+from efficientdet.export.proof import Difference, Matches, match, prove, time_in_turns
 from efficientdet.runtime.exported import ExportedModel
 from efficientdet.structures import Detections
 

@@ -1,0 +1,1 @@
+"""Export a trained network to other engines, and prove the exported file."""
