@@ -44,7 +44,9 @@ from pathlib import Path
 
 import torch
 
-from efficientdet.benchmark_report import (
+from efficientdet.benchmark.inputs import realistic_weights
+from efficientdet.benchmark.peers import PEERS, require_peer
+from efficientdet.benchmark.report import (
     LEGEND,
     REFERENCE_TITLE,
     Results,
@@ -54,16 +56,14 @@ from efficientdet.benchmark_report import (
     write_json,
     write_markdown,
 )
+from efficientdet.benchmark.workloads import KINDS, PRECISIONS, Contender, Material, contenders, make_workload
 from efficientdet.checkpoints.find import chosen_weights, is_exported
 from efficientdet.config import model_config
 from efficientdet.data.shapes import draw_if_absent
-from efficientdet.peers import PEERS, require_peer
 from efficientdet.project import load_project
-from efficientdet.random_inputs import realistic_weights
 from efficientdet.runtime.exported import ExportedModel
 from efficientdet.runtime.metadata import Metadata
 from efficientdet.runtime.modes import MODES
-from efficientdet.workloads import KINDS, PRECISIONS, Contender, Material, contenders, make_workload
 from utils.cli import BOOLEAN, non_negative_int, positive_int
 from utils.device import check_compiler, chosen_device
 from utils.errors import InputError, exit_on_input_error

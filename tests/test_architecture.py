@@ -173,10 +173,10 @@ def test_utils_import_neither_package(imports):
         (
             "cv2",
             {
-                "efficientdet.baselines",
+                "efficientdet.benchmark.baselines",
                 "efficientdet.export.example",
                 "efficientdet.evaluation.figures",
-                "efficientdet.random_inputs",
+                "efficientdet.benchmark.inputs",
                 "efficientdet.shapes",
                 "efficientdet.data.transforms",
                 "utils.images",

@@ -10,10 +10,10 @@ import pytest
 import torch
 from exports import CPU, SUPPRESSION, describe, images, network_that_finds, small_project
 
+from efficientdet.benchmark.inputs import random_picture
 from efficientdet.checkpoints.find import is_exported
 from efficientdet.export.formats import write_exported
 from efficientdet.inference.detector import Detector, load_detector
-from efficientdet.random_inputs import random_picture
 from efficientdet.runtime.exported import ExportedFinder, ExportedModel
 from efficientdet.runtime.metadata import Metadata
 from utils.errors import InputError

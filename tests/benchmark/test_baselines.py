@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from efficientdet.baselines import (
+from efficientdet.benchmark.baselines import (
     baseline_detections,
     baseline_evaluation,
     baseline_loss,
@@ -14,6 +14,7 @@ from efficientdet.baselines import (
     baseline_prepare,
     baseline_step,
 )
+from efficientdet.benchmark.inputs import random_outputs, random_picture, random_targets, realistic_weights
 from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.loader import Batch
@@ -24,7 +25,6 @@ from efficientdet.model.loss import DetectionLoss
 from efficientdet.model.network import EfficientDet
 from efficientdet.model.postprocess import postprocess
 from efficientdet.project import Project, load_project
-from efficientdet.random_inputs import random_outputs, random_picture, random_targets, realistic_weights
 from efficientdet.structures import Outputs, Targets
 from efficientdet.training.optimization import make_optimizer
 from efficientdet.training.recipe import RECIPES

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torchvision.models import detection
 
-from efficientdet.peers import (
+from efficientdet.benchmark.inputs import PICTURE, random_picture
+from efficientdet.benchmark.peers import (
     TORCHVISION_MODELS,
     effdet_detections,
     effdet_network,
@@ -14,7 +15,6 @@ from efficientdet.peers import (
     torchvision_detector,
 )
 from efficientdet.project import load_project
-from efficientdet.random_inputs import PICTURE, random_picture
 from utils.errors import InputError
 
 CPU = torch.device("cpu")

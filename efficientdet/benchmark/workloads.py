@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from efficientdet.baselines import (
+from efficientdet.benchmark.baselines import (
     baseline_detections,
     baseline_evaluation,
     baseline_loss,
@@ -21,6 +21,8 @@ from efficientdet.baselines import (
     baseline_prepare,
     baseline_step,
 )
+from efficientdet.benchmark.inputs import NUM_CLASSES, random_outputs, random_picture, random_targets
+from efficientdet.benchmark.peers import TORCHVISION_MODELS, effdet_detections, effdet_network, torchvision_detector
 from efficientdet.checkpoints.find import is_exported
 from efficientdet.checkpoints.loading import load_weights
 from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
@@ -32,9 +34,7 @@ from efficientdet.inference.detector import DetectionOptions, Detector
 from efficientdet.model.loss import DetectionLoss
 from efficientdet.model.network import EfficientDet
 from efficientdet.model.postprocess import find_candidates, postprocess
-from efficientdet.peers import TORCHVISION_MODELS, effdet_detections, effdet_network, torchvision_detector
 from efficientdet.project import Project
-from efficientdet.random_inputs import NUM_CLASSES, random_outputs, random_picture, random_targets
 from efficientdet.runtime.exported import ExportedModel
 from efficientdet.runtime.modes import MODES, compile_network, optimize
 from efficientdet.structures import Detections

@@ -3,11 +3,7 @@
 import numpy as np
 import torch
 
-from efficientdet.config import EVALUATION_SCORE_THRESHOLD
-from efficientdet.data.transforms import Letterbox
-from efficientdet.model.network import EfficientDet
-from efficientdet.project import load_project
-from efficientdet.random_inputs import (
+from efficientdet.benchmark.inputs import (
     CANDIDATES,
     OBJECTS,
     PICTURE,
@@ -16,6 +12,10 @@ from efficientdet.random_inputs import (
     random_targets,
     realistic_weights,
 )
+from efficientdet.config import EVALUATION_SCORE_THRESHOLD
+from efficientdet.data.transforms import Letterbox
+from efficientdet.model.network import EfficientDet
+from efficientdet.project import load_project
 
 CPU = torch.device("cpu")
 

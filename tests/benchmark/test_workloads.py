@@ -6,11 +6,11 @@ import pytest
 import torch
 from exports import describe, network_that_finds
 
+from efficientdet.benchmark.inputs import realistic_weights
+from efficientdet.benchmark.workloads import KINDS, Contender, Material, contenders, forward_flops
 from efficientdet.export.formats import write_exported
 from efficientdet.project import load_project
-from efficientdet.random_inputs import realistic_weights
 from efficientdet.runtime.modes import MODES
-from efficientdet.workloads import KINDS, Contender, Material, contenders, forward_flops
 from utils.errors import InputError
 
 CPU = torch.device("cpu")

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
+from efficientdet.benchmark.peers import TORCHVISION_MODELS
+from efficientdet.benchmark.workloads import KINDS, Contender, forward_flops
 from efficientdet.config import CONFIGS
-from efficientdet.peers import TORCHVISION_MODELS
 from efficientdet.runtime.modes import MODES
-from efficientdet.workloads import KINDS, Contender, forward_flops
 from utils.files import written_whole
 from utils.measuring import Measured
 

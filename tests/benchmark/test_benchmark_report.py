@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from efficientdet.benchmark_report import (
+from efficientdet.benchmark.report import (
     Results,
     as_markdown,
     as_text,
@@ -16,7 +16,7 @@ from efficientdet.benchmark_report import (
     write_json,
     write_markdown,
 )
-from efficientdet.workloads import Contender, forward_flops
+from efficientdet.benchmark.workloads import Contender, forward_flops
 from utils.measuring import Measured, Pass
 
 MIB = 2**20

@@ -1,0 +1,1 @@
+"""What benchmark.py measures, what it compares with, and its tables."""
