@@ -11,8 +11,24 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("efficientnet", "efficientdet", "utils")
 SCRIPTS = ("train", "coco_eval", "efficientdet_test", "benchmark")
 # Run with `python -m`.
-COMMANDS = tuple(f"efficientdet.{name}" for name in ("check", "convert", "convert_weights", "export", "shapes"))
-NETWORK = tuple(f"efficientdet.{name}" for name in ("config", "boxes", "anchors", "bifpn", "heads", "model"))
+COMMANDS = (
+    "efficientdet.check.__main__",
+    "efficientdet.convert.__main__",
+    "efficientdet.convert_weights",
+    "efficientdet.export.__main__",
+    "efficientdet.shapes",
+)
+# Imports go down these rows, never up, and never between two rooms of one row. A room is a package or a module.
+ROWS = (
+    ("utils", "efficientnet"),
+    tuple(f"efficientdet.{name}" for name in ("config", "structures", "boxes", "project")),
+    ("efficientdet.model", "efficientdet.data"),
+    ("efficientdet.checkpoints", "efficientdet.evaluation"),
+    ("efficientdet.runtime", "efficientdet.training"),
+    ("efficientdet.inference",),
+    tuple(f"efficientdet.{name}" for name in ("check", "convert", "export", "benchmark", "shapes", "convert_weights")),
+    SCRIPTS,
+)
 
 
 def module_name(path: Path, root: Path) -> str:
@@ -90,48 +106,61 @@ def test_the_walker_sees_every_kind_of_import(tmp_path):
         "import cv2.dnn as d\nfrom . import boxes\nfrom .loss import Loss\nfrom efficientdet import dataset\n"
         "def f():\n    import argparse\n    if True:\n        from pycocotools.coco import COCO\n"
     )
-    (package / "boxes.py").write_text("from efficientdet.data.transforms import Letterbox\n")
+    (package / "boxes.py").write_text("from efficientdet.transforms import Letterbox\n")
     (package / "transforms.py").write_text("")
     (tmp_path / "train.py").write_text("import torch, cv2\n")
     imports = read_imports(tmp_path)
     assert set(imports) == {
-        "efficientdet", "efficientdet.model.network", "efficientdet.boxes", "efficientdet.data.transforms", "train"
+        "efficientdet", "efficientdet.model", "efficientdet.boxes", "efficientdet.transforms", "train"
     }  # fmt: skip
-    assert imports["efficientdet"] == {"efficientdet.model.network", "efficientdet.model.network.EfficientDet"}
-    assert imports["efficientdet.model.network"] == {
+    assert imports["efficientdet"] == {"efficientdet.model", "efficientdet.model.EfficientDet"}
+    assert imports["efficientdet.model"] == {
         "cv2.dnn",
         "efficientdet",
         "efficientdet.boxes",
-        "efficientdet.model.loss",
+        "efficientdet.loss",
         "efficientdet.loss.Loss",
-        "efficientdet.data.dataset",
+        "efficientdet.dataset",
         "argparse",
         "pycocotools.coco",
         "pycocotools.coco.COCO",
     }
-    assert importers(imports, "cv2") == {"efficientdet.model.network", "train"}
+    assert importers(imports, "cv2") == {"efficientdet.model", "train"}
     assert importers(imports, "cv") == set()
-    assert reached(imports, "efficientdet.model.network") == {"efficientdet.boxes", "efficientdet.data.transforms"}
-    assert foreign(imports["efficientdet.model.network"], ("efficientdet",)) == {"cv2", "pycocotools"}
+    assert reached(imports, "efficientdet.model") == {"efficientdet.boxes", "efficientdet.transforms"}
+    assert foreign(imports["efficientdet.model"], ("efficientdet",)) == {"cv2", "pycocotools"}
+
+
+def row_and_room(module: str) -> tuple[int, str]:
+    """Where a module is in ROWS."""
+    ((number, room),) = ((n, room) for n, row in enumerate(ROWS) for room in row if within(module, room))
+    return number, room
 
 
 def test_the_walker_finds_the_project(imports):
-    assert {
-        *NETWORK,
-        *SCRIPTS,
-        "efficientdet.model.loss",
-        "efficientdet.model.postprocess",
-        "efficientnet.model",
-    } <= set(imports)
-    assert "utils.images" in imports
+    assert {room for row in ROWS for room in row} <= set(imports)
     assert "efficientnet.layers" in imports["efficientnet.model"]
     assert "efficientdet.model.bifpn" in imports["efficientdet.model.network"]
     assert "efficientdet.boxes" in reached(imports, "train")
-    assert "efficientnet.layers" in reached(imports, "efficientdet.model.network")
+
+
+def test_imports_go_down_the_rows_only(imports):
+    wrong = []
+    for module in set(imports) - {"efficientdet"}:  # its __init__ collects the public names
+        number, room = row_and_room(module)
+        for name in imports[module] & imports.keys() - {"efficientdet"}:
+            below, other = row_and_room(name)
+            if other != room and below >= number:
+                wrong.append(f"{module} imports {name}")
+    assert wrong == []
 
 
 def test_the_top_level_holds_the_four_scripts_alone(imports):
     assert {module for module in imports if "." not in module} - set(PACKAGES) == set(SCRIPTS)
+
+
+def test_efficientdet_has_at_most_ten_modules_on_its_first_level():
+    assert len(list((ROOT / "efficientdet").glob("*.py"))) <= 10
 
 
 def test_efficientnet_needs_torch_alone(imports):
@@ -139,32 +168,22 @@ def test_efficientnet_needs_torch_alone(imports):
         assert foreign(imports[module], ("torch", "efficientnet")) == set(), module
 
 
+def test_convert_needs_utils_alone(imports):
+    for module in members(imports, "efficientdet.convert"):
+        ours = {name for name in imports[module] if within(name, "efficientdet")}
+        assert all(within(name, "efficientdet.convert") for name in ours - {"efficientdet"}), module
+
+
 @pytest.mark.parametrize("leaf", ["efficientdet.config", "efficientdet.boxes"])
 def test_leaves_import_nothing_of_the_project(imports, leaf):
     assert foreign(imports[leaf], ("torch",)) == set()
 
 
-@pytest.mark.parametrize("module", NETWORK)
-def test_the_network_never_imports_data_or_loss(imports, module):
-    others = {"efficientdet.data.dataset", "efficientdet.data.transforms", "efficientdet.model.loss"}
-    assert reached(imports, module) & others == set()
-
-
-@pytest.mark.parametrize("module", ["efficientdet.model.loss", "efficientdet.model.postprocess"])
-def test_loss_and_postprocess_never_import_the_network(imports, module):
-    network = {
-        "efficientdet.model.network",
-        "efficientdet.model.bifpn",
-        "efficientdet.model.heads",
-        *members(imports, "efficientnet"),
-    }
-    assert reached(imports, module) & network == set()
-    assert not any(within(name, "efficientnet") for name in imports[module])
-
-
-def test_utils_import_neither_package(imports):
-    for module in members(imports, "utils"):
-        assert {name.split(".")[0] for name in imports[module]} & {"efficientnet", "efficientdet"} == set(), module
+@pytest.mark.parametrize("module", ["loss", "focal_loss", "postprocess", "anchors"])
+def test_what_surrounds_the_network_never_imports_it(imports, module):
+    network = {f"efficientdet.model.{name}" for name in ("network", "bifpn", "heads")}
+    found = reached(imports, f"efficientdet.model.{module}") - {"efficientdet.model"}
+    assert not {name for name in found if name in network or within(name, "efficientnet")}
 
 
 @pytest.mark.parametrize(
@@ -177,10 +196,9 @@ def test_utils_import_neither_package(imports):
                 "efficientdet.export.example",
                 "efficientdet.evaluation.figures",
                 "efficientdet.benchmark.inputs",
-                "efficientdet.shapes",
+                "efficientdet.data.shapes",
                 "efficientdet.data.transforms",
                 "utils.images",
-                "utils.opencv",
                 "utils.video",
                 "utils.visualize",
             },
