@@ -7,19 +7,19 @@
   python benchmark.py --what forward --batch_size 1 8 32 --json speed.json --markdown speed.md      (3 minutes)
   python benchmark.py --what train --precision float32 bf16                        training steps (1 minute)
   python benchmark.py --what end_to_end --compare effdet -w model.onnx model.xml   and files of efficientdet.export
-  python benchmark.py --what loader train -p shapes           do the pictures come as fast as they are used? (1 minute)
+  python benchmark.py --what loader train -p shapes           do the images come as fast as they are used? (1 minute)
   python benchmark.py --what eval prepare -p shapes           on the way through a validation set (4 minutes)
 
 The times are those of D0 on two cores. Ctrl+C shows, and writes, what is known so far.
 
 What is measured:
-  end_to_end    decoded picture (640 x 480) -> detections in its pixels, letterbox and post-processing included
+  end_to_end    decoded image (640 x 480) -> detections in its pixels, letterbox and post-processing included
   forward       the network alone
   train         a training step: forward, loss, backward, AdamW
   loss          the loss of random predictions, forward and backward
   postprocess   the network's outputs -> detections
-  prepare       decoded pictures of a project -> the network's input, on the CPU
-  loader        batches of a project's pictures to train on, from the loading processes
+  prepare       decoded images of a project -> the network's input, on the CPU
+  loader        batches of a project's images to train on, from the loading processes
   eval          a project's validation set -> its results, as coco_eval.py but for the scoring
 
 Modes:
@@ -29,8 +29,8 @@ Modes:
   cudagraph     the same recorded as CUDA graphs, on a GPU
 
 The contenders take turns, each in a process of its own, so that their ratios hold when the machine's speed drifts.
-Weights and picture are random, but such that 1,000 anchors pass the score threshold of evaluation. Other packages
-detect the same picture with random weights in float32: effdet by the same coefficient, torchvision by three detectors
+Weights and image are random, but such that 1,000 anchors pass the score threshold of evaluation. Other packages
+detect the same image with random weights in float32: effdet by the same coefficient, torchvision by three detectors
 at their own input sizes. An exported file finds what its own weights find.
 """
 
@@ -138,7 +138,7 @@ def parse_args() -> argparse.Namespace:
     add("--json", type=Path, metavar="FILE", help="write all figures there")
     add("--markdown", type=Path, metavar="FILE", help="write the tables there")
     add = parser.add_argument_group("loader, prepare, eval").add_argument
-    add("-p", "--project", default="coco", help="whose pictures (default: coco)")
+    add("-p", "--project", default="coco", help="whose images (default: coco)")
     add("--data_path", type=Path, default=Path("datasets"), help="the projects' data (default: datasets/)")
     add("-n", "--num_workers", type=non_negative_int, default=2, help="loading processes, or threads (default: 2)")
     return parser.parse_args()

@@ -9,7 +9,7 @@
   python coco_eval.py -p my_project --results detections.json          any detector's results, without weights
 
 The detections go to logs/{project}/{set}_bbox_results.json, in COCO's results format. With num_gpus above 1 in the
-project's YAML file, so many GPUs share the pictures; torchrun works, too.
+project's YAML file, so many GPUs share the images; torchrun works, too.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def parse_args() -> argparse.Namespace:
         default=EVALUATION_IOU_THRESHOLD,
         help="IoU above which the weaker of two boxes of a class goes (default: %(default)s)",
     )
-    add("--max_detections", type=positive_int, help="of a picture, the best so many (default: all; COCO scores 100)")
+    add("--max_detections", type=positive_int, help="of an image, the best so many (default: all; COCO scores 100)")
     add("--flip", **BOOLEAN, default=False, help="search the mirror images, too: twice the time, a little better")
     add("--cuda", **BOOLEAN, help="run on a GPU (default: if there is one)")
     add("--device", type=non_negative_int, help="which GPU (default: the first, or num_gpus of them)")
@@ -68,7 +68,7 @@ def parse_args() -> argparse.Namespace:
         "--compile",
         **BOOLEAN,
         default=False,
-        help="compile the network first, for many pictures: takes a minute, from the cache ten seconds (needs a C++ "
+        help="compile the network first, for many images: takes a minute, from the cache ten seconds (needs a C++ "
         "compiler)",
     )
     add("--float16", **BOOLEAN, default=False, help="the same as --amp fp16: half precision, on a GPU")
@@ -79,7 +79,7 @@ def parse_args() -> argparse.Namespace:
         **BOOLEAN,
         default=False,
         help="also write logs/{project}/eval-.../ with report.html (classes, thresholds, confusions, causes of errors, "
-        "worst images), its pictures, and report.json (default: False)",
+        "worst images), its images, and report.json (default: False)",
     )
     add("--batch_size", type=positive_int, default=4, help="images per pass (default: 4)")
     add("-n", "--num_workers", type=non_negative_int, default=WORKERS, help=f"loading threads (default: {WORKERS})")
@@ -108,7 +108,7 @@ def main(args: argparse.Namespace) -> None:
         torch.cuda.set_device(device)
     if device.type == "cpu":
         keep_freed_memory()
-    with distributed.told_once(), distributed.joined(device):
+    with distributed.report_once(), distributed.process_group(device):
         evaluate(args, project, device)
 
 
@@ -117,7 +117,7 @@ def evaluate(args: argparse.Namespace, project: Project, device: torch.device) -
     mode = network_mode(args.compile, device)
     if distributed.rank() == 0:
         draw_if_absent(project, args.data_path)
-    distributed.any_over_processes()  # the others wait for it
+    distributed.any_rank()  # the others wait for it
     canvas = model_config(args.compound_coef).input_shape(args.image_size or project.image_size)
     set_name = args.set_name or project.val_set
     dataset = CocoDataset(args.data_path / project.name, set_name, project, canvas, max_images=args.max_images)
@@ -128,7 +128,7 @@ def evaluate(args: argparse.Namespace, project: Project, device: torch.device) -
     source = args.results or (results_path if not args.override and results_path.is_file() else None)
     if source:
         facts = {"results": str(source)}
-        distributed.say(f"scoring {source} as it is")
+        distributed.print_rank0(f"scoring {source} as it is")
         results = read_results(source, dataset)
     else:
         weights = chosen_weights(args.weights, project.name, args.compound_coef, args.saved_path)
@@ -136,14 +136,14 @@ def evaluate(args: argparse.Namespace, project: Project, device: torch.device) -
         height, width = detector.canvas
         facts = {"weights": str(weights), "input": f"{width} x {height}"}
         if args.compile:
-            distributed.say("compiling the network with the first batch ...")
+            distributed.print_rank0("compiling the network with the first batch ...")
         options = DetectionOptions(
             EVALUATION_SCORE_THRESHOLD, args.nms_threshold, max_detections=args.max_detections, flip=args.flip
         )
         results = detect_dataset(detector, dataset, options, args.batch_size, args.num_workers, stopwatch)
         if distributed.rank() == 0:
             write_results(results_path, results)
-        distributed.say(f"{len(results)} detections in {len(dataset)} images -> {results_path}")
+        distributed.print_rank0(f"{len(results)} detections in {len(dataset)} images -> {results_path}")
     if distributed.rank() > 0:
         return
 

@@ -1,6 +1,6 @@
-"""Detect objects in pictures, videos, streams and cameras: print them, draw them, write them down.
+"""Detect objects in images, videos, streams and cameras: print them, draw them, write them down.
 
-  python efficientdet_test.py                                  six drawn pictures, by weights that come with the project
+  python efficientdet_test.py                                  six drawn images, by weights that come with the project
   python efficientdet_test.py photo.jpg                        the published D0, downloaded on first use
   python efficientdet_test.py holiday/ 'films/**/*.mp4' -c 3   folders and patterns; of a video a video is made
   python efficientdet_test.py 0 --show                         the first camera, in a window
@@ -42,7 +42,7 @@ from efficientdet.inference.writers import (
     check_json_target,
     text_table,
 )
-from efficientdet.project import SHAPES_PICTURES, load_project
+from efficientdet.project import SHAPES_IMAGES, load_project
 from utils.cli import boolean, fraction, image_size, non_negative_int, positive_int
 from utils.device import chosen_device, inference_dtype, keep_freed_memory, network_mode
 from utils.errors import InputError, exit_on_input_error
@@ -73,7 +73,7 @@ def parse_args() -> argparse.Namespace:
         "sources",
         nargs="*",
         metavar="SOURCE",
-        help="picture, video, folder, pattern, URL (http, https, rtsp and others), number of a camera, or - for a list "
+        help="image, video, folder, pattern, URL (http, https, rtsp and others), number of a camera, or - for a list "
         "of these on stdin, one a line (default: projects/shapes/)",
     )
     add = parser.add_argument_group("with which detector").add_argument
@@ -114,7 +114,7 @@ def parse_args() -> argparse.Namespace:
     )
     add("--classes", type=names, metavar="NAME,NAME", help="look for these only (default: all)")
     add("--max_detections", type=positive_int, help="keep the best so many of a frame (default: all)")
-    add("--rect", action="store_true", help="less padding: faster for pictures that are not square")
+    add("--rect", action="store_true", help="less padding: faster for images that are not square")
     add("--flip", action="store_true", help="search the mirror image, too: better, and half as fast")
     add(
         "--tile",
@@ -122,7 +122,7 @@ def parse_args() -> argparse.Namespace:
         nargs="?",
         const=TILE,
         metavar="PIXELS",
-        help=f"search overlapping windows of this side, too, for small objects in large pictures (alone: {TILE})",
+        help=f"search overlapping windows of this side, too, for small objects in large images (alone: {TILE})",
     )
     add = parser.add_argument_group("what to make of it").add_argument
     add("--output", type=Path, default=Path("test"), help="folder of all that is written (default: test/)")
@@ -131,12 +131,12 @@ def parse_args() -> argparse.Namespace:
         type=formats,
         default=("image",),
         metavar="FORMAT,FORMAT",
-        help=f"{', '.join(FORMATS)} or none: annotated pictures and videos, COCO results, a table, YOLO's labels, a "
-        "picture of each object (default: image)",
+        help=f"{', '.join(FORMATS)} or none: annotated images and videos, COCO results, a table, YOLO's labels, a "
+        "image of each object (default: image)",
     )
     add("--json", metavar="FILE|-", help="one JSON object per line and frame; to stdout (-), all else goes to stderr")
     add("--quiet", action="store_true", help="print the summary and errors only")
-    add("--show", action="store_true", help="show all in a window; q or Esc ends, other keys go on to the next picture")
+    add("--show", action="store_true", help="show all in a window; q or Esc ends, other keys go on to the next image")
     add("--speed_runs", type=non_negative_int, default=10, help="runs of the speed test, 0 for none (default: 10)")
     return parser.parse_args()
 
@@ -148,7 +148,7 @@ def main(args: argparse.Namespace) -> int:
             stream.reconfigure(errors="surrogateescape")
     for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell's background job would ignore the first
         signal.signal(number, signal.default_int_handler)
-    entries = list(list_sources(args.sources or [str(SHAPES_PICTURES)], sys.stdin or ()))
+    entries = list(list_sources(args.sources or [str(SHAPES_IMAGES)], sys.stdin or ()))
     failures = [entry for entry in entries if isinstance(entry, Failure)]
     if len(failures) == len(entries):
         raise InputError("; ".join(entry.reason for entry in failures) or "the list of sources on stdin is empty")
@@ -205,7 +205,7 @@ def main(args: argparse.Namespace) -> int:
         seconds = time_runs(detector, report.frame.image, options, args.speed_runs)
         height, width = detector.canvas
         print(
-            f"speed of D{detector.compound_coef} at {width} x {height} on {device}: {seconds:.4f} s a picture, "
+            f"speed of D{detector.compound_coef} at {width} x {height} on {device}: {seconds:.4f} s an image, "
             f"{1 / seconds:.2f} FPS (batch 1, network and post-processing, mean of {args.speed_runs} runs)",
             file=report.messages,
         )
@@ -238,7 +238,7 @@ class Report:
             return
         frame, found = result
         self.frame = frame
-        self.counts["picture" if frame.number is None else "video frame"] += 1
+        self.counts["image" if frame.number is None else "video frame"] += 1
         self.counts["object"] += len(found)
         wanted = self._args.show or "image" in self._args.save
         drawn = annotate(frame.image, found, self._class_names) if wanted else None
@@ -259,10 +259,10 @@ class Report:
 
     def summary(self) -> str:
         seconds = time.perf_counter() - self._start
-        parts = [plural(self.counts[noun], noun) for noun in ("picture", "video frame", "object", "failure")]
-        rate = (self.counts["picture"] + self.counts["video frame"]) / seconds
+        parts = [plural(self.counts[noun], noun) for noun in ("image", "video frame", "object", "failure")]
+        rate = (self.counts["image"] + self.counts["video frame"]) / seconds
         written = f"; results in {self._args.output}/" if self._args.save else ""
-        return f"{', '.join(parts)} in {seconds:.1f} s ({rate:.1f} pictures and frames a second){written}"
+        return f"{', '.join(parts)} in {seconds:.1f} s ({rate:.1f} images and frames a second){written}"
 
     def close(self) -> None:
         self._stack.close()
@@ -273,7 +273,7 @@ def plural(number: int, noun: str) -> str:
 
 
 def time_runs(detector: Detector, image: np.ndarray, options: DetectionOptions, runs: int) -> float:
-    """Mean seconds from a prepared picture to its detections, as the reference's speed test measures them."""
+    """Mean seconds from a prepared image to its detections, as the reference's speed test measures them."""
     options = replace(options, flip=False, rect=False, tile=None)
     prepared = detector.prepare([image], options, batch_size=1)
     detector.detect(prepared, options)  # may be the first single one, and compiled for it

@@ -37,7 +37,7 @@ from efficientdet.runtime.modes import compile_network
 from efficientdet.training.activation_checkpointing import checkpoint_activations
 from efficientdet.training.checkpoints import Checkpoints, load_last
 from efficientdet.training.failures import fitting_batch_size
-from efficientdet.training.monitor import Monitor, write_debug_pictures
+from efficientdet.training.monitor import Monitor, write_debug_images
 from efficientdet.training.optimization import LearningRate, WeightAverage, make_optimizer
 from efficientdet.training.recipe import RECIPES, Recipe, make_recipe, recipe_changes
 from efficientdet.training.step import StepResult, TrainingStep, set_training_mode
@@ -154,7 +154,7 @@ def main(args: argparse.Namespace) -> None:
         distributed.start_processes(project.num_gpus)
     if device.type == "cpu":
         keep_freed_memory()
-    with distributed.told_once(), distributed.joined(device):
+    with distributed.report_once(), distributed.process_group(device):
         train(args, project, device)
 
 
@@ -174,7 +174,7 @@ def train(args: argparse.Namespace, project: Project, device: torch.device) -> N
         raise InputError(
             "--compile makes no training step on a CPU faster, and the first one minutes slower: leave it out"
         )
-    share = distributed.share_of(args.batch_size)
+    share = distributed.local_batch_size(args.batch_size)
     train_set, val_set = open_data(args, project, canvas, (recipe.min_scale, recipe.max_scale))
     if max(canvas) == config.size_divisor and min(share, len(train_set)) == 1 and not args.freeze_bn:
         raise InputError(
@@ -203,7 +203,7 @@ def train(args: argparse.Namespace, project: Project, device: torch.device) -> N
     loss = DetectionLoss(
         **loss_settings,
         num_processes=distributed.world_size(),
-        sum_over_processes=distributed.sum_over_processes,
+        all_reduce_sum=distributed.all_reduce_sum,
     )
     val_loss = DetectionLoss(**loss_settings)
     trained: nn.Module = network
@@ -222,21 +222,21 @@ def train(args: argparse.Namespace, project: Project, device: torch.device) -> N
     if last:
         progress, losses = restore(last, optimizer, learning_rate, step.scaler, average, settings)
         checkpoints.written = last["written"]
-        distributed.say(
+        distributed.print_rank0(
             f"going on from {last_path(saved_path, args.compound_coef)}: epoch {progress.epoch + 1}, "
             f"step {progress.step}"
         )
         if last["order"] != order and progress.images_in_epoch:
-            distributed.say("other images or another --seed: the epoch begins anew")
+            distributed.print_rank0("other images or another --seed: the epoch begins anew")
             progress.images_in_epoch, losses = 0, LossMean()
         if last["lr"] != recipe.lr:  # the same --lr again leaves the schedule's own rate as it is
-            distributed.say(f"lr {recipe.lr:g} takes the place of the schedule's {learning_rate.base:g}")
+            distributed.print_rank0(f"lr {recipe.lr:g} takes the place of the schedule's {learning_rate.base:g}")
             learning_rate.base = recipe.lr
     if progress.epoch >= args.num_epochs:
         raise InputError(f"all {progress.epoch} epochs of the run are done: pass a larger --num_epochs to go on")
 
     def save() -> None:
-        random = distributed.gathered(random_state(device))
+        random = distributed.all_gather(random_state(device))
         if monitor is None:
             return
         state = {
@@ -296,7 +296,7 @@ def train(args: argparse.Namespace, project: Project, device: torch.device) -> N
                     if monitor:
                         monitor.step(progress.step, result, learning_rate.value)
                     if args.debug and is_main:
-                        write_debug_pictures(batches[-1], result.outputs, project, DEBUG_FOLDER)
+                        write_debug_images(batches[-1], result.outputs, project, DEBUG_FOLDER)
                     if progress.step % args.save_interval == 0:
                         save()
             if stop.received:
@@ -351,7 +351,7 @@ def train(args: argparse.Namespace, project: Project, device: torch.device) -> N
             if improved or tired or progress.epoch == args.num_epochs:
                 save()
             if tired:
-                distributed.say(
+                distributed.print_rank0(
                     f"stopped early: no validation loss below {progress.best_loss:.4f} since epoch "
                     f"{progress.best_epoch + 1}"
                 )
@@ -359,7 +359,7 @@ def train(args: argparse.Namespace, project: Project, device: torch.device) -> N
 
         if stop.received:
             save()
-            distributed.say("stopped; go on with the same command and --load_weights last")
+            distributed.print_rank0("stopped; go on with the same command and --load_weights last")
     if monitor:
         monitor.close()
 
@@ -385,7 +385,7 @@ def open_data(
     """What to train on, and what to validate on."""
     if distributed.rank() == 0:
         draw_if_absent(project, args.data_path)
-    distributed.any_over_processes()  # the others wait for it
+    distributed.any_rank()  # the others wait for it
     data = args.data_path / project.name
     train_set = CocoDataset(data, project.train_set, project, canvas, args.seed, scales, args.max_images)
     if distributed.world_size() > 1 and len(train_set) < args.batch_size:
@@ -397,13 +397,15 @@ def open_network(args: argparse.Namespace, project: Project, saved_path: Path) -
     """The network with the weights to begin with, and the state of the run to go on with, if it is to."""
     network = EfficientDet(args.compound_coef, project.num_classes, project.anchor_ratios, project.anchor_scales)
     if args.load_weights == "last":
-        last = distributed.from_rank_0(lambda: load_last(saved_path, args.compound_coef))
+        last = distributed.broadcast_from_rank0(lambda: load_last(saved_path, args.compound_coef))
         fit_weights(network, last["network"], last_path(saved_path, args.compound_coef))
         return network, last
     if args.load_weights:
         weights = find_weights(args.load_weights)
         if load_weights(network, weights, new_class_header=True):
-            distributed.say(f"{weights} has other classes: the class header starts afresh for {project.num_classes}")
+            distributed.print_rank0(
+                f"{weights} has other classes: the class header starts afresh for {project.num_classes}"
+            )
     if args.backbone_weights:
         load_backbone(network, args.backbone_weights)
     return network, None
@@ -470,9 +472,9 @@ def steps(batches: BatchLoader, accumulate: int, stop: StopRequest) -> Iterator[
             micro_batches = list(islice(iterator, accumulate))
         except InputError as error:
             problem = error
-        stop.received, failed = distributed.any_over_processes(stop.received, problem is not None)
+        stop.received, failed = distributed.any_rank(stop.received, problem is not None)
         if failed:
-            problems = distributed.gathered(problem and str(problem))
+            problems = distributed.all_gather(problem and str(problem))
             raise InputError(next(filter(None, problems)))
         if stop.received or not micro_batches:
             return
@@ -481,7 +483,7 @@ def steps(batches: BatchLoader, accumulate: int, stop: StopRequest) -> Iterator[
 
 @contextmanager
 def kept_on_failure(save: Callable[[], None], progress: Progress) -> Iterator[None]:
-    """A bad picture or a dead loading process ends the run, but not at the cost of the steps made before."""
+    """A bad image or a dead loading process ends the run, but not at the cost of the steps made before."""
     steps_before = progress.step
     try:
         yield

@@ -1,6 +1,6 @@
 """EfficientDet D0 to D7X in PyTorch, with the published weights' keys and arithmetic.
 
-- `load_detector` makes a `Detector` of weights and a project: pictures in, `Detections` out.
+- `load_detector` makes a `Detector` of weights and a project: images in, `Detections` out.
 - `EfficientDet` is the plain network: images in, `Outputs` out. `load_weights` puts a weights file into it.
 - `load_project` reads a project's YAML file to a `Project`.
 - `InputError`, a ValueError, says in a sentence what is wrong with a file or a value.

@@ -21,7 +21,7 @@ _folder = _package if (_package / "projects").is_dir() else _package.parent
 PROJECTS = _folder / "projects"
 
 
-SHAPES_PICTURES = PROJECTS / "shapes"
+SHAPES_IMAGES = PROJECTS / "shapes"
 
 
 SHAPES_WEIGHTS = _folder / "weights" / "efficientdet-d0_shapes.pth"

@@ -1,9 +1,9 @@
-"""Fixtures that several test files share: small data sets of drawn pictures.
+"""Fixtures that several test files share: small data sets of drawn images.
 
-`shapes_project` is a whole project in a temporary folder: YAML file, pictures and annotation files. Its attributes are
+`shapes_project` is a whole project in a temporary folder: YAML file, images and annotation files. Its attributes are
 `root` (a folder to run scripts in), `yml`, `data`, `train_ids` and `val_ids`.
 
-`write_coco(folder, set_name, pictures, annotations, categories)` writes one set of a data set of your own.
+`write_coco(folder, set_name, images, annotations, categories)` writes one set of a data set of your own.
 `make_project(**changes)` gives a `Project` without any files but its YAML.
 """
 
@@ -49,7 +49,7 @@ def pytest_configure() -> None:
 
 
 def _draw_shapes(seed: int, objects: int) -> tuple[np.ndarray, list[dict]]:
-    """A picture (120, 160, 3) of noise with squares and discs in turn, and its annotations without ids."""
+    """An image (120, 160, 3) of noise with squares and discs in turn, and its annotations without ids."""
     rng = np.random.default_rng(seed)
     image = rng.integers(90, 130, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     annotations = []
@@ -79,7 +79,7 @@ def _write_coco(
 ) -> Path:
     """Write `{set_name}/{id}.png` and `annotations/instances_{set_name}.json` into `folder`. Returns the latter's path.
 
-    PNG keeps every pixel. `pictures` are (H, W, 3) uint8 RGB by image id; annotations without an `id` get one.
+    PNG keeps every pixel. `images` are (H, W, 3) uint8 RGB by image id; annotations without an `id` get one.
     """
     (folder / set_name).mkdir(parents=True, exist_ok=True)
     images = []
@@ -103,7 +103,7 @@ def _write_annotations(
 
 @pytest.fixture
 def write_coco() -> Callable[..., Path]:
-    """The function that writes one set of pictures and boxes in COCO's layout."""
+    """The function that writes one set of images and boxes in COCO's layout."""
     return _write_coco
 
 
@@ -123,7 +123,7 @@ def make_project(tmp_path) -> Callable[..., Project]:
 
 @pytest.fixture
 def shapes_project(tmp_path) -> SimpleNamespace:
-    """A project of drawn squares and discs, 6 pictures to train on and 3 to validate, one of each set without objects.
+    """A project of drawn squares and discs, 6 images to train on and 3 to validate, one of each set without objects.
 
     Attributes: `root`, `yml` (root/projects/drawn.yml), `data` (root/datasets/drawn), `train_ids`, `val_ids`.
     """

@@ -29,7 +29,7 @@ def published_shapes(compound_coef: int) -> dict[str, tuple[int, ...]]:
 
 
 def normal_array(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Standard-normal float32 numbers; a picture batch is one of these too."""
+    """Standard-normal float32 numbers; an image batch is one of these too."""
     return _generator(name).normal(size=shape).astype(np.float32)
 
 

@@ -24,9 +24,9 @@ def truth(bbox=BOX, image_id=1, category_id=7, **fields) -> dict:
 
 
 def write_set(folder: Path, project: Project, image_ids, annotations, categories=CATEGORIES, **options) -> CocoDataset:
-    """Write a set of black pictures, 1000 x 200 pixels, and open it."""
-    pictures = {image_id: np.zeros((200, 1000, 3), np.uint8) for image_id in image_ids}
-    _write_coco(folder, "some", pictures, annotations, categories)
+    """Write a set of black images, 1000 x 200 pixels, and open it."""
+    images = {image_id: np.zeros((200, 1000, 3), np.uint8) for image_id in image_ids}
+    _write_coco(folder, "some", images, annotations, categories)
     return CocoDataset(folder, "some", project, (128, 128), **options)
 
 

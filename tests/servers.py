@@ -1,4 +1,4 @@
-"""A server on this machine for tests of sources: pictures, and a stream that breaks."""
+"""A server on this machine for tests of sources: images, and a stream that breaks."""
 
 import contextlib
 import threading

@@ -111,16 +111,16 @@ def truncated_jpeg(project):
 
 
 def text_named_jpg(project):
-    (project.data / "val/000105.jpg").write_text("not a picture\n")
+    (project.data / "val/000105.jpg").write_text("not an image\n")
     return (*EVALUATE, "-w", write_weights(project.root / "untrained.pth")), ("datasets/drawn/val/000105.jpg",)
 
 
-def picture_of_another_size_than_annotated(project):
+def image_of_another_size_than_annotated(project):
     edit_annotations(project.data, "train", lambda content: [image.update(height=99) for image in content["images"]])
     return TRAIN, ("datasets/drawn/train/", "160 x 120", "160 x 99")
 
 
-def missing_picture(project):
+def missing_image(project):
     return (*DETECT, "absent.jpg", "-w", "untrained.pth"), ("absent.jpg",)
 
 
@@ -183,7 +183,7 @@ MISTAKES: list[Mistake] = [
     missing_annotation_file, truncated_annotation_file, image_missing_on_disk, annotation_of_an_unknown_image,
     annotation_of_an_unknown_category, category_that_is_not_in_obj_list, annotation_without_a_number_for_its_area,
     file_name_that_is_no_text,
-    truncated_jpeg, text_named_jpg, picture_of_another_size_than_annotated, missing_picture, empty_folder,
+    truncated_jpeg, text_named_jpg, image_of_another_size_than_annotated, missing_image, empty_folder,
     format_that_does_not_exist, shapes_that_change_for_a_compiled_network,
     image_size_without_height, image_size_zero, threshold_above_one, coefficient_that_does_not_exist,
     saved_path_that_is_a_file, log_path_that_is_a_file, output_that_is_a_file, results_that_are_none,

@@ -19,7 +19,7 @@ from scripts import (
 from efficientdet.data.shapes import write_shapes
 from efficientdet.training.checkpoints import Checkpoints
 
-SHAPES_AP = 0.861  # of weights/efficientdet-d0_shapes.pth, on the first 40 pictures to validate
+SHAPES_AP = 0.861  # of weights/efficientdet-d0_shapes.pth, on the first 40 images to validate
 
 EVALUATE = ("coco_eval.py", "-p", "drawn", *SMALL, "-n", "0")
 
@@ -49,12 +49,12 @@ def test_nothing_detected_is_a_result(evaluated):
     assert numbers[0] == 0 and max(numbers) == 0
 
 
-def test_pictures_per_second_are_shown(evaluated):
+def test_images_per_second_are_shown(evaluated):
     assert re.search(r"val on \S+: 100%.* 3/3 .*(image/s|s/image)", evaluated.run.stderr)
 
 
 def test_weights_that_come_with_the_project_know_its_shapes(tmp_path):
-    write_shapes(tmp_path / "datasets" / "shapes", train_pictures=0, val_pictures=40)
+    write_shapes(tmp_path / "datasets" / "shapes", train_images=0, val_images=40)
     run = run_script("coco_eval.py", "-p", "shapes", "-n", "0", cwd=tmp_path)
     assert_succeeded(run)
     assert coco_numbers(run.stdout)[0] == pytest.approx(SHAPES_AP, abs=0.005)

@@ -1,4 +1,4 @@
-"""efficientdet_test.py as its users run it: anything in, annotated pictures, tables and files out."""
+"""efficientdet_test.py as its users run it: anything in, annotated images, tables and files out."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from scripts import (
 from servers import jpeg, serve
 from torchvision.ops import box_iou
 
-from efficientdet.data.shapes import draw_picture
+from efficientdet.data.shapes import draw_image
 from utils.video import VideoReader, VideoWriter
 
 # Untrained weights give every class a score of about 0.01: nothing above the default threshold, all above 0.
@@ -36,8 +36,8 @@ def size(path: Path) -> tuple[int, int]:
     return cv2.imread(str(path)).shape[:2]
 
 
-def write_picture(path: Path, height: int, width: int, channels: int = 3) -> Path:
-    """A picture of noise; its content follows from its path's folder and name."""
+def write_image(path: Path, height: int, width: int, channels: int = 3) -> Path:
+    """An image of noise; its content follows from its path's folder and name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(list(f"{path.parent.name}/{path.name}".encode()))
     assert cv2.imwrite(str(path), rng.integers(0, 256, (height, width, channels), np.uint8))
@@ -54,19 +54,19 @@ def write_video(path: Path, frames: int, height: int = 48, width: int = 64) -> N
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory) -> SimpleNamespace:
-    """Pictures and folders of several kinds in one run, which finds nothing."""
+    """Images and folders of several kinds in one run, which finds nothing."""
     project = write_shapes_project(tmp_path_factory.mktemp("demo"))
     write_weights(project.root / "untrained.pth")
-    write_picture(project.root / "grey.png", 90, 70, channels=1)
-    write_picture(project.root / "alpha.png", 60, 200, channels=4)
-    write_picture(project.root / "one" / "same.png", 50, 60)
-    write_picture(project.root / "two" / "same.png", 64, 48)
-    (project.root / "two" / "notes.txt").write_text("no picture, and not taken for one")
+    write_image(project.root / "grey.png", 90, 70, channels=1)
+    write_image(project.root / "alpha.png", 60, 200, channels=4)
+    write_image(project.root / "one" / "same.png", 50, 60)
+    write_image(project.root / "two" / "same.png", 64, 48)
+    (project.root / "two" / "notes.txt").write_text("no image, and not taken for one")
     run = run_script(*DETECT, "grey.png", "alpha.png", "one", "two", "--speed_runs", "2", cwd=project.root)
     return SimpleNamespace(root=project.root, run=run)
 
 
-def test_pictures_without_detections_are_written_too_in_their_size(demo):
+def test_images_without_detections_are_written_too_in_their_size(demo):
     assert_succeeded(demo.run)
     expected = {"grey.png": (90, 70), "alpha.png": (60, 200), "same.png": (50, 60), "same_2.png": (64, 48)}
     assert {path.name: size(path) for path in (demo.root / "test").iterdir()} == expected
@@ -74,7 +74,7 @@ def test_pictures_without_detections_are_written_too_in_their_size(demo):
     assert "grey.png (70 x 90): 0 objects -> test/grey.png" in demo.run.stdout
 
 
-def test_without_arguments_the_projects_own_weights_find_the_shapes_in_its_own_pictures(tmp_path):
+def test_without_arguments_the_projects_own_weights_find_the_shapes_in_its_own_images(tmp_path):
     run = run_script("efficientdet_test.py", cwd=tmp_path)
     assert_succeeded(run)
     assert sorted(path.name for path in (tmp_path / "test").iterdir()) == [f"{number}.jpg" for number in range(1, 7)]
@@ -84,20 +84,20 @@ def test_without_arguments_the_projects_own_weights_find_the_shapes_in_its_own_p
     for block in blocks:
         rows = re.findall(r"^  (\w+) +(0\.\d\d)  x1 y1 x2 y2: +(.*)$", block, re.MULTILINE)
         found.append([(name, [float(corner) for corner in box.split()]) for name, score, box in rows])
-    truth = [draw_picture(RandomState((0, 2, number)))[1] for number in (6, 9, 10, 13, 20, 22)]
+    truth = [draw_image(RandomState((0, 2, number)))[1] for number in (6, 9, 10, 13, 20, 22)]
     objects = sum(map(len, truth))
     correct = 0
-    for picture_found, picture_truth in zip(found, truth, strict=True):
-        for shape in picture_truth:
+    for image_found, image_truth in zip(found, truth, strict=True):
+        for shape in image_truth:
             x, y, width, height = shape["bbox"]
             box = torch.tensor([[x, y, x + width, y + height]])
-            boxes = torch.tensor([corners for name, corners in picture_found if name == shape["class"]]).view(-1, 4)
+            boxes = torch.tensor([corners for name, corners in image_found if name == shape["class"]]).view(-1, 4)
             correct += bool((box_iou(box.float(), boxes) > 0.75).any())
     assert objects == 31 and correct >= 28
     assert sum(map(len, found)) <= objects + 7  # some are seen as two things, with low scores
 
 
-def test_pictures_of_the_same_name_keep_their_own_content(demo):
+def test_images_of_the_same_name_keep_their_own_content(demo):
     for source, output in (("one/same.png", "same.png"), ("two/same.png", "same_2.png")):
         assert np.array_equal(cv2.imread(str(demo.root / source)), cv2.imread(str(demo.root / "test" / output)))
         assert f"{source} " in demo.run.stdout and f"-> test/{output}" in demo.run.stdout
@@ -105,16 +105,16 @@ def test_pictures_of_the_same_name_keep_their_own_content(demo):
 
 def test_speed_is_measured(demo):
     assert re.search(
-        r"^speed of D0 at 128 x 128 on \S+: \d\.\d{4} s a picture, \d+\.\d+ FPS .*mean of 2 runs\)$",
+        r"^speed of D0 at 128 x 128 on \S+: \d\.\d{4} s an image, \d+\.\d+ FPS .*mean of 2 runs\)$",
         demo.run.stdout,
         re.MULTILINE,
     )
 
 
 def test_threshold_zero_lists_and_draws_every_box(demo):
-    picture = demo.root / "datasets/drawn/val/000102.jpg"
+    image = demo.root / "datasets/drawn/val/000102.jpg"
     args = ("--threshold", "0", "--iou_threshold", "0.9", "--speed_runs", "0", "--output", "drawn")
-    run = run_script(*DETECT, picture, *args, cwd=demo.root)
+    run = run_script(*DETECT, image, *args, cwd=demo.root)
     assert_succeeded(run)
     found = int(re.search(r"\(160 x 120\): (\d+) objects", run.stdout)[1])
     rows = re.findall(r"^  (square|disc) +(0\.\d\d)  x1 y1 x2 y2: +(.*)$", run.stdout, re.MULTILINE)
@@ -125,16 +125,16 @@ def test_threshold_zero_lists_and_draws_every_box(demo):
     assert (corners >= 0).all() and (corners[:, [0, 2]] <= 160).all() and (corners[:, 2:] >= corners[:, :2]).all()
     assert "speed" not in run.stdout
     assert size(demo.root / "drawn" / "000102.jpg") == (120, 160)
-    before, after = cv2.imread(str(picture)), cv2.imread(str(demo.root / "drawn" / "000102.jpg"))
+    before, after = cv2.imread(str(image)), cv2.imread(str(demo.root / "drawn" / "000102.jpg"))
     assert np.abs(before.astype(int) - after).mean() > 5
 
 
 def test_everything_mixed_with_what_is_broken(demo):
     mixed = demo.root / "mixed"
-    write_picture(mixed / "000000000007.png", 40, 50)
-    (mixed / "b.jpg").write_text("no picture")
+    write_image(mixed / "000000000007.png", 40, 50)
+    (mixed / "b.jpg").write_text("no image")
     write_video(mixed / "c.mp4", 5)
-    listed = write_picture(demo.root / "listed.png", 1, 1)
+    listed = write_image(demo.root / "listed.png", 1, 1)
     formats = ("--save", "image,json,csv,txt,crops", "--json", "-", "--threshold", "0.009", "--batch_size", "3")
     with serve({"/web.jpg": ("image/jpeg", jpeg(20, 30))}, stream_lengths=[0, 4]) as server:
         sources = ("mixed/*", "absent.png", f"{server.url}/stream", f"{server.url}/web.jpg", "-", "99")
@@ -159,7 +159,7 @@ def test_everything_mixed_with_what_is_broken(demo):
     assert len(errors) == 5 and all(name in error for name, error in zip(failed, errors))
     objects = sum(len(line.get("objects", ())) for line in lines)
     assert objects > 0
-    assert f"3 pictures, 9 video frames, {objects} objects, 5 failures in " in run.stderr
+    assert f"3 images, 9 video frames, {objects} objects, 5 failures in " in run.stderr
 
     out = demo.root / "out"
     assert {path.name for path in out.iterdir()} - {"crops"} == {
@@ -190,7 +190,7 @@ def test_interrupt_finishes_the_files(demo):
         rest, _ = process.communicate(timeout=30)
     assert process.returncode == 130
     frames = len(shown) + rest.count("http")
-    assert f"0 pictures, {frames} video frames, " in rest and rest.rstrip().endswith("results in interrupted/")
+    assert f"0 images, {frames} video frames, " in rest and rest.rstrip().endswith("results in interrupted/")
     out = demo.root / "interrupted"
     assert {path.name for path in out.iterdir()} == {"stream.mp4", "detections.json", "detections.csv"}
     assert len(list(VideoReader(str(out / "stream.mp4"), "stream"))) == frames

@@ -77,9 +77,9 @@ def test_the_wheel_holds_what_runs_and_no_more(wheel):
     scripts = {f"efficientdet_scripts/{name}.py" for name in COMMANDS.values()}
     types = {f"{name}/py.typed" for name in PACKAGES}
     projects = {f"efficientdet/projects/{name}" for name in ("coco.yml", "shapes.yml")}
-    pictures = {f"efficientdet/projects/shapes/{number}.jpg" for number in range(1, 7)}
+    images = {f"efficientdet/projects/shapes/{number}.jpg" for number in range(1, 7)}
     weights = {f"efficientdet/weights/efficientdet-d0_shapes.{suffix}" for suffix in ("md", "pth")}
-    assert names == modules | scripts | types | projects | pictures | weights
+    assert names == modules | scripts | types | projects | images | weights
 
 
 def test_the_metadata_are_those_of_the_repository(distribution):
@@ -100,10 +100,10 @@ def test_each_script_is_a_command(site, distribution, tmp_path):
     )
 
 
-def test_six_pictures_from_an_empty_folder(site, tmp_path):
+def test_six_images_from_an_empty_folder(site, tmp_path):
     found = run(site, site / "bin" / "efficientdet-test", "--speed_runs", "0", cwd=tmp_path)
     assert_succeeded(found)
-    assert "6 pictures" in found.stdout
+    assert "6 images" in found.stdout
     assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["test", *(f"{number}.jpg" for number in range(1, 7))]
 
 

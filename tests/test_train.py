@@ -30,7 +30,7 @@ from scripts import (
 
 from utils.images import read_image
 
-REPEATED = 40  # how often the long epoch has each picture
+REPEATED = 40  # how often the long epoch has each image
 
 
 def read(path: Path) -> dict:
@@ -52,7 +52,7 @@ def adam_steps(state: dict) -> set[int]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> SimpleNamespace:
-    """A project whose training ran for two epochs of three steps, with debug pictures, then went on for a third."""
+    """A project whose training ran for two epochs of three steps, with debug images, then went on for a third."""
     project = write_shapes_project(tmp_path_factory.mktemp("finished"))
     first = run_script(*TRAIN, "--num_epochs", "2", "--save_interval", "2", "--keep", "0", "--debug", cwd=project.root)
     first_state = last_state(project)
@@ -197,8 +197,8 @@ def run_until_step(project: SimpleNamespace, args: tuple, more_than: int, stop) 
     return subprocess.CompletedProcess(process.args, process.returncode, stdout.decode(), (stderr + rest).decode())
 
 
-def repeat_pictures(content: dict) -> None:
-    """Make an epoch long enough to be interrupted: every picture under many ids."""
+def repeat_images(content: dict) -> None:
+    """Make an epoch long enough to be interrupted: every image under many ids."""
     images, annotations = content["images"], content["annotations"]
     content["images"] = [{**image, "id": image["id"] + 1000 * n} for n in range(REPEATED) for image in images]
     content["annotations"] = [
@@ -215,7 +215,7 @@ def interrupted(tmp_path_factory) -> SimpleNamespace:
     Each time it had gone on from `last`. `states` are the training states left behind.
     """
     project = write_shapes_project(tmp_path_factory.mktemp("interrupted"))
-    edit_annotations(project.data, "train", repeat_pictures)
+    edit_annotations(project.data, "train", repeat_images)
     args = (*TRAIN, "-n", "2", "--debug")
     runs, states, step = [], [], 2
     for number, stop in enumerate(
@@ -343,7 +343,7 @@ def test_official_recipe_with_accumulation_keeps_the_average_too(shapes_project)
 
 
 def test_a_loss_that_is_never_finite_stops_the_run(shapes_project):
-    edit_annotations(shapes_project.data, "train", repeat_pictures)
+    edit_annotations(shapes_project.data, "train", repeat_images)
     run = run_script(*TRAIN, "--num_epochs", "1", "--lr", "1e30", cwd=shapes_project.root)
     assert_one_error(run, "10 steps in a row", "images [", "--lr", "--warmup_epochs", "--clip_norm")
     assert len(re.findall(r"^step \d+ is left out", run.stdout, re.MULTILINE)) == 10
@@ -364,7 +364,7 @@ def test_backbone_weights_are_loaded_and_the_rest_is_fresh(shapes_project):
 
 
 def test_a_dead_loading_process_keeps_the_steps_made(shapes_project):
-    edit_annotations(shapes_project.data, "train", repeat_pictures)
+    edit_annotations(shapes_project.data, "train", repeat_images)
 
     def kill_the_workers(process: subprocess.Popen) -> None:
         for children in Path(f"/proc/{process.pid}/task").glob("*/children"):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from utils.files import written_whole
+from utils.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,7 +71,7 @@ def _style() -> Iterator[None]:
 
 def write_chart(path: Path, figure: "Figure") -> None:
     """Write a figure as a PNG file."""
-    with _style(), written_whole(path) as temporary:
+    with _style(), atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH)
 
 

@@ -1,14 +1,28 @@
-"""Command-line types and defaults that the scripts share.
+"""Command-line parsers, types and the flags that several scripts share, each declared once.
 
 argparse reports a type's ValueError by the function's name: "invalid positive_int value: '0'".
 """
 
+import argparse
 import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 
+def make_parser(description: str | None, prog: str | None = None) -> argparse.ArgumentParser:
+    """Return a parser that prints a docstring as it stands and takes no abbreviated flags.
+
+    Args:
+        prog: what the user typed, for modules run by `python -m`.
+    """
+    return argparse.ArgumentParser(
+        prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+
+
 def boolean(text: str) -> bool:
-    """`True`, `yes`, `1` / `False`, `no`, `0`, in any case."""
+    """Parse `True`, `yes`, `1` / `False`, `no`, `0`, in any case."""
     lowered = text.lower()
     if lowered in ("true", "yes", "t", "y", "1"):
         return True
@@ -17,7 +31,7 @@ def boolean(text: str) -> bool:
     raise ValueError(text)
 
 
-# For add_argument: a flag that may stand alone (`--debug`) or carry its value (`--debug True`).
+# For add_argument: a flag that can stand alone (`--debug`) or carry a value (`--debug True`).
 BOOLEAN: dict[str, Any] = {"type": boolean, "nargs": "?", "const": True, "metavar": "True|False"}
 
 
@@ -35,13 +49,6 @@ def non_negative_int(text: str) -> int:
     return value
 
 
-def positive_float(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise ValueError(text)
-    return value
-
-
 def non_negative_float(text: str) -> float:
     value = float(text)
     if not 0 <= value < float("inf"):
@@ -50,22 +57,116 @@ def non_negative_float(text: str) -> float:
 
 
 def fraction(text: str) -> float:
-    """A number from 0 to 1."""
+    """Parse a number from 0 to 1."""
     value = float(text)
     if not 0 <= value <= 1:
         raise ValueError(text)
     return value
 
 
-def default_workers() -> int:
-    """Loader processes when the user does not say: the reference's 12, but no more than there are CPUs for us."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(12, cpus)
-
-
 def image_size(text: str) -> tuple[int, int]:
-    """`640`, or `640x384` for another width than height -> (height, width) in pixels."""
+    """Parse `640`, or `640x384` for a width and a height, to (height, width) in pixels."""
     sides = [positive_int(side) for side in text.lower().split("x")]
     if len(sides) > 2:
         raise ValueError(text)
     return sides[-1], sides[0]
+
+
+def default_workers() -> int:
+    """Return the default number of loading workers: the reference's 12, but no more than the CPUs of this process."""
+    return min(12, len(os.sched_getaffinity(0)))
+
+
+WORKERS = default_workers()
+
+# Flag -> its spellings (the reference's among them) and the arguments of add_argument.
+_SHARED: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "project": (("-p", "--project"), {"default": "coco", "help": "name in projects/, or a YAML file (default: coco)"}),
+    "compound_coef": (
+        ("-c", "--compound_coef"),
+        {"type": int, "default": 0, "choices": range(9), "help": "D0 to D7; 8 is D7X (default: 0)"},
+    ),
+    "weights": (
+        ("-w", "--weights"),
+        {"metavar": "FILE|best|last", "help": "weights or exported file (default: the project's own in weights/)"},
+    ),
+    "saved_path": (
+        ("--saved_path",),
+        {"type": Path, "default": Path("logs"), "help": "where -w best and -w last look (default: logs/)"},
+    ),
+    "data_path": (
+        ("--data_path",),
+        {"type": Path, "default": Path("datasets"), "help": "folder of all projects' data (default: datasets/)"},
+    ),
+    "image_size": (
+        ("--image_size",),
+        {
+            "type": image_size,
+            "metavar": "SIDE|WIDTHxHEIGHT",
+            "help": "input size in pixels, rounded up to what the network takes (default: the project's, else the "
+            "coefficient's)",
+        },
+    ),
+    "max_images": (
+        ("--max_images",),
+        {"type": positive_int, "metavar": "N", "help": "use only the first N images of each set"},
+    ),
+    "batch_size": (("--batch_size",), {"type": positive_int}),
+    "num_workers": (
+        ("-n", "--num_workers"),
+        {"type": non_negative_int, "default": WORKERS, "help": f"loading workers (default: {WORKERS})"},
+    ),
+    "seed": (("--seed",), {"type": non_negative_int, "default": 0}),
+    "score_threshold": (
+        ("--score_threshold", "--threshold"),
+        {"type": fraction, "help": "lowest score of a detection (default: %(default)s)"},
+    ),
+    "iou_threshold": (
+        ("--iou_threshold", "--nms_threshold"),
+        {
+            "type": fraction,
+            "help": "IoU above which NMS drops the lower-scoring of two boxes of a class (default: %(default)s)",
+        },
+    ),
+    "max_detections": (
+        ("--max_detections",),
+        {"type": positive_int, "metavar": "N", "help": "keep the N best detections of each image (default: all)"},
+    ),
+    "flip": (
+        ("--flip",),
+        {**BOOLEAN, "default": False, "help": "also search the mirror image: slightly better, takes twice the time"},
+    ),
+    "cuda": (("--cuda",), {**BOOLEAN, "help": "run on a GPU (default: if there is one)"}),
+    "device": (("--device",), {"type": non_negative_int, "default": 0, "help": "index of the GPU (default: 0)"}),
+    "amp": (
+        ("--amp",),
+        {
+            "choices": ("off", "bf16", "fp16"),
+            "default": "off",
+            "help": "lower precision, higher speed (default: off)",
+        },
+    ),
+    "compile": (
+        ("--compile",),
+        {
+            **BOOLEAN,
+            "default": False,
+            "help": "compile the network first, which pays off for many images: takes a minute, ten seconds when "
+            "cached (needs a C++ compiler)",
+        },
+    ),
+    "output": (("--output",), {"type": Path}),
+}
+
+
+def add_flags(parser: Any, *names: str, **changes: Mapping[str, Any]) -> None:
+    """Add shared flags to a parser or a group of one, in the given order.
+
+    Args:
+        names: flags as they are declared here.
+        changes: flags with arguments of `add_argument` that replace the declared ones, such as
+            `seed={"help": "..."}`.
+    """
+    for name, change in {**dict.fromkeys(names, {}), **changes}.items():
+        spellings, arguments = _SHARED[name]
+        parser.add_argument(*spellings, **{**arguments, **change})

@@ -38,14 +38,14 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def say(text: str) -> None:
+def print_rank0(text: str) -> None:
     """Print on rank 0 alone."""
     if rank() == 0:
         print(text)
 
 
 @contextmanager
-def told_once() -> Iterator[None]:
+def report_once() -> Iterator[None]:
     """Around what every process does alike: an InputError is raised on rank 0, the others exit without a word."""
     try:
         yield
@@ -57,7 +57,7 @@ def told_once() -> Iterator[None]:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[None]:
+def process_group(device: torch.device) -> Iterator[None]:
     """Joins the other processes, if there are any, by NCCL between GPUs and by gloo between CPUs."""
     if not is_started():
         yield
@@ -97,7 +97,7 @@ def start_processes(number: int) -> None:
     sys.exit(0)
 
 
-def sum_over_processes(values: Tensor) -> Tensor:
+def all_reduce_sum(values: Tensor) -> Tensor:
     """The sum of a tensor over all processes."""
     if world_size() > 1:
         values = values.clone()
@@ -105,15 +105,15 @@ def sum_over_processes(values: Tensor) -> Tensor:
     return values
 
 
-def any_over_processes(*flags: bool) -> list[bool]:
+def any_rank(*flags: bool) -> list[bool]:
     """Each flag, whether any process has raised it."""
     if world_size() == 1:
         return list(flags)
     counts = torch.tensor([float(flag) for flag in flags], device=_communication_device())
-    return (sum_over_processes(counts) > 0).tolist()
+    return (all_reduce_sum(counts) > 0).tolist()
 
 
-def gathered(value: T) -> list[T]:
+def all_gather(value: T) -> list[T]:
     """The `value` of every process, by rank."""
     if world_size() == 1:
         return [value]
@@ -122,7 +122,7 @@ def gathered(value: T) -> list[T]:
     return values
 
 
-def from_rank_0(make: Callable[[], T]) -> T:
+def broadcast_from_rank0(make: Callable[[], T]) -> T:
     """What `make` gives on rank 0, where alone it is called; an InputError of it is raised in all processes."""
     if world_size() == 1:
         return make()
@@ -143,7 +143,7 @@ def _communication_device() -> torch.device:
     return torch.device("cuda", local_rank()) if dist.get_backend() == "nccl" else torch.device("cpu")
 
 
-def share_of(batch_size: int) -> int:
+def local_batch_size(batch_size: int) -> int:
     """This process's images of a step of `batch_size`. InputError unless all get the same number."""
     if batch_size % world_size():
         raise InputError(

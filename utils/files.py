@@ -11,7 +11,7 @@ from utils.errors import InputError
 
 
 @contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; what is written there takes `path`'s place when the block succeeds.
 
     The bytes are on the disk before the rename, so a crash or a power loss leaves the old file or the new one.
@@ -40,7 +40,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def folder_written_whole(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yields a new folder beside `folder`, which must not exist; it is renamed when the block succeeds, else removed.
 
     InputError when the disk does not take it (full, read-only, not allowed).

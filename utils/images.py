@@ -1,4 +1,4 @@
-"""Picture files in and out."""
+"""Image files in and out."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from utils.errors import InputError
-from utils.files import written_whole
+from utils.files import atomic_write
 
 
 def silence_opencv() -> None:
@@ -18,25 +18,25 @@ def silence_opencv() -> None:
 silence_opencv()
 
 
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 
 
 def read_image(path: Path | str, size: tuple[int, int] | None = None) -> np.ndarray:
-    """The picture as a person sees it: (H, W, 3) uint8 RGB.
+    """The image as a person sees it: (H, W, 3) uint8 RGB.
 
     The EXIF orientation is applied, grey becomes RGB, an alpha channel is dropped, 16 bits become 8.
 
     Args:
-        size: the (height, width) that an annotation file gives the picture. The orientation is then the one that
+        size: the (height, width) that an annotation file gives the image. The orientation is then the one that
             agrees with it, as annotations may have been drawn on the stored pixels.
 
-    Raises InputError for a file that is missing, not a picture, cut short, or of another size.
+    Raises InputError for a file that is missing, not an image, cut short, or of another size.
     """
     path = Path(path)
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise InputError(f"cannot read the picture {path}: {error.strerror}") from error
+        raise InputError(f"cannot read the image {path}: {error.strerror}") from error
     return decode_image(data, str(path), size)
 
 
@@ -45,7 +45,7 @@ def decode_image(data: bytes, name: str, size: tuple[int, int] | None = None) ->
     # OpenCV 4 fills the missing rest of a cut JPEG with grey and only warns.
     image = None if _is_cut_jpeg(data) else _decode(data, cv2.IMREAD_COLOR)
     if image is None:
-        state = "is empty" if not data else "is damaged, cut short, no picture, or above OpenCV's 2**30 pixels"
+        state = "is empty" if not data else "is damaged, cut short, no image, or above OpenCV's 2**30 pixels"
         raise InputError(f"{name} {state}: replace or remove it (and its entry in the annotation file)")
     if size is not None and image.shape[:2] != tuple(size):
         shown = image.shape[:2]
@@ -69,7 +69,7 @@ def write_image(path: Path, image: np.ndarray) -> None:
             f"cannot write {path}: OpenCV has no encoder for {path.suffix or 'a name without suffix'}, "
             f"or the format cannot hold {image.shape[1]} x {image.shape[0]} pixels"
         )
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(data.tobytes())
 
 

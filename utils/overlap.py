@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 _POLL_SECONDS = 0.05  # how often a waiting thread looks whether it shall stop
 
 
-def in_background(iterable: Iterable[Item], depth: int, patience: float | None = None) -> Generator[Item]:
+def prefetch(iterable: Iterable[Item], depth: int, patience: float | None = None) -> Generator[Item]:
     """The items of `iterable` in their order, made by a thread that runs up to `depth` items ahead.
 
     Nothing is made before the first item is asked for. An exception of `iterable` is raised where it would have been:
@@ -55,14 +55,14 @@ def ordered_map(
     """`function` of each item, in the items' order, computed by several threads.
 
     At most `depth` + 2 items are taken from `iterable` before their result is asked for. `iterable` runs in a thread
-    of its own. Exceptions, stopping and `patience` are as in `in_background`.
+    of its own. Exceptions, stopping and `patience` are as in `prefetch`.
     """
     with ThreadPoolExecutor(threads) as pool:
 
         def submit(item: Item) -> Future[Result]:
             return pool.submit(function, item)
 
-        futures = in_background(map(submit, iterable), depth, patience)
+        futures = prefetch(map(submit, iterable), depth, patience)
         try:
             yield from map(Future.result, futures)
         finally:
@@ -124,7 +124,7 @@ def _leave_if_told_to_stop() -> None:
 
 
 class _Stage(threading.Thread):
-    """The thread of `in_background`. A daemon: one that waits for ever does not keep the process alive."""
+    """The thread of `prefetch`. A daemon: one that waits for ever does not keep the process alive."""
 
     def __init__(self, iterable: Iterable, depth: int):
         super().__init__(daemon=True)

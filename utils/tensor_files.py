@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import InputError
-from utils.files import written_whole
+from utils.files import atomic_write
 
 
 def save_tensors(content: dict, path: Path) -> None:
@@ -16,7 +16,7 @@ def save_tensors(content: dict, path: Path) -> None:
     # Through memory, because torch.save tells of a full disk by a RuntimeError among others.
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 
 

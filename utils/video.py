@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from utils.errors import InputError
-from utils.files import written_whole
+from utils.files import atomic_write
 from utils.images import silence_opencv
 
 silence_opencv()
@@ -79,14 +79,14 @@ class VideoWriter:
         self.path = path
         self._size = (max(2, width), max(2, height))
         with ExitStack() as stack:
-            self._whole = stack.enter_context(written_whole(path))
+            self._whole = stack.enter_context(atomic_write(path))
             self._growing = self._whole.with_suffix(".mp4")  # the suffix tells FFmpeg the format
             stack.callback(self._growing.unlink, missing_ok=True)
             self._video = cv2.VideoWriter(str(self._growing), cv2.CAP_FFMPEG, _MPEG4, rate, self._size)
             if not self._video.isOpened():
                 raise InputError(
                     f"cannot write {path}: OpenCV cannot make an MP4 of {width} x {height} pixels there; "
-                    f"take another --output, or leave the pictures out (--save json, say)"
+                    f"take another --output, or leave the images out (--save json, say)"
                 )
             stack.callback(self._finish)
             self._stack = stack.pop_all()
@@ -116,7 +116,7 @@ class Window:
         if subprocess.run(attempt, capture_output=True).returncode:
             raise InputError(
                 "--show needs a screen and an OpenCV with windows (opencv-python, not opencv-python-headless): "
-                "leave it out, and look at the pictures written"
+                "leave it out, and look at the images written"
             )
         cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
 

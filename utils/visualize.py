@@ -1,4 +1,4 @@
-"""Boxes and labels drawn on pictures."""
+"""Boxes and labels drawn on images."""
 
 import colorsys
 import math
@@ -39,12 +39,12 @@ def draw_boxes(
 ) -> np.ndarray:
     """A copy of `image` (H, W, 3) uint8 RGB with boxes (K, 4) xyxy in its pixels, each with its label.
 
-    Lines and letters suit the picture's size, those of small boxes also the box. Boxes drawn later lie above, so pass
+    Lines and letters suit the image's size, those of small boxes also the box. Boxes drawn later lie above, so pass
     the best last: its label also has the first choice of a place where it hides no other.
     """
     canvas = image.copy()
     height, width = image.shape[:2]
-    # Far outside the picture OpenCV's fixed-point coordinates would overflow.
+    # Far outside the image OpenCV's fixed-point coordinates would overflow.
     limit = np.array([width, height, width, height])
     corners = [[int(v) for v in np.rint(np.clip(box, -limit, 2 * limit))] for box in boxes]
     colors = [class_color(int(class_id)) for class_id in class_ids]
@@ -63,7 +63,7 @@ def draw_boxes(
 
 
 def _unit(box: Sequence[int], height: int, width: int) -> float:
-    """How thick the lines and how large the letters of a box are: 1 is that of a usual box in a usual picture."""
+    """How thick the lines and how large the letters of a box are: 1 is that of a usual box in a usual image."""
     left, top, right, bottom = box
     box_side = math.sqrt(max(0, (right - left) * (bottom - top)))
     return min(math.sqrt(height * width) / _USUAL_SIDE, box_side / _USUAL_BOX_SIDE)
@@ -72,11 +72,11 @@ def _unit(box: Sequence[int], height: int, width: int) -> float:
 class _Text:
     """A label and the plate that it stands on, in letters of the size `unit`; `size` is (width, height)."""
 
-    def __init__(self, label: str, unit: float, picture_width: int):
+    def __init__(self, label: str, unit: float, image_width: int):
         self._label = label if _UNICODE_FONT else _ascii(label)
         self._set_scale(max(_LEAST_SCALE, 0.5 * unit))
-        if self.size[0] > picture_width:
-            self._set_scale(max(_LEAST_SCALE, self._scale * picture_width / self.size[0]))
+        if self.size[0] > image_width:
+            self._set_scale(max(_LEAST_SCALE, self._scale * image_width / self.size[0]))
 
     def _set_scale(self, scale: float) -> None:
         self._scale = scale
@@ -103,7 +103,7 @@ class _Text:
 def _free_place(
     size: tuple[int, int], box: Sequence[int], picture: tuple[int, int], taken: np.ndarray
 ) -> tuple[int, int]:
-    """(left, top) for a plate at a box: inside the picture, and if possible off the areas (N, 4) xyxy in `taken`."""
+    """(left, top) for a plate at a box: inside the image, and if possible off the areas (N, 4) xyxy in `taken`."""
     left, top, right, bottom = box
     width, height = size
     columns, rows = (left, right - width), (top - height, top, bottom, bottom - height)
@@ -126,13 +126,13 @@ def _ascii(text: str) -> str:
 
 
 def side_by_side(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Two pictures of the same height in one, with a white line between."""
+    """Two images of the same height in one, with a white line between."""
     line = np.full((left.shape[0], max(2, left.shape[1] // 100), 3), 255, np.uint8)
     return np.concatenate((left, line, right), axis=1)
 
 
 def contact_sheet(pictures: Sequence[np.ndarray], captions: Sequence[str]) -> np.ndarray:
-    """Pictures of one size, (H, W, 3) uint8 RGB, in rows of one sheet, each below its caption. At least one."""
+    """Images of one size, (H, W, 3) uint8 RGB, in rows of one sheet, each below its caption. At least one."""
     columns = math.ceil(math.sqrt(len(pictures)))
     height, width = pictures[0].shape[:2]
     gap, strip = max(4, width // 64), max(16, width // 20)

@@ -11,7 +11,7 @@ from efficientdet.boxes import clip_boxes, decode, encode, pairwise_iou, yxyx_to
 from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.results import coco_results
-from efficientdet.data.transforms import Letterbox, in_picture
+from efficientdet.data.transforms import Letterbox, detections_to_image
 from efficientdet.model.loss import Losses
 from efficientdet.model.postprocess import batched_nms
 from efficientdet.project import Project
@@ -51,7 +51,7 @@ def baseline_detections(
     project: Project,
     stopwatch: Stopwatch,
 ) -> list[Detections]:
-    """`Detector.__call__` at the thresholds of evaluation, with all pictures (H, W, 3) uint8 RGB as one batch.
+    """`Detector.__call__` at the thresholds of evaluation, with all images (H, W, 3) uint8 RGB as one batch.
 
     The time of post-processing goes to `stopwatch`.
     """
@@ -63,11 +63,11 @@ def baseline_detections(
     synchronize(device)
     with stopwatch.measuring("post-processing"):
         found = baseline_postprocess(outputs, *canvas, EVALUATION_SCORE_THRESHOLD)
-        return [in_picture(*pair) for pair in zip(found, letterboxes)]
+        return [detections_to_image(*pair) for pair in zip(found, letterboxes)]
 
 
 def baseline_evaluation(network: nn.Module, dataset: CocoDataset, stopwatch: Stopwatch) -> list[dict]:
-    """`detect_dataset`, one picture at a time, without workers: the reference's way."""
+    """`detect_dataset`, one image at a time, without workers: the reference's way."""
     results = []
     for image_id in dataset.image_ids:
         picture = dataset.picture(image_id)

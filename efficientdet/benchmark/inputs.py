@@ -1,4 +1,4 @@
-"""Random pictures, weights, outputs and targets that take as much work as real ones. The same each time."""
+"""Random images, weights, outputs and targets that take as much work as real ones. The same each time."""
 
 import math
 
@@ -13,27 +13,27 @@ from efficientdet.model.network import EfficientDet
 from efficientdet.project import Project
 from efficientdet.structures import Outputs, Targets
 
-PICTURE = (480, 640)  # height and width, pixels
-CANDIDATES = 1000  # anchors of a picture that random weights let pass the threshold of evaluation
+IMAGE = (480, 640)  # height and width, pixels
+CANDIDATES = 1000  # anchors of an image that random weights let pass the threshold of evaluation
 NUM_CLASSES = 90
-OBJECTS = 8  # per picture
+OBJECTS = 8  # per image
 
 
 @torch.inference_mode()
 def realistic_weights(compound_coef: int, side: int, project: Project, device: torch.device) -> dict[str, Tensor]:
-    """Random weights of a network that finds CANDIDATES anchors in `random_picture()`, on the CPU.
+    """Random weights of a network that finds CANDIDATES anchors in `random_image()`, on the CPU.
 
     Fresh weights would let the activations vanish from layer to layer. Here the batch norms keep them in scale.
     """
     torch.manual_seed(0)
     network = EfficientDet(compound_coef, project.num_classes, project.anchor_ratios, project.anchor_scales)
-    picture = random_picture()
+    picture = random_image()
     pixels = Letterbox.fit(picture.shape[:2], (side, side)).image(picture, project.mean, project.std)
     image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2).to(device)
     network.to(device)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1.0  # of this very picture
+            module.momentum = 1.0  # of this very image
     network.train()(torch.cat((image, image.flip(-1))))  # two, since the top of a small pyramid is a single cell
     logits = network.eval()(image).class_logits[0].amax(dim=-1)
     least = logits.sort(descending=True).values[CANDIDATES]
@@ -42,10 +42,10 @@ def realistic_weights(compound_coef: int, side: int, project: Project, device: t
     return {key: tensor.cpu() for key, tensor in network.state_dict().items()}
 
 
-def random_picture() -> np.ndarray:
-    """A picture (H, W, 3) uint8 RGB of smooth noise, the same each time."""
-    coarse = np.random.default_rng(0).integers(0, 256, (PICTURE[0] // 40, PICTURE[1] // 40, 3), np.uint8)
-    return cv2.resize(coarse, PICTURE[::-1], interpolation=cv2.INTER_CUBIC)
+def random_image() -> np.ndarray:
+    """An image (H, W, 3) uint8 RGB of smooth noise, the same each time."""
+    coarse = np.random.default_rng(0).integers(0, 256, (IMAGE[0] // 40, IMAGE[1] // 40, 3), np.uint8)
+    return cv2.resize(coarse, IMAGE[::-1], interpolation=cv2.INTER_CUBIC)
 
 
 def random_outputs(

@@ -14,7 +14,7 @@ from efficientdet.project import Project
 from utils.errors import InputError
 
 PEERS = ("effdet", "torchvision")
-# What each makes of a picture of 640 x 480 pixels by itself: (height, width) of its input.
+# What each makes of an image of 640 x 480 pixels by itself: (height, width) of its input.
 TORCHVISION_MODELS = {
     "retinanet_resnet50_fpn_v2": (800, 1066),
     "ssdlite320_mobilenet_v3_large": (320, 320),
@@ -43,7 +43,7 @@ def effdet_network(compound_coef: int, side: int, device: torch.device, bench_ta
 
 @torch.inference_mode()
 def effdet_detections(model: nn.Module, pictures: Sequence[np.ndarray], side: int, project: Project) -> Tensor:
-    """Pictures (H, W, 3) uint8 RGB -> (N, 100, 6): x1, y1, x2, y2 in their pixels, score, class."""
+    """Images (H, W, 3) uint8 RGB -> (N, 100, 6): x1, y1, x2, y2 in their pixels, score, class."""
     device = next(model.parameters()).device
     letterboxes = [Letterbox.fit(picture.shape[:2], (side, side)) for picture in pictures]
     pixels = [box.image(picture, project.mean, project.std) for picture, box in zip(pictures, letterboxes)]
@@ -55,7 +55,7 @@ def effdet_detections(model: nn.Module, pictures: Sequence[np.ndarray], side: in
 
 
 def torchvision_detector(name: str, device: torch.device) -> Callable[[Sequence[np.ndarray]], object]:
-    """Pictures (H, W, 3) uint8 RGB -> their detections, by one of TORCHVISION_MODELS."""
+    """Images (H, W, 3) uint8 RGB -> their detections, by one of TORCHVISION_MODELS."""
     from torchvision.models import detection
 
     model = getattr(detection, name)(weights=None, weights_backbone=None).eval().to(device)

@@ -16,14 +16,14 @@ from efficientdet.benchmark.peers import TORCHVISION_MODELS
 from efficientdet.benchmark.workloads import KINDS, Contender, forward_flops
 from efficientdet.config import CONFIGS
 from efficientdet.runtime.modes import MODES
-from utils.files import written_whole
+from utils.files import atomic_write
 from utils.measuring import Measured
 
 MIB = 2**20
 REFERENCE_TITLE = (
     "the reference's table: FPS one by one with post-processing, extreme FPS of the network in batches of 32"
 )
-# The table of "Yet Another EfficientDet Pytorch": pictures per second one by one with post-processing ("FPS"), and in
+# The table of "Yet Another EfficientDet Pytorch": images per second one by one with post-processing ("FPS"), and in
 # batches of 32 by the network alone ("extreme FPS"); MB of GPU memory.
 REFERENCE_MACHINE = "reference, RTX 2080 Ti, April 2020"
 REFERENCE = {
@@ -57,7 +57,7 @@ post  share of the time from the network's outputs to the detections (compiled, 
 first  seconds of the first pass, compiling and recording included
 peak  memory of the first pass beyond what was held before it (by the process; on a GPU, by its tensors there)
 limit  the speed at which the machine multiplies large matrices in this precision
-FPS  from the decoded picture on; the reference's, from the network's input on
+FPS  from the decoded image on; the reference's, from the network's input on
 memory  at the peak of FPS, all that was held (by the process; on a GPU, by its tensors there)
 train  three times the operations of forward"""
 
@@ -240,7 +240,7 @@ def as_markdown(table: Sequence[Sequence[str]]) -> str:
 def write_json(path: Path, results: Results) -> None:
     """Everything that is known, for other programs."""
     content = {**results.head(), "matmul_flops_per_second": results.matmul_speeds, "rows": results.rows()}
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
@@ -253,5 +253,5 @@ def write_markdown(path: Path, results: Results) -> None:
     parts = ["\n".join(f"- {name}: `{text}`" for name, text in results.head().items())]
     parts += [f"### {name}\n\n{as_markdown(table)}" for name, table in tables.items()]
     parts.append("\n".join(f"- {line}" for line in LEGEND.splitlines()))
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")

@@ -21,7 +21,7 @@ from efficientdet.benchmark.baselines import (
     baseline_prepare,
     baseline_step,
 )
-from efficientdet.benchmark.inputs import NUM_CLASSES, random_outputs, random_picture, random_targets
+from efficientdet.benchmark.inputs import NUM_CLASSES, random_image, random_outputs, random_targets
 from efficientdet.benchmark.peers import TORCHVISION_MODELS, effdet_detections, effdet_network, torchvision_detector
 from efficientdet.checkpoints.find import is_exported
 from efficientdet.checkpoints.loading import load_weights
@@ -46,7 +46,7 @@ from utils.measuring import Workload, synchronize
 from utils.stopwatch import Stopwatch
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-PREPARED = 40  # pictures
+PREPARED = 40  # images
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,8 @@ def forward(contender: Contender, material: Material) -> Workload:
 
 
 def end_to_end(contender: Contender, material: Material) -> Workload:
-    """Decoded pictures -> detections on the CPU, in the pictures' pixels."""
-    pictures = [random_picture()] * contender.batch_size
+    """Decoded images -> detections on the CPU, in the images' pixels."""
+    pictures = [random_image()] * contender.batch_size
     stopwatch = Stopwatch()
     if contender.name == "effdet":
         model = effdet_network(contender.compound_coef, contender.side, material.device, "predict")
@@ -142,7 +142,7 @@ def end_to_end(contender: Contender, material: Material) -> Workload:
 def detections_of_ours(
     contender: Contender, material: Material, stopwatch: Stopwatch
 ) -> Callable[[Sequence[np.ndarray]], list[Detections]]:
-    """Pictures -> detections by a mode of `fast_path`; the time of post-processing goes to `stopwatch`."""
+    """Images -> detections by a mode of `fast_path`; the time of post-processing goes to `stopwatch`."""
     canvas = (contender.side, contender.side)
     if contender.name == "plain":
         plain = plain_network(contender, material)
@@ -223,7 +223,7 @@ def postprocessing(contender: Contender, material: Material) -> Workload:
 
 
 def prepare(contender: Contender, material: Material) -> Workload:
-    """Decoded pictures of the validation set -> the network's input, on the CPU."""
+    """Decoded images of the validation set -> the network's input, on the CPU."""
     dataset = validation_set(contender, material)
     project = material.project
     pictures = [dataset.picture(image_id) for image_id in dataset.image_ids[:PREPARED]]

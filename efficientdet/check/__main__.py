@@ -1,4 +1,4 @@
-"""Check a project's data before training on it: every annotation, every picture, and both sets against each other.
+"""Check a project's data before training on it: every annotation, every image, and both sets against each other.
 
   python -m efficientdet.check -p my_project                  at the input's size of D0, or of the project
   python -m efficientdet.check -p my_project -c 2 --anchors   at D2's; proposes anchors that suit the boxes
@@ -17,16 +17,16 @@ import numpy as np
 
 from efficientdet.check.anchors import anchor_report
 from efficientdet.check.images import (
-    PictureScan,
-    equal_pictures,
-    picture_findings,
-    repeated_pictures,
-    scan_pictures,
+    ImageScan,
+    equal_images,
+    image_findings,
+    repeated_images,
+    scan_images,
     with_scanned_sizes,
 )
 from efficientdet.check.objects import Objects, objects_on_canvas
 from efficientdet.check.report import class_table, headline, size_table
-from efficientdet.check.rules import empty_images, overlap_findings, quick_findings, shared_names, unlisted_pictures
+from efficientdet.check.rules import empty_images, overlap_findings, quick_findings, shared_names, unlisted_images
 from efficientdet.config import model_config
 from efficientdet.data.annotations import AnnotatedSet, read_set
 from efficientdet.data.dataset import CocoDataset, SampleKey
@@ -64,7 +64,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     add("--show", type=positive_int, metavar="N", help="draw N random training samples and their boxes on one sheet")
     add("--output", type=Path, default=Path("test"), help="folder of the sheet (default: test/)")
     add("--recipe", choices=tuple(RECIPES), default="reference", help="whose augmentation to show (default: reference)")
-    add("--min_scale", type=non_negative_float, help="... with pictures scaled from here (default: the recipe's)")
+    add("--min_scale", type=non_negative_float, help="... with images scaled from here (default: the recipe's)")
     add("--max_scale", type=non_negative_float, help="... to here (default: the recipe's)")
     add("--seed", type=non_negative_int, default=0, help="of the samples shown, and of their augmentation (default: 0)")
     return parser.parse_args(args)
@@ -79,7 +79,7 @@ def main(args: argparse.Namespace) -> int:
     folder = args.data_path / project.name
     names = dict.fromkeys((project.train_set, project.val_set))
     sets = [read_set(folder, name, project, args.max_images) for name in names]
-    scans = [scan_pictures(annotated, args.num_workers) for annotated in sets]
+    scans = [scan_images(annotated, args.num_workers) for annotated in sets]
 
     findings: list[Finding] = []
     objects: dict[str, Objects] = {}
@@ -91,15 +91,15 @@ def main(args: argparse.Namespace) -> int:
             for line in (*class_table(annotated, found), *size_table(found)):
                 print(f"  {line}")
         findings += annotated.findings
-        findings += picture_findings(annotated, scanned)
-        findings += repeated_pictures(annotated, scanned)
+        findings += image_findings(annotated, scanned)
+        findings += repeated_images(annotated, scanned)
         findings += quick_findings(sized, found)
         findings += empty_images(annotated)
-    pairs = equal_pictures(scans[0], scans[-1])
+    pairs = equal_images(scans[0], scans[-1])
     findings += overlap_findings(sets[0], sets[-1], pairs)
     if len(sets) > 1:
         findings += shared_names(sets[0], sets[-1], pairs)
-    findings += unlisted_pictures(sets)
+    findings += unlisted_images(sets)
 
     if args.anchors:
         print(*anchor_report(objects, project, config), sep="\n")
@@ -109,22 +109,22 @@ def main(args: argparse.Namespace) -> int:
         print(*in_full(group, None if args.all else CASES), sep="\n")
     errors = sum(finding.level == "error" for finding in findings)
     print(
-        f"{errors:,} errors, {len(findings) - errors:,} warnings in {sum(map(len, scans)):,} pictures"
+        f"{errors:,} errors, {len(findings) - errors:,} warnings in {sum(map(len, scans)):,} images"
         + (": correct the errors before you train" if errors else "")
     )
     return 1 if errors else 0
 
 
 def show_samples(
-    args: argparse.Namespace, train: AnnotatedSet, scans: Sequence[PictureScan | None], canvas: tuple[int, int]
+    args: argparse.Namespace, train: AnnotatedSet, scans: Sequence[ImageScan | None], canvas: tuple[int, int]
 ) -> str:
     """Draw random samples on a sheet, just as training gets them. Returns what to tell of it."""
     if train.findings:
         return f"no samples are shown: training does not take {train.annotation_file} before its errors are corrected"
-    faulty = {finding.file for finding in picture_findings(train, scans) if finding.level == "error"}
+    faulty = {finding.file for finding in image_findings(train, scans) if finding.level == "error"}
     usable = [index for index in range(len(scans)) if train.picture(index) not in faulty]
     if not usable:
-        return f"no samples are shown: no picture in {train.pictures} can be used"
+        return f"no samples are shown: no image in {train.pictures} can be used"
     recipe, project = RECIPES[args.recipe], train.project
     least = recipe.min_scale if args.min_scale is None else args.min_scale
     most = recipe.max_scale if args.max_scale is None else args.max_scale

@@ -1,4 +1,4 @@
-"""Every picture of a set, decoded: those that cannot be, those of another size than annotated, those that are equal."""
+"""Every image of a set, decoded: those that cannot be, those of another size than annotated, those that are equal."""
 
 import contextlib
 import hashlib
@@ -17,8 +17,8 @@ from utils.errors import InputError
 from utils.images import read_image
 
 
-class PictureScan(NamedTuple):
-    """What decoding has shown of a picture."""
+class ImageScan(NamedTuple):
+    """What decoding has shown of an image."""
 
     size: tuple[int, int] = (0, 0)  # (height, width) as a person sees it; 0 when it cannot be decoded
     turned: bool = False  # its annotated size is that of the stored pixels, which the EXIF orientation turns
@@ -26,12 +26,12 @@ class PictureScan(NamedTuple):
     error: str = ""
 
 
-def scan_picture(path: Path, annotated_size: tuple[int, int]) -> PictureScan:
-    """Decode a picture. `annotated_size` is the (height, width) that it should have, (0, 0) when any will do."""
+def scan_image(path: Path, annotated_size: tuple[int, int]) -> ImageScan:
+    """Decode an image. `annotated_size` is the (height, width) that it should have, (0, 0) when any will do."""
     try:
         image = read_image(path)
     except InputError as error:
-        return PictureScan(error=str(error))
+        return ImageScan(error=str(error))
     size = image.shape[:2]
     digest = hashlib.blake2b(image.data, digest_size=16, key=str(size).encode()).digest()
     turned = False
@@ -39,18 +39,18 @@ def scan_picture(path: Path, annotated_size: tuple[int, int]) -> PictureScan:
         with contextlib.suppress(InputError):  # it is not: the size is that of neither way round
             read_image(path, annotated_size)
             turned = True
-    return PictureScan(size, turned, digest)
+    return ImageScan(size, turned, digest)
 
 
-def scan_pictures(annotated: AnnotatedSet, num_threads: int) -> list[PictureScan | None]:
-    """`scan_picture` for every image of the set; None where the picture is missing.
+def scan_images(annotated: AnnotatedSet, num_threads: int) -> list[ImageScan | None]:
+    """`scan_image` for every image of the set; None where the image is missing.
 
     Threads suffice: decoding and hashing do not hold the interpreter.
     """
 
-    def scan(index: int) -> PictureScan | None:
+    def scan(index: int) -> ImageScan | None:
         if annotated.present[index]:
-            return scan_picture(annotated.picture(index), tuple(annotated.sizes[index].tolist()))
+            return scan_image(annotated.picture(index), tuple(annotated.sizes[index].tolist()))
         return None
 
     return thread_map(
@@ -63,15 +63,15 @@ def scan_pictures(annotated: AnnotatedSet, num_threads: int) -> list[PictureScan
     )
 
 
-def with_scanned_sizes(annotated: AnnotatedSet, scans: Sequence[PictureScan | None]) -> AnnotatedSet:
-    """The set with the pictures' own sizes where the annotation file tells none."""
+def with_scanned_sizes(annotated: AnnotatedSet, scans: Sequence[ImageScan | None]) -> AnnotatedSet:
+    """The set with the images' own sizes where the annotation file tells none."""
     scanned = np.array([scan.size if scan else (0, 0) for scan in scans], np.int64).reshape(-1, 2)
     told = (annotated.sizes > 0).all(axis=1, keepdims=True)
     return replace(annotated, sizes=np.where(told, annotated.sizes, scanned))
 
 
-def picture_findings(annotated: AnnotatedSet, scans: Sequence[PictureScan | None]) -> Iterator[Finding]:
-    """Pictures that cannot be used, or may not be what their annotations were drawn on.
+def image_findings(annotated: AnnotatedSet, scans: Sequence[ImageScan | None]) -> Iterator[Finding]:
+    """Images that cannot be used, or may not be what their annotations were drawn on.
 
     Args:
         annotated: as it was read: with the sizes of the annotation file alone.
@@ -82,11 +82,11 @@ def picture_findings(annotated: AnnotatedSet, scans: Sequence[PictureScan | None
             continue
         if scan.error:
             message, _, advice = scan.error.removeprefix(f"{annotated.picture(index)} ").partition(": ")
-            yield on_image("error", "pictures that cannot be read", annotated, index, message, advice)
+            yield on_image("error", "images that cannot be read", annotated, index, message, advice)
         elif scan.turned:
             yield on_image(
                 "warning",
-                "pictures whose annotated size is that before their EXIF rotation",
+                "images whose annotated size is that before their EXIF rotation",
                 annotated,
                 index,
                 f"is {_described(scan.size)} pixels as viewers show it, {_described(size)} as stored and annotated",
@@ -95,23 +95,23 @@ def picture_findings(annotated: AnnotatedSet, scans: Sequence[PictureScan | None
         elif all(size) and size != scan.size:
             yield on_image(
                 "error",
-                "pictures of another size than annotated",
+                "images of another size than annotated",
                 annotated,
                 index,
                 f"is {_described(scan.size)} pixels, but annotated as {_described(size)}",
-                "the boxes would not fit; correct the entry, or put the picture back that was annotated",
+                "the boxes would not fit; correct the entry, or put the image back that was annotated",
             )
 
 
-def repeated_pictures(annotated: AnnotatedSet, scans: Sequence[PictureScan | None]) -> Iterator[Finding]:
-    """Pictures that the set has twice."""
+def repeated_images(annotated: AnnotatedSet, scans: Sequence[ImageScan | None]) -> Iterator[Finding]:
+    """Images that the set has twice."""
     first: dict[bytes, int] = {}
     for index, scan in enumerate(scans):
         if scan and scan.digest and first.setdefault(scan.digest, index) != index:
             earlier = first[scan.digest]
             yield on_image(
                 "warning",
-                "pictures that are there twice",
+                "images that are there twice",
                 annotated,
                 index,
                 f"has the pixels of image {annotated.images[earlier]['id']!r} ({annotated.picture(earlier).name})",
@@ -119,10 +119,10 @@ def repeated_pictures(annotated: AnnotatedSet, scans: Sequence[PictureScan | Non
             )
 
 
-def equal_pictures(
-    train_scans: Sequence[PictureScan | None], val_scans: Sequence[PictureScan | None]
+def equal_images(
+    train_scans: Sequence[ImageScan | None], val_scans: Sequence[ImageScan | None]
 ) -> list[tuple[int, int]]:
-    """Pairs of positions in the two sets whose pictures have the same pixels."""
+    """Pairs of positions in the two sets whose images have the same pixels."""
     index_of = {scan.digest: index for index, scan in enumerate(train_scans) if scan and scan.digest}
     return [(index_of[scan.digest], index) for index, scan in enumerate(val_scans) if scan and scan.digest in index_of]
 

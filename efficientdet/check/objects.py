@@ -53,7 +53,7 @@ def best_anchor_iou(
 
 @dataclass(frozen=True)
 class Objects:
-    """What there is to learn in a set's pictures, as the network's input shows it. Without pictures of unknown size."""
+    """What there is to learn in a set's images, as the network's input shows it. Without images of unknown size."""
 
     canvas: tuple[int, int]  # (height, width) of the input
     rows: np.ndarray  # (K,) of the set's boxes

@@ -21,7 +21,7 @@ def report_before_training(train_set: CocoDataset, val_set: CocoDataset, config:
     lines = [data_report(train_set, config), data_report(val_set, config)]
     lines += _warnings(overlap_findings(train, val, equal_files(train, val)))
     if any("warning: " in line for line in lines):
-        lines.append(f"python -m efficientdet.check -p {train.project.path} tells more, and looks at the pictures, too")
+        lines.append(f"python -m efficientdet.check -p {train.project.path} tells more, and looks at the images, too")
     return "\n".join(lines)
 
 

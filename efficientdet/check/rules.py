@@ -11,9 +11,9 @@ from efficientdet.data.annotations import AnnotatedSet
 from efficientdet.data.findings import Finding, Level
 from efficientdet.data.transforms import MIN_BOX_SIDE
 from efficientdet.model.loss import POSITIVE_IOU
-from utils.images import PICTURE_SUFFIXES
+from utils.images import IMAGE_SUFFIXES
 
-OUTSIDE_TOLERANCE = 1  # pixels by which a box may reach out of its picture: annotators round, some count from 1
+OUTSIDE_TOLERANCE = 1  # pixels by which a box may reach out of its image: annotators round, some count from 1
 
 
 SMALL_SIDE = 4  # pixels of the network's input; half a cell of the finest pyramid level
@@ -32,14 +32,14 @@ def quick_findings(annotated: AnnotatedSet, objects: Objects) -> Iterator[Findin
 
 
 def box_findings(annotated: AnnotatedSet) -> Iterator[Finding]:
-    """Boxes that are none, and boxes outside of their pictures."""
+    """Boxes that are none, and boxes outside of their images."""
     boxes = annotated.boxes
     x, y, width, height = boxes.xywh.T
-    picture_height, picture_width = annotated.sizes[boxes.images].T
+    image_height, image_width = annotated.sizes[boxes.images].T
     least = np.minimum(width, height)
-    sized = (picture_height > 0) & (picture_width > 0) & (least >= MIN_BOX_SIDE)
-    beyond = np.max((-x, -y, x + width - picture_width, y + height - picture_height), axis=0)
-    outside = (x >= picture_width) | (y >= picture_height) | (x + width <= 0) | (y + height <= 0)
+    sized = (image_height > 0) & (image_width > 0) & (least >= MIN_BOX_SIDE)
+    beyond = np.max((-x, -y, x + width - image_width, y + height - image_height), axis=0)
+    outside = (x >= image_width) | (y >= image_height) | (x + width <= 0) | (y + height <= 0)
     rules: Sequence[tuple[Level, str, np.ndarray, str]] = (
         (
             "error",
@@ -51,17 +51,17 @@ def box_findings(annotated: AnnotatedSet) -> Iterator[Finding]:
             "warning",
             "boxes narrower or lower than a pixel",
             (least >= 0) & (least < MIN_BOX_SIDE),
-            "training leaves it out; remove it, or write it in pixels if it is in parts of the picture",
+            "training leaves it out; remove it, or write it in pixels if it is in parts of the image",
         ),
         (
             "error",
-            "boxes outside of their pictures",
+            "boxes outside of their images",
             sized & outside,
-            "it must be [x, y, width, height] in pixels of the picture; correct or remove it",
+            "it must be [x, y, width, height] in pixels of the image; correct or remove it",
         ),
         (
             "warning",
-            "boxes that reach out of their pictures",
+            "boxes that reach out of their images",
             sized & ~outside & (beyond > OUTSIDE_TOLERANCE),
             "detections end at the border, so cut it there; "
             "if there are many, make sure that they are [x, y, width, height], not two corners",
@@ -70,7 +70,7 @@ def box_findings(annotated: AnnotatedSet) -> Iterator[Finding]:
     for level, kind, faulty, advice in rules:
         for row in np.flatnonzero(faulty).tolist():
             bbox = ", ".join(f"{value:g}" for value in boxes.xywh[row])
-            size = f" in {picture_width[row]} x {picture_height[row]} pixels" if sized[row] else ""
+            size = f" in {image_width[row]} x {image_height[row]} pixels" if sized[row] else ""
             yield _on_box(level, kind, annotated, row, f"has the bbox [{bbox}]{size}", advice)
 
 
@@ -113,7 +113,7 @@ def class_findings(annotated: AnnotatedSet) -> Iterator[Finding]:
                 annotated.annotation_file,
                 "",
                 f"has no box of {name!r}",
-                "what is not shown is not learnt, nor measured; add pictures of it",
+                "what is not shown is not learnt, nor measured; add images of it",
             )
 
 
@@ -134,7 +134,7 @@ def small_objects(annotated: AnnotatedSet, objects: Objects) -> Iterator[Finding
             annotated,
             row,
             f"is {sides[0]:.1f} x {sides[1]:.1f} pixels at {width} x {height}",
-            "it is hardly learnt, and costs average precision; take a larger --image_size, or cut the pictures up",
+            "it is hardly learnt, and costs average precision; take a larger --image_size, or cut the images up",
         )
 
 
@@ -171,8 +171,8 @@ def empty_images(annotated: AnnotatedSet) -> Iterator[Finding]:
             )
 
 
-def unlisted_pictures(sets: Sequence[AnnotatedSet]) -> Iterator[Finding]:
-    """Pictures that no annotation file of the sets lists, though they lie in a set's folder."""
+def unlisted_images(sets: Sequence[AnnotatedSet]) -> Iterator[Finding]:
+    """Images that no annotation file of the sets lists, though they lie in a set's folder."""
     folders = {annotated.pictures.resolve(): annotated.pictures for annotated in sets}
     for real_folder, folder in folders.items():
         listed = {
@@ -185,21 +185,21 @@ def unlisted_pictures(sets: Sequence[AnnotatedSet]) -> Iterator[Finding]:
             os.path.relpath(os.path.join(root, name), folder)
             for root, _, names in os.walk(folder)
             for name in names
-            if os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
+            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
         }
         for name in sorted(present - listed):
             yield Finding(
                 "warning",
-                "pictures that no annotation file lists",
+                "images that no annotation file lists",
                 folder / name,
                 "",
                 "is in no annotation file",
-                "it is not used; add its entry (without boxes if nothing is in it), or remove the picture",
+                "it is not used; add its entry (without boxes if nothing is in it), or remove the image",
             )
 
 
 def equal_files(train: AnnotatedSet, val: AnnotatedSet) -> list[tuple[int, int]]:
-    """Pairs of images, one of each set, whose pictures have the same file name and the same bytes."""
+    """Pairs of images, one of each set, whose images have the same file name and the same bytes."""
     index_of = {image["file_name"]: index for index, image in enumerate(train.images) if train.present[index]}
     pairs = [
         (index_of[image["file_name"]], index)
@@ -210,9 +210,9 @@ def equal_files(train: AnnotatedSet, val: AnnotatedSet) -> list[tuple[int, int]]
 
 
 def overlap_findings(
-    train: AnnotatedSet, val: AnnotatedSet, equal_pictures: Sequence[tuple[int, int]]
+    train: AnnotatedSet, val: AnnotatedSet, equal_images: Sequence[tuple[int, int]]
 ) -> Iterator[Finding]:
-    """Pictures to validate on that are trained on, too. `equal_pictures` are their positions in the two sets."""
+    """Images to validate on that are trained on, too. `equal_images` are their positions in the two sets."""
     if train.annotation_file == val.annotation_file:
         yield Finding(
             "warning",
@@ -220,35 +220,33 @@ def overlap_findings(
             train.project.path,
             "",
             f"has {train.name!r} as train_set and as val_set",
-            "what is measured on it says nothing about new pictures",
+            "what is measured on it says nothing about new images",
         )
         return
-    for train_index, val_index in equal_pictures:
+    for train_index, val_index in equal_images:
         yield on_image(
             "error",
-            "pictures that are trained on and validated on",
+            "images that are trained on and validated on",
             val,
             val_index,
-            f"is the same picture as {train.picture(train_index)}",
-            "what is measured on it says nothing about new pictures; take it out of one of the sets",
+            f"is the same image as {train.picture(train_index)}",
+            "what is measured on it says nothing about new images; take it out of one of the sets",
         )
 
 
-def shared_names(
-    train: AnnotatedSet, val: AnnotatedSet, equal_pictures: Sequence[tuple[int, int]]
-) -> Iterator[Finding]:
-    """Pictures to validate on that have the file name of another picture to train on."""
-    equal = {val_index for _, val_index in equal_pictures}
+def shared_names(train: AnnotatedSet, val: AnnotatedSet, equal_images: Sequence[tuple[int, int]]) -> Iterator[Finding]:
+    """Images to validate on that have the file name of another image to train on."""
+    equal = {val_index for _, val_index in equal_images}
     names = {image["file_name"] for image in train.images}
     for index, image in enumerate(val.images):
         if image["file_name"] in names and index not in equal:
             yield on_image(
                 "warning",
-                "file names that both sets have, for different pictures",
+                "file names that both sets have, for different images",
                 val,
                 index,
-                f"has the name of another picture in {train.pictures}",
-                "harmless while the folders stay apart; make sure that it is no other version of the same picture",
+                f"has the name of another image in {train.pictures}",
+                "harmless while the folders stay apart; make sure that it is no other version of the same image",
             )
 
 

@@ -1,13 +1,13 @@
 """Make a project of data that is labelled in Pascal VOC's XML files, YOLO's text files, or CSV tables.
 
   python -m efficientdet.convert VOCdevkit/VOC2007 -p voc         # Annotations/*.xml, JPEGImages/, ImageSets/Main/
-  python -m efficientdet.convert exported/ -p birds               # any folder of pictures and XML files
+  python -m efficientdet.convert exported/ -p birds               # any folder of images and XML files
   python -m efficientdet.convert exported/data.yaml -p birds      # YOLO; a folder with images/ and labels/ does, too
   python -m efficientdet.convert boxes.csv -p birds --images photos
 
 It writes datasets/birds/{train,val}/, datasets/birds/annotations/instances_{train,val}.json in COCO's format, and
 projects/birds.yml. The division into train, val and test is the data's own; without a val, --val_fraction of the
-pictures for training are taken for it. Every picture is opened, and everything is checked, before anything is written.
+images for training are taken for it. Every image is opened, and everything is checked, before anything is written.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from efficientdet.convert.csv_table import read_csv
-from efficientdet.convert.labels import Fault, LabelledPicture, Labels, check_pictures, files_below, read_class_names
+from efficientdet.convert.labels import Fault, LabelledImage, Labels, check_images, files_below, read_class_names
 from efficientdet.convert.voc import DIFFICULT, read_voc
 from efficientdet.convert.writing import divide, link, summary, write_project
 from efficientdet.convert.yolo import NAMES_FILES, read_yolo
@@ -55,7 +55,7 @@ def guess_format(source: Path) -> str:
 def read_labels(args: argparse.Namespace) -> Labels:
     """The labels of all sources together; what was decided on the way is printed."""
     class_names = read_class_names(args.classes) if args.classes else None
-    pictures: list[LabelledPicture] = []
+    pictures: list[LabelledImage] = []
     named: dict[str, None] = dict.fromkeys(class_names or [])  # an ordered set
     for source in args.sources:
         label_format = args.format or guess_format(source)
@@ -98,7 +98,7 @@ def parse_args() -> argparse.Namespace:
     add("sources", nargs="+", type=Path, metavar="SOURCE", help="folders, data.yaml or CSV files; several become one")
     add("-p", "--project", required=True, metavar="NAME", help="name of the project to make")
     add("--format", choices=FORMATS, help="of the labels (default: what the files look like; it says so)")
-    add("--images", type=Path, metavar="FOLDER", help="where the pictures are, when not with the labels (VOC, CSV)")
+    add("--images", type=Path, metavar="FOLDER", help="where the images are, when not with the labels (VOC, CSV)")
     add(
         "--classes",
         type=Path,
@@ -106,12 +106,10 @@ def parse_args() -> argparse.Namespace:
         help="class names, one a line: their order, and no others are taken (default: YOLO's own, else alphabetical)",
     )
     add("--val_fraction", type=fraction, default=0.1, help="for validation, if the data has no val (default: 0.1)")
-    add("--seed", type=non_negative_int, default=0, help="another seed takes other pictures for it (default: 0)")
-    add("--link", action="store_true", help="link the pictures instead of copying them, which saves the space")
-    add("--clip", action="store_true", help="cut boxes that reach beyond their picture; else these are faults")
-    add(
-        "--skip_faulty", action="store_true", help="list pictures with a fault, and leave them out with all their boxes"
-    )
+    add("--seed", type=non_negative_int, default=0, help="another seed takes other images for it (default: 0)")
+    add("--link", action="store_true", help="link the images instead of copying them, which saves the space")
+    add("--clip", action="store_true", help="cut boxes that reach beyond their image; else these are faults")
+    add("--skip_faulty", action="store_true", help="list images with a fault, and leave them out with all their boxes")
     add(
         "--zero_based",
         action="store_true",
@@ -136,18 +134,18 @@ def main(args: argparse.Namespace) -> None:
             raise InputError(f"{path} exists already: move or remove it, or choose another name with -p")
 
     labels = read_labels(args)
-    pictures = check_pictures(labels, args.clip, default_workers())
+    pictures = check_images(labels, args.clip, default_workers())
     faults = [fault for picture in pictures for fault in picture.faults]
     if faults:
         tell_faults(faults)
-        faulty_paths = {picture.path for picture in pictures if picture.faults}  # a picture may have labels in two sets
+        faulty_paths = {picture.path for picture in pictures if picture.faults}  # an image may have labels in two sets
         whole = [picture for picture in pictures if picture.path not in faulty_paths]
-        faulty = f"{len(faults)} faults in {len(pictures) - len(whole)} of {len(pictures)} pictures"
+        faulty = f"{len(faults)} faults in {len(pictures) - len(whole)} of {len(pictures)} images"
         if not args.skip_faulty:
             raise InputError(
                 f"{faulty}, listed above: nothing was written; correct them, or pass --skip_faulty to leave these out"
             )
-        print(f"{faulty}: these pictures are left out (--skip_faulty)")
+        print(f"{faulty}: these images are left out (--skip_faulty)")
         pictures = whole
 
     class_names = labels.class_names or sorted({box.class_name for picture in pictures for box in picture.boxes})

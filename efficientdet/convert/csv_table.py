@@ -11,7 +11,7 @@ from efficientdet.convert.labels import (
     SET_NAMES,
     Fault,
     LabelledBox,
-    LabelledPicture,
+    LabelledImage,
     Labels,
     attempt,
     files_below,
@@ -30,10 +30,10 @@ COLUMNS = {
     "y2": ("ymax", "y_max", "y2", "bottom"),
     "x": ("x",),
     "y": ("y",),
-    "width": ("width", "w"),  # of the picture beside x1, y1, x2 and y2, else of the box
+    "width": ("width", "w"),  # of the image beside x1, y1, x2 and y2, else of the box
     "height": ("height", "h"),
-    "picture width": ("image_width", "img_width"),
-    "picture height": ("image_height", "img_height"),
+    "image width": ("image_width", "img_width"),
+    "image height": ("image_height", "img_height"),
     "set": ("split", "set", "subset"),
 }
 HEADERLESS = ("picture", "x1", "y1", "x2", "y2", "class")
@@ -44,18 +44,18 @@ def read_csv(source: Path, images: Path | None = None) -> Labels:
     """The labels of `source`: a CSV file, or all of those in a folder.
 
     A file has a header with names of `COLUMNS`, or is without one and has the columns `path,x1,y1,x2,y2,class`. A row
-    without a box and a class stands for a picture without objects. Coordinates are pixels from the picture's left and
+    without a box and a class stands for an image without objects. Coordinates are pixels from the image's left and
     upper edge. The set is in a column, or else in the name of the file or a folder.
 
     Args:
-        images: the folder that the pictures' paths begin in, when it is not that of the CSV file.
+        images: the folder that the images' paths begin in, when it is not that of the CSV file.
 
-    Raises InputError when a file is not such a table. What is wrong with a row is among its picture's faults.
+    Raises InputError when a file is not such a table. What is wrong with a row is among its image's faults.
     """
     files = files_below(source, {".csv"}) if source.is_dir() else [source]
     if not files:
         raise InputError(f"there are no CSV files in {source}: name the folder that holds them")
-    pictures: dict[tuple[str | None, Path | None], LabelledPicture] = {}
+    pictures: dict[tuple[str | None, Path | None], LabelledImage] = {}
     for file in files:
         words = re.split(r"[\W_]+", file.stem.lower())
         set_name = next((SET_NAMES[word] for word in words if word in SET_NAMES), None)
@@ -66,7 +66,7 @@ def read_csv(source: Path, images: Path | None = None) -> Labels:
     root = images or (source if source.is_dir() else source.parent)
     listed = {os.path.abspath(picture.path) for picture in pictures.values() if picture.path}
     unlisted = sum(os.path.abspath(path) not in listed for path in files_below(root))
-    notes = [f"{unlisted} pictures of {root} are in no row: they are left out"] if unlisted else []
+    notes = [f"{unlisted} images of {root} are in no row: they are left out"] if unlisted else []
     return Labels(list(pictures.values()), notes=notes)
 
 
@@ -102,7 +102,7 @@ def _columns(file: Path, first: list[str]) -> tuple[list[str], bool]:
             "nor a row path,x1,y1,x2,y2,class: name the CSV files that hold boxes, or add a header"
         )
     if set(CORNERS) <= set(columns):
-        columns = [f"picture {column}" if column in ("width", "height") else column for column in columns]
+        columns = [f"image {column}" if column in ("width", "height") else column for column in columns]
     elif not set(SIDES) <= set(columns):
         raise InputError(f"{file}, line 1: the header has neither xmin, ymin, xmax, ymax nor x, y, width, height")
     if "class" not in columns:
@@ -115,7 +115,7 @@ def _columns(file: Path, first: list[str]) -> tuple[list[str], bool]:
 
 
 def _add_row(
-    pictures: dict[tuple[str | None, Path | None], LabelledPicture],
+    pictures: dict[tuple[str | None, Path | None], LabelledImage],
     file: Path,
     line: int,
     columns: list[str],
@@ -129,9 +129,9 @@ def _add_row(
     path = Path(os.path.normpath(images / file_name)) if file_name else None
     own_set, size, box = attempt(faults, _read_row, file, line, columns, cells) or (None, None, None)
     key = (own_set or set_name, path)
-    picture = pictures.setdefault(key, LabelledPicture(path, file, line, key[0], size))
+    picture = pictures.setdefault(key, LabelledImage(path, file, line, key[0], size))
     if size and picture.size and size != picture.size:
-        faults.append(Fault(file, line, "a row with another size of the picture than its first row", file_name))
+        faults.append(Fault(file, line, "a row with another size of the image than its first row", file_name))
     picture.faults.extend(faults)
     if box:
         picture.boxes.append(box)
@@ -140,17 +140,17 @@ def _add_row(
 def _read_row(
     file: Path, line: int, columns: list[str], cells: list[str]
 ) -> tuple[str | None, tuple[int, int] | None, LabelledBox | None]:
-    """The set that the row names, the (height, width) of the picture, and the box, each None where it says nothing."""
+    """The set that the row names, the (height, width) of the image, and the box, each None where it says nothing."""
     row = dict(zip(columns, cells))
     if len(cells) < len(columns) or any(cells[len(columns) :]):
         problem = "a row with another number of columns than the first row"
         raise Fault(file, line, problem, f"{len(cells)} instead of {len(columns)}")
     if not row["picture"]:
-        raise Fault(file, line, "a row without the name of a picture")
+        raise Fault(file, line, "a row without the name of an image")
     set_name = row.get("set", "")
     if set_name and set_name.lower() not in SET_NAMES:
         raise Fault(file, line, "a set that is none of train, val and test", repr(set_name))
-    sides = [row[key] for key in ("picture height", "picture width") if row.get(key)]
+    sides = [row[key] for key in ("image height", "image width") if row.get(key)]
     height_width = [int(finite_number(text, file, line)) for text in sides]
     size = (height_width[0], height_width[1]) if len(height_width) == 2 and all(height_width) else None
     return SET_NAMES.get(set_name.lower()), size, _read_box(file, line, row)

@@ -1,4 +1,4 @@
-"""What label files of any format say: pictures with their boxes, and faults with file and line; and checking it."""
+"""What label files of any format say: images with their boxes, and faults with file and line; and checking it."""
 
 import math
 import os
@@ -10,9 +10,9 @@ from typing import TypeVar
 from tqdm.contrib.concurrent import thread_map
 
 from utils.errors import InputError
-from utils.images import PICTURE_SUFFIXES, read_image
+from utils.images import IMAGE_SUFFIXES, read_image
 
-ROUNDING = 1.0  # pixels that a box may reach beyond its picture; it is clipped
+ROUNDING = 1.0  # pixels that a box may reach beyond its image; it is clipped
 
 T = TypeVar("T")
 
@@ -22,12 +22,12 @@ SET_NAMES = {
     "val": "val", "valid": "val", "validation": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
-MISSING_PICTURE = "a picture that is not there (for VOC and CSV, --images names another folder)"
+MISSING_IMAGE = "an image that is not there (for VOC and CSV, --images names another folder)"
 
 
 @dataclass(eq=False)
 class Fault(Exception):
-    """Something that cannot be converted. Readers raise it where they meet it and collect it in the picture's list."""
+    """Something that cannot be converted. Readers raise it where they meet it and collect it in the image's list."""
 
     file: Path
     line: int | None
@@ -41,33 +41,33 @@ class Fault(Exception):
 
 @dataclass(frozen=True)
 class LabelledBox:
-    """One object. Pixels are counted from 0: the picture's corners are (0, 0) and (width, height)."""
+    """One object. Pixels are counted from 0: the image's corners are (0, 0) and (width, height)."""
 
     class_name: str
-    xyxy: tuple[float, float, float, float]  # pixels, or shares of the picture's sides
+    xyxy: tuple[float, float, float, float]  # pixels, or shares of the image's sides
     line: int
     is_crowd: bool = False  # neither trained on nor evaluated
 
 
 @dataclass(frozen=True)
-class LabelledPicture:
-    """One picture, as its label file describes it."""
+class LabelledImage:
+    """One image, as its label file describes it."""
 
-    path: Path | None  # None when the label file does not lead to a picture
+    path: Path | None  # None when the label file does not lead to an image
     file: Path  # where the label is
     line: int | None
     set_name: str | None = None  # "train", "val", "test"; None when the labels do not say
     size: tuple[int, int] | None = None  # (height, width); None when the labels do not say
     boxes: list[LabelledBox] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
-    normalised: bool = False  # whether boxes are shares of the picture's sides
+    normalised: bool = False  # whether boxes are shares of the image's sides
 
 
 @dataclass(frozen=True)
 class Labels:
     """All that the label files of a data set say."""
 
-    pictures: list[LabelledPicture]
+    pictures: list[LabelledImage]
     class_names: list[str] | None = None  # in the network's order; None when the labels do not say
     notes: list[str] = field(default_factory=list)  # sentences that the user should read
 
@@ -87,7 +87,7 @@ def set_named_in(path: Path, root: Path) -> str | None:
     return next((SET_NAMES[part.lower()] for part in parts if part.lower() in SET_NAMES), None)
 
 
-def files_below(folder: Path, suffixes: Collection[str] = PICTURE_SUFFIXES) -> list[Path]:
+def files_below(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> list[Path]:
     """All files in `folder` and the folders in it, links followed, whose suffix is one of these; nothing hidden."""
     found = []
     for parent, folders, names in os.walk(folder, followlinks=True):
@@ -132,49 +132,49 @@ def finite_number(text: str, file: Path, line: int) -> float:
     return value
 
 
-def check_pictures(labels: Labels, clip: bool, num_threads: int) -> list[LabelledPicture]:
-    """The pictures with their true sizes and boxes in pixels within these, and a fault for whatever does not fit.
+def check_images(labels: Labels, clip: bool, num_threads: int) -> list[LabelledImage]:
+    """The images with their true sizes and boxes in pixels within these, and a fault for whatever does not fit.
 
-    A picture's size is the one that its labels give, when it is that of the stored pixels, else that of the picture as
-    a person sees it. With `clip`, boxes that reach beyond their picture are cut, instead of being a fault.
+    An image's size is the one that its labels give, when it is that of the stored pixels, else that of the image as
+    a person sees it. With `clip`, boxes that reach beyond their image are cut, instead of being a fault.
     """
 
     def key(set_name: str | None, path: Path) -> tuple[str, str]:
         return set_name or "train", os.path.abspath(path)
 
-    first: dict[tuple[str, str], LabelledPicture] = {}
+    first: dict[tuple[str, str], LabelledImage] = {}
     for picture in labels.pictures:
         if picture.path:
             first.setdefault(key(picture.set_name, picture.path), picture)
 
-    def check(picture: LabelledPicture) -> LabelledPicture:
+    def check(picture: LabelledImage) -> LabelledImage:
         if picture.path is None:
             return picture
         first_alike = first[key(picture.set_name, picture.path)]
-        return _check_picture(picture, picture.path, first_alike, labels.class_names, clip)
+        return _check_image(picture, picture.path, first_alike, labels.class_names, clip)
 
     return thread_map(
-        check, labels.pictures, max_workers=num_threads, desc="checking the pictures", unit="img", dynamic_ncols=True
+        check, labels.pictures, max_workers=num_threads, desc="checking the images", unit="img", dynamic_ncols=True
     )
 
 
-def _check_picture(
-    picture: LabelledPicture, path: Path, first: LabelledPicture, class_names: list[str] | None, clip: bool
-) -> LabelledPicture:
-    """The picture at `path`, checked; `first` is the first of its set with the same path."""
+def _check_image(
+    picture: LabelledImage, path: Path, first: LabelledImage, class_names: list[str] | None, clip: bool
+) -> LabelledImage:
+    """The image at `path`, checked; `first` is the first of its set with the same path."""
     faults = list(picture.faults)
 
-    def with_fault(problem: str, detail: str) -> LabelledPicture:
+    def with_fault(problem: str, detail: str) -> LabelledImage:
         return replace(picture, faults=[*faults, Fault(picture.file, picture.line, problem, detail)])
 
     if first is not picture:
-        return with_fault("a picture that is labelled twice", f"{path} is also in {first.file}")
+        return with_fault("an image that is labelled twice", f"{path} is also in {first.file}")
     if not os.path.isfile(path):  # Path's own raises for names that are too long
-        return with_fault(MISSING_PICTURE, str(path))
+        return with_fault(MISSING_IMAGE, str(path))
     try:
         size = read_image(path, picture.size).shape[:2]
     except InputError as error:
-        return with_fault("a picture that cannot be used", str(error))
+        return with_fault("an image that cannot be used", str(error))
     scale = size if picture.normalised else (1, 1)
     boxes = [attempt(faults, _check_box, picture.file, box, scale, size, class_names, clip) for box in picture.boxes]
     return replace(picture, size=size, boxes=[box for box in boxes if box], faults=faults, normalised=False)
@@ -188,15 +188,15 @@ def _check_box(
     class_names: list[str] | None,
     clip: bool,
 ) -> LabelledBox:
-    """The box times the (vertical, horizontal) `scale`, clipped to the (height, width) `size` of its picture."""
+    """The box times the (vertical, horizontal) `scale`, clipped to the (height, width) `size` of its image."""
     if class_names is not None and box.class_name not in class_names:
         raise Fault(file, box.line, "a class that is not in the list of classes", repr(box.class_name))
     height, width = size
     x1, y1, x2, y2 = (value * side for value, side in zip(box.xyxy, scale[::-1] * 2))
     told = f"x1 y1 x2 y2 = {x1:g} {y1:g} {x2:g} {y2:g} in {width} x {height} pixels"
     if max(-x1, -y1, x2 - width, y2 - height) > ROUNDING and not clip:
-        raise Fault(file, box.line, "a box that reaches beyond its picture: correct it, or pass --clip", told)
+        raise Fault(file, box.line, "a box that reaches beyond its image: correct it, or pass --clip", told)
     x1, y1, x2, y2 = max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
     if x1 >= x2 or y1 >= y2:
-        raise Fault(file, box.line, "a box without width or height in its picture", told)
+        raise Fault(file, box.line, "a box without width or height in its image", told)
     return replace(box, xyxy=(x1, y1, x2, y2))

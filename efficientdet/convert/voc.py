@@ -1,4 +1,4 @@
-"""Pascal VOC: an XML file for each picture."""
+"""Pascal VOC: an XML file for each image."""
 
 import os
 from pathlib import Path, PureWindowsPath
@@ -8,10 +8,10 @@ from xml.parsers import expat
 from tqdm import tqdm
 
 from efficientdet.convert.labels import (
-    MISSING_PICTURE,
+    MISSING_IMAGE,
     Fault,
     LabelledBox,
-    LabelledPicture,
+    LabelledImage,
     Labels,
     attempt,
     files_below,
@@ -32,15 +32,15 @@ def read_voc(source: Path, images: Path | None = None, zero_based: bool = False,
     called train, val or test name the sets.
 
     Args:
-        images: the folder of the pictures, when it is not in `source`.
-        zero_based: coordinates are distances from the picture's left and upper edge, as in most other formats.
+        images: the folder of the images, when it is not in `source`.
+        zero_based: coordinates are distances from the image's left and upper edge, as in most other formats.
             Without it they are Pascal VOC's: numbers of pixels from 1 on, xmax and ymax being the last of the box.
         difficult: objects so marked are kept for evaluation to ignore, kept as any other, or dropped.
 
-    Raises InputError when there are no XML files. What is wrong with one of them is among its picture's faults.
+    Raises InputError when there are no XML files. What is wrong with one of them is among its image's faults.
     """
     own_layout = [source] if (source / "Annotations").is_dir() else [p.parent for p in source.glob("*/Annotations")]
-    pictures: list[LabelledPicture] = []
+    pictures: list[LabelledImage] = []
     notes: list[str] = []
     for root in sorted(own_layout) or [source]:
         xml_files = files_below(root, {".xml"})
@@ -60,12 +60,12 @@ def read_voc(source: Path, images: Path | None = None, zero_based: bool = False,
         for xml_file, set_name in tqdm(used, desc=f"reading {root.name}", unit="file", dynamic_ncols=True):
             pictures.append(_read_annotation(xml_file, set_name, by_name, zero_based, difficult))
         if unused := len(set(found) - {picture.path for picture in pictures}):
-            notes.append(f"{unused} pictures of {root} have no XML file in use: they are left out")
+            notes.append(f"{unused} images of {root} have no XML file in use: they are left out")
     return Labels(pictures, notes=notes)
 
 
 def _set_lists(root: Path) -> dict[Path, str | None]:
-    """The files that list a set's pictures -> the set; None for trainval, which counts only where it is not divided."""
+    """The files that list a set's images -> the set; None for trainval, which counts only where it is not divided."""
     folder = root / "ImageSets" / "Main"
     found: dict[Path, str | None] = {
         folder / f"{name}.txt": name for name in ("train", "val", "test") if (folder / f"{name}.txt").is_file()
@@ -77,7 +77,7 @@ def _set_lists(root: Path) -> dict[Path, str | None]:
 
 def _read_set_lists(
     lists: dict[Path, str | None], annotations: Path
-) -> tuple[list[tuple[Path, str | None]], list[LabelledPicture]]:
+) -> tuple[list[tuple[Path, str | None]], list[LabelledImage]]:
     """The XML files that are listed, each with its set, and faults for those that do not exist."""
     present, absent = [], []
     for list_file, set_name in lists.items():
@@ -90,13 +90,13 @@ def _read_set_lists(
             if os.path.isfile(xml_file):
                 present.append((xml_file, set_name))
             else:
-                fault = Fault(list_file, line, "a picture of the list without an XML file", str(xml_file))
-                absent.append(LabelledPicture(None, list_file, line, set_name, faults=[fault]))
+                fault = Fault(list_file, line, "an image of the list without an XML file", str(xml_file))
+                absent.append(LabelledImage(None, list_file, line, set_name, faults=[fault]))
     return present, absent
 
 
 def _by_name(pictures: list[Path]) -> dict[str, list[Path]]:
-    """File names, with suffix and without -> the pictures of that name."""
+    """File names, with suffix and without -> the images of that name."""
     found: dict[str, list[Path]] = {}
     for path in pictures:
         for name in {path.name, path.stem}:
@@ -106,19 +106,19 @@ def _by_name(pictures: list[Path]) -> dict[str, list[Path]]:
 
 def _read_annotation(
     xml_file: Path, set_name: str | None, by_name: dict[str, list[Path]], zero_based: bool, difficult: str
-) -> LabelledPicture:
+) -> LabelledImage:
     faults: list[Fault] = []
     root = attempt(faults, _parse, xml_file)
     if root is None:
-        return LabelledPicture(None, xml_file, faults[0].line, set_name, faults=faults)
+        return LabelledImage(None, xml_file, faults[0].line, set_name, faults=faults)
     boxes = []
     for element in root.iterfind("object"):
         is_difficult = element.findtext("difficult", "").strip() == "1"
         if not (is_difficult and difficult == "drop"):
             is_crowd = is_difficult and difficult == "ignore"
             boxes.append(attempt(faults, _read_object, xml_file, element, zero_based, is_crowd))
-    return LabelledPicture(
-        path=attempt(faults, _find_picture, xml_file, root, by_name),
+    return LabelledImage(
+        path=attempt(faults, _find_image, xml_file, root, by_name),
         file=xml_file,
         line=_line(root),
         set_name=set_name,
@@ -154,8 +154,8 @@ def _parse(path: Path) -> Element:
     return root
 
 
-def _find_picture(xml_file: Path, root: Element, by_name: dict[str, list[Path]]) -> Path:
-    """The picture of the XML file's own name; else the one in <filename>, which is often left from before a renaming.
+def _find_image(xml_file: Path, root: Element, by_name: dict[str, list[Path]]) -> Path:
+    """The image of the XML file's own name; else the one in <filename>, which is often left from before a renaming.
 
     Of several, the one in the nearest folder. Fault when there is none, or no nearest.
     """
@@ -174,9 +174,9 @@ def _find_picture(xml_file: Path, root: Element, by_name: dict[str, list[Path]])
     line = _line(root if filename is None else filename)
     if nearest:
         detail = " or ".join(map(str, nearest))
-        raise Fault(xml_file, line, "a file that may belong to several pictures: give them different names", detail)
+        raise Fault(xml_file, line, "a file that may belong to several images: give them different names", detail)
     names = dict.fromkeys((f"{xml_file.stem}.*", *filter(None, [told.name])))
-    raise Fault(xml_file, line, MISSING_PICTURE, " or ".join(names))
+    raise Fault(xml_file, line, MISSING_IMAGE, " or ".join(names))
 
 
 def _read_size(xml_file: Path, root: Element) -> tuple[int, int] | None:

@@ -11,9 +11,9 @@ import yaml
 from numpy.random import RandomState
 from tqdm import tqdm
 
-from efficientdet.convert.labels import LabelledPicture
+from efficientdet.convert.labels import LabelledImage
 from utils.errors import InputError
-from utils.files import folder_written_whole, make_writable_folder, written_whole
+from utils.files import atomic_folder, atomic_write, make_writable_folder
 
 PROJECT_FILE = """\
 {project_name}
@@ -21,7 +21,7 @@ train_set: train
 val_set: val
 num_gpus: {num_gpus}  # 0 is the CPU
 
-# Of red, green and blue in [0, 1]. Leave them as they are while your pictures resemble photographs.
+# Of red, green and blue in [0, 1]. Leave them as they are while your images resemble photographs.
 mean: [0.485, 0.456, 0.406]
 std: [0.229, 0.224, 0.225]
 
@@ -36,13 +36,13 @@ anchors_ratios: '[(1.0, 1.0), (1.4, 0.7), (0.7, 1.4)]'
 """
 
 
-def divide(pictures: list[LabelledPicture], val_fraction: float, seed: int) -> dict[str, list[LabelledPicture]]:
-    """Set name -> its pictures: `train`, `val`, and `test` where the labels know one.
+def divide(pictures: list[LabelledImage], val_fraction: float, seed: int) -> dict[str, list[LabelledImage]]:
+    """Set name -> its images: `train`, `val`, and `test` where the labels know one.
 
-    Pictures of no set are for training. When the labels know no val, `val_fraction` of those for training, chosen by
+    Images of no set are for training. When the labels know no val, `val_fraction` of those for training, chosen by
     `seed`, become it. InputError when a set remains empty.
     """
-    sets: dict[str, list[LabelledPicture]] = {"train": [], "val": []}
+    sets: dict[str, list[LabelledImage]] = {"train": [], "val": []}
     for picture in pictures:
         sets.setdefault(picture.set_name or "train", []).append(picture)
     if not sets["val"] and len(sets["train"]) > 1:
@@ -50,29 +50,29 @@ def divide(pictures: list[LabelledPicture], val_fraction: float, seed: int) -> d
         chosen = set(RandomState(seed).permutation(len(sets["train"]))[:number].tolist())
         sets["val"] = [picture for index, picture in enumerate(sets["train"]) if index in chosen]
         sets["train"] = [picture for index, picture in enumerate(sets["train"]) if index not in chosen]
-        print(f"the data has no set for validation: {number} pictures of those for training are taken (--val_fraction)")
+        print(f"the data has no set for validation: {number} images of those for training are taken (--val_fraction)")
     for set_name in ("train", "val"):
         if not sets[set_name]:
-            raise InputError(f"no picture is left for the set {set_name}: a project needs one at least; label more")
+            raise InputError(f"no image is left for the set {set_name}: a project needs one at least; label more")
     return sets
 
 
 def write_project(
     folder: Path,
     project_file: Path,
-    sets: dict[str, list[LabelledPicture]],
+    sets: dict[str, list[LabelledImage]],
     class_names: list[str],
     place: Callable[[Path, Path], object],
 ) -> None:
-    """Write pictures and annotations into `folder`, and the YAML file. Both appear when both are complete.
+    """Write images and annotations into `folder`, and the YAML file. Both appear when both are complete.
 
     Args:
-        place: called with a picture's path and the one it shall have, which does not exist yet.
+        place: called with an image's path and the one it shall have, which does not exist yet.
 
     Raises InputError when they cannot be written.
     """
     make_writable_folder(folder.parent)
-    with written_whole(project_file) as unfinished_file, folder_written_whole(folder) as unfinished:
+    with atomic_write(project_file) as unfinished_file, atomic_folder(folder) as unfinished:
         unfinished_file.write_text(project_text(folder.name, class_names), encoding="utf-8")
         (unfinished / "annotations").mkdir()
         for set_name, pictures in sets.items():
@@ -94,13 +94,13 @@ def project_text(name: str, class_names: list[str]) -> str:
     )
 
 
-def coco_content(pictures: list[LabelledPicture], file_names: list[str], class_names: list[str]) -> dict:
+def coco_content(pictures: list[LabelledImage], file_names: list[str], class_names: list[str]) -> dict:
     """A set in COCO's format; ids are counted from 1."""
     category_ids = {name: number for number, name in enumerate(class_names, 1)}
     images: list[dict] = []
     annotations: list[dict] = []
     for image_id, (picture, file_name) in enumerate(zip(pictures, file_names), 1):
-        assert picture.size is not None, "the picture has not been checked"
+        assert picture.size is not None, "the image has not been checked"
         height, width = picture.size
         images.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
         for box in picture.boxes:
@@ -120,22 +120,22 @@ def coco_content(pictures: list[LabelledPicture], file_names: list[str], class_n
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def _file_names(pictures: list[LabelledPicture]) -> list[str]:
-    """Paths from the deepest folder that holds all of the pictures: short, and no two alike."""
+def _file_names(pictures: list[LabelledImage]) -> list[str]:
+    """Paths from the deepest folder that holds all of the images: short, and no two alike."""
     paths = [os.path.abspath(str(picture.path)) for picture in pictures]
     folder = os.path.commonpath([os.path.dirname(path) for path in paths])
     return [os.path.relpath(path, folder) for path in paths]
 
 
 def link(picture: Path, target: Path) -> None:
-    """A hard link to the picture; where the file system has none to it, a symbolic one."""
+    """A hard link to the image; where the file system has none to it, a symbolic one."""
     try:
         os.link(picture.resolve(), target)
     except OSError:
         os.symlink(picture.resolve(), target)
 
 
-def summary(sets: dict[str, list[LabelledPicture]], class_names: list[str]) -> str:
+def summary(sets: dict[str, list[LabelledImage]], class_names: list[str]) -> str:
     """Images and boxes by set and class."""
     boxes = {name: Counter(box.class_name for p in pictures for box in p.boxes) for name, pictures in sets.items()}
     rows = [

@@ -1,4 +1,4 @@
-"""YOLO: a text file for each picture, with a line `class cx cy width height` in shares of the picture's sides."""
+"""YOLO: a text file for each image, with a line `class cx cy width height` in shares of the image's sides."""
 
 import os
 from dataclasses import replace
@@ -7,10 +7,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from efficientdet.convert.labels import (
-    MISSING_PICTURE,
+    MISSING_IMAGE,
     Fault,
     LabelledBox,
-    LabelledPicture,
+    LabelledImage,
     Labels,
     attempt,
     files_below,
@@ -29,15 +29,15 @@ ROUNDING = 0.001  # how far values may lie beyond 0 and 1
 def read_yolo(source: Path, class_names: list[str] | None = None) -> Labels:
     """The labels of `source`: a YAML file such as `data.yaml`, or a folder with such a file or without.
 
-    The YAML file names the classes and the sets' pictures. Without it all pictures in `images/`, or else in `source`,
+    The YAML file names the classes and the sets' images. Without it all images in `images/`, or else in `source`,
     are taken, folders that are called train, val or test name the sets, and `classes.txt` or `obj.names` the classes.
-    The labels of `.../images/.../a.jpg` are in `.../labels/.../a.txt`, or beside it. A picture without has no objects.
+    The labels of `.../images/.../a.jpg` are in `.../labels/.../a.txt`, or beside it. An image without has no objects.
 
     Args:
         class_names: class index -> name, where `source` does not say it.
 
-    Raises InputError when it is not clear where pictures, labels or classes are. What is wrong with a label file or
-    one of its lines is among its picture's faults.
+    Raises InputError when it is not clear where images, labels or classes are. What is wrong with a label file or
+    one of its lines is among its image's faults.
     """
     yaml_file = _data_yaml(source)
     folder = source.parent if source.is_file() else source
@@ -54,7 +54,7 @@ def read_yolo(source: Path, class_names: list[str] | None = None) -> Labels:
     else:
         names = dict(enumerate(read_class_names(_names_file(folder))))
     if yaml_file and {"train", "val"} & content.keys():
-        unlabelled = _pictures_of_yaml(content, yaml_file, notes)
+        unlabelled = _images_of_yaml(content, yaml_file, notes)
     else:
         images = folder / "images" if (folder / "images").is_dir() else folder
         unlabelled = [_unlabelled(path, set_named_in(path, folder)) for path in files_below(images)]
@@ -64,10 +64,10 @@ def read_yolo(source: Path, class_names: list[str] | None = None) -> Labels:
     paths = [picture.path for picture in unlabelled if picture.path]
     if without == len(pictures):
         example = f", such as {_label_file(paths[0])} for {paths[0]}" if paths else ""
-        raise InputError(f"{len(pictures)} pictures and no label file were found in {folder}{example}")
+        raise InputError(f"{len(pictures)} images and no label file were found in {folder}{example}")
     if without:
-        notes.append(f"{without} pictures have no label file: they have no objects")
-    return Labels(pictures + _labels_without_picture(paths), [names[index] for index in sorted(names)], notes)
+        notes.append(f"{without} images have no label file: they have no objects")
+    return Labels(pictures + _labels_without_image(paths), [names[index] for index in sorted(names)], notes)
 
 
 def _data_yaml(source: Path) -> Path | None:
@@ -111,8 +111,8 @@ def _names_file(folder: Path) -> Path:
     return files[0]
 
 
-def _pictures_of_yaml(content: dict, yaml_file: Path, notes: list[str]) -> list[LabelledPicture]:
-    """The pictures of the folders and list files that the YAML file names, not yet with their boxes."""
+def _images_of_yaml(content: dict, yaml_file: Path, notes: list[str]) -> list[LabelledImage]:
+    """The images of the folders and list files that the YAML file names, not yet with their boxes."""
     pictures = []
     for set_name in ("train", "val", "test"):
         entries = content.get(set_name) or []
@@ -128,7 +128,7 @@ def _pictures_of_yaml(content: dict, yaml_file: Path, notes: list[str]) -> list[
                 pictures += [_unlabelled(picture, set_name) for picture in files_below(path)]
             else:
                 pictures += [
-                    LabelledPicture(_normal(path.parent / text), path, line, set_name, normalised=True)
+                    LabelledImage(_normal(path.parent / text), path, line, set_name, normalised=True)
                     for line, text in enumerate(read_lines(path), 1)
                     if text
                 ]
@@ -149,8 +149,8 @@ def _normal(path: Path) -> Path:
     return Path(os.path.normpath(path))
 
 
-def _unlabelled(path: Path, set_name: str | None) -> LabelledPicture:
-    return LabelledPicture(path, path, None, set_name, normalised=True)
+def _unlabelled(path: Path, set_name: str | None) -> LabelledImage:
+    return LabelledImage(path, path, None, set_name, normalised=True)
 
 
 def _images_folder(picture: Path) -> Path | None:
@@ -166,8 +166,8 @@ def _label_file(picture: Path) -> Path:
     return picture.with_suffix(".txt")
 
 
-def _with_labels(picture: LabelledPicture, names: dict[int, str]) -> LabelledPicture:
-    """The picture with the boxes of its label file; itself when there is none."""
+def _with_labels(picture: LabelledImage, names: dict[int, str]) -> LabelledImage:
+    """The image with the boxes of its label file; itself when there is none."""
     if picture.path is None or not os.path.isfile(file := _label_file(picture.path)):
         return picture
     try:
@@ -188,7 +188,7 @@ def _read_line(file: Path, line: int, text: str, names: dict[int, str]) -> Label
         raise Fault(file, line, "a class index without a class name", f"{class_index:g}, with {len(names)} names")
     outside = [value for value in values if not -ROUNDING <= value <= 1 + ROUNDING]
     if outside:
-        raise Fault(file, line, "a value outside 0 to 1: YOLO counts in shares of the picture", f"{outside[0]:g}")
+        raise Fault(file, line, "a value outside 0 to 1: YOLO counts in shares of the image", f"{outside[0]:g}")
     if len(values) == 4:
         cx, cy, width, height = values
         xyxy = (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
@@ -197,13 +197,13 @@ def _read_line(file: Path, line: int, text: str, names: dict[int, str]) -> Label
     return LabelledBox(names[int(class_index)], xyxy, line)
 
 
-def _labels_without_picture(pictures: list[Path]) -> list[LabelledPicture]:
-    """Faults for the files in `labels` that correspond to no picture in `images`."""
+def _labels_without_image(pictures: list[Path]) -> list[LabelledImage]:
+    """Faults for the files in `labels` that correspond to no image in `images`."""
     alone = []
     for images in sorted({folder for picture in pictures if (folder := _images_folder(picture))}):
         labels = images.with_name("labels")
         present = {path.relative_to(images).with_suffix("") for path in files_below(images)}
         for file in files_below(labels, {".txt"}):
             if file.name not in NAMES_FILES and file.relative_to(labels).with_suffix("") not in present:
-                alone.append(LabelledPicture(None, file, 1, faults=[Fault(file, 1, MISSING_PICTURE)]))
+                alone.append(LabelledImage(None, file, 1, faults=[Fault(file, 1, MISSING_IMAGE)]))
     return alone

@@ -16,7 +16,7 @@ from efficientdet.project import Project
 from utils.errors import InputError
 
 UNKNOWN_CLASS = -1
-MOST_PIXELS = 1e9  # that a side, a coordinate may have; more is no picture, and overflows in what follows
+MOST_PIXELS = 1e9  # that a side, a coordinate may have; more is no image, and overflows in what follows
 _NEEDED = {
     "images": ("id", "file_name"),
     "annotations": ("id", "image_id", "category_id", "bbox"),
@@ -33,7 +33,7 @@ class Boxes:
     annotation_ids: list
     images: np.ndarray  # (M,) int64: position among the set's images
     class_ids: np.ndarray  # (M,) int64; UNKNOWN_CLASS for a category that is no class of the project
-    xywh: np.ndarray  # (M, 4) float64: left, top, width, height in pixels of the picture
+    xywh: np.ndarray  # (M, 4) float64: left, top, width, height in pixels of the image
     areas: np.ndarray  # (M,) float64: pixels, as annotated, or else the box's
     crowd: np.ndarray  # (M,) bool: a region of many objects
     learnable: np.ndarray  # (M,) bool: what training learns from: no crowd regions, none below one pixel
@@ -49,7 +49,7 @@ class AnnotatedSet:
     annotation_file: Path
     images: list[dict]  # N, in the order of their ids
     sizes: np.ndarray  # (N, 2) int64: height, width in pixels; 0 where the file does not tell
-    present: np.ndarray  # (N,) bool: whether the picture is there
+    present: np.ndarray  # (N,) bool: whether the image is there
     boxes: Boxes
     category_ids: dict[int, int | str]  # class index -> category id
     listed: frozenset[str]  # the file names of all images, those beyond `max_images` too
@@ -65,7 +65,7 @@ class AnnotatedSet:
 
 
 def read_set(folder: Path, set_name: str, project: Project, max_images: int | None = None) -> AnnotatedSet:
-    """Read and judge `annotations/instances_{set_name}.json` in `folder`, and look for the pictures in `{set_name}/`.
+    """Read and judge `annotations/instances_{set_name}.json` in `folder`, and look for the images in `{set_name}/`.
 
     Nothing is raised: whatever is wrong is in the result's `findings`, and faulty entries are left out of it.
     `max_images` takes the first so many, in the order of their ids; the others' entries are judged, too.
@@ -96,7 +96,7 @@ def read_set(folder: Path, set_name: str, project: Project, max_images: int | No
         annotation_file=path,
         images=images,
         sizes=np.array([_size(image) for image in images], np.int64).reshape(-1, 2),
-        present=_look_for_pictures(images, pictures, path, note),
+        present=_look_for_images(images, pictures, path, note),
         boxes=boxes,
         category_ids={class_index: category_id for category_id, class_index in class_of.items()},
         listed=frozenset(image["file_name"] for image in named),
@@ -288,17 +288,17 @@ def _is_area(value: object) -> bool:
     return isinstance(value, int | float) and abs(value) <= MOST_PIXELS**2
 
 
-def _look_for_pictures(images: list[dict], pictures: Path, path: Path, note: _Note) -> np.ndarray:
-    """Whether the picture of each image is there: (N,) bool."""
+def _look_for_images(images: list[dict], pictures: Path, path: Path, note: _Note) -> np.ndarray:
+    """Whether the image of each image is there: (N,) bool."""
     if not images:
         return np.zeros(0, bool)
     if not pictures.is_dir():
-        note("missing folders", "", "is not there", f"the pictures of {path} belong there", pictures)
+        note("missing folders", "", "is not there", f"the images of {path} belong there", pictures)
         return np.zeros(len(images), bool)
     names = {file.name for file in pictures.iterdir()}
     present = [image["file_name"] in names or os.path.isfile(pictures / image["file_name"]) for image in images]
     for image, is_there in zip(images, present):
         if not is_there:
             advice = f"copy it there, or take its entry and boxes out of {path.name}"
-            note("missing pictures", f"image {image['id']!r}", "is missing", advice, pictures / image["file_name"])
+            note("missing images", f"image {image['id']!r}", "is missing", advice, pictures / image["file_name"])
     return np.array(present, bool)

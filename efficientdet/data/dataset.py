@@ -34,19 +34,19 @@ class Sample:
 
 
 class CocoDataset(Dataset):
-    """One set (`train2017`, say) of a project: pictures and a COCO annotation file.
+    """One set (`train2017`, say) of a project: images and a COCO annotation file.
 
-    `dataset[index]` gives the picture as it is, `dataset[SampleKey(index, epoch)]` augments it for training.
+    `dataset[index]` gives the image as it is, `dataset[SampleKey(index, epoch)]` augments it for training.
 
     Args:
-        folder: the project's data, with the pictures in `{set_name}/` and `annotations/instances_{set_name}.json`.
+        folder: the project's data, with the images in `{set_name}/` and `annotations/instances_{set_name}.json`.
         canvas: (height, width) of the network's input.
         seed: of the augmentations.
-        scale_range: pictures to train on are scaled by a random factor between these, and cropped; (1, 1) does not.
+        scale_range: images to train on are scaled by a random factor between these, and cropped; (1, 1) does not.
         max_images: take only the first so many, in the order of their ids.
 
     Raises InputError when the files do not fit each other or the project. All of them are checked here but the
-    content of the pictures; a picture that cannot be used makes `dataset[...]` raise it.
+    content of the images; an image that cannot be used makes `dataset[...]` raise it.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class CocoDataset(Dataset):
         return read_image(self.annotated.picture(index), (height, width) if height and width else None)
 
     def target(self, image_id: int | str) -> Target:
-        """The objects to learn, in pixels of the picture: no crowd regions, none below one pixel."""
+        """The objects to learn, in pixels of the image: no crowd regions, none below one pixel."""
         boxes = self.annotated.boxes
         rows = self.annotated.rows(self.index_of[image_id])
         learnable = boxes.learnable[rows]

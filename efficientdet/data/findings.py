@@ -16,8 +16,8 @@ class Finding:
     """
 
     level: Level
-    kind: str  # what this fault and its like are called, in the plural: "missing pictures"
-    file: Path  # the picture or the annotation file that is to be changed
+    kind: str  # what this fault and its like are called, in the plural: "missing images"
+    file: Path  # the image or the annotation file that is to be changed
     subject: str  # "image 12", "annotation 7 of image 12"; empty when it is the file
     message: str  # begins with its verb
     advice: str

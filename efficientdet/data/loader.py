@@ -128,7 +128,7 @@ class BatchLoader:
         return len(self._loader) * self._batch_size if self._loader.drop_last else len(self._drawn)
 
     def __iter__(self) -> Iterator[Batch]:
-        """InputError for the first picture that cannot be used."""
+        """InputError for the first image that cannot be used."""
         for batch in self._loader:
             if isinstance(batch, InputError):
                 try:

@@ -7,7 +7,7 @@ from efficientdet.boxes import xyxy_to_xywh
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.structures import Detections
 from utils.errors import InputError
-from utils.files import written_whole
+from utils.files import atomic_write
 
 
 def coco_results(image_id: int | str, detections: Detections, category_ids: dict) -> list[dict]:
@@ -28,7 +28,7 @@ def coco_results(image_id: int | str, detections: Detections, category_ids: dict
 
 def write_results(path: Path, results: list[dict]) -> None:
     """Write a COCO results file."""
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(results))
 
 

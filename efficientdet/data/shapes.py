@@ -12,13 +12,13 @@ from tqdm import tqdm
 
 from efficientdet.project import Project
 from utils.errors import InputError
-from utils.files import folder_written_whole, make_writable_folder, written_whole
+from utils.files import atomic_folder, atomic_write, make_writable_folder
 from utils.images import write_image
 
-TRAIN_PICTURES, VAL_PICTURES = 1000, 200
+TRAIN_IMAGES, VAL_IMAGES = 1000, 200
 
 
-PICTURE_SIZES = ((320, 320), (384, 288), (288, 384), (416, 256), (256, 416), (448, 384))  # (width, height)
+IMAGE_SIZES = ((320, 320), (384, 288), (288, 384), (416, 256), (256, 416), (448, 384))  # (width, height)
 
 
 LONGEST, SHORTEST = 400, 16  # pixels, of a shape's longer side before it is turned
@@ -27,7 +27,7 @@ LONGEST, SHORTEST = 400, 16  # pixels, of a shape's longer side before it is tur
 MOST_SHAPES = 6
 
 
-EMPTY_SHARE = 0.04  # of the pictures
+EMPTY_SHARE = 0.04  # of the images
 
 
 CONTRAST = 180  # least difference of two shapes' colours, and from the background's: |red| + |green| + |blue|
@@ -42,17 +42,17 @@ LEAST_SIDE = 12  # pixels of a visible box
 _SUBPIXELS = 4  # in each direction: masks are drawn so much larger, for smooth edges
 
 
-def draw_picture(rng: RandomState) -> tuple[np.ndarray, list[dict]]:
-    """One picture (H, W, 3) uint8 RGB, and its objects: {"class": name, "bbox": [x, y, width, height], "area": pixels}.
+def draw_image(rng: RandomState) -> tuple[np.ndarray, list[dict]]:
+    """One image (H, W, 3) uint8 RGB, and its objects: {"class": name, "bbox": [x, y, width, height], "area": pixels}.
 
     A pixel shows the last shape that covers at least half of it. A box is integers and encloses exactly the pixels
     that show its object; the area is their number.
     """
-    width, height = PICTURE_SIZES[rng.randint(len(PICTURE_SIZES))]
+    width, height = IMAGE_SIZES[rng.randint(len(IMAGE_SIZES))]
     colors = [rng.randint(40, 216, 3)]
     image = _background(rng, height, width, colors)
     owner = np.full((height, width), -1)  # which shape each pixel shows
-    whole: list[int] = []  # pixels of each shape, with those outside the picture
+    whole: list[int] = []  # pixels of each shape, with those outside the image
     names: list[str] = []
     for _ in range(0 if rng.random_sample() < EMPTY_SHARE else rng.randint(1, MOST_SHAPES + 1)):
         name = CLASS_NAMES[rng.randint(len(CLASS_NAMES))]
@@ -81,12 +81,10 @@ def draw_picture(rng: RandomState) -> tuple[np.ndarray, list[dict]]:
     return image.clip(0, 255).astype(np.uint8), objects
 
 
-def write_shapes(
-    folder: Path, train_pictures: int = TRAIN_PICTURES, val_pictures: int = VAL_PICTURES, seed: int = 0
-) -> None:
+def write_shapes(folder: Path, train_images: int = TRAIN_IMAGES, val_images: int = VAL_IMAGES, seed: int = 0) -> None:
     """Draw the data set into `folder`, which must not exist: `train/`, `val/` and `annotations/`, COCO format.
 
-    The folder appears when it is complete. Picture k of a set depends on the seed, the set and k alone.
+    The folder appears when it is complete. Image k of a set depends on the seed, the set and k alone.
     InputError when the folder exists or cannot be written, and for a seed that the generator does not take.
     """
     if seed >= 2**32:
@@ -94,8 +92,8 @@ def write_shapes(
     if folder.exists():
         raise InputError(f"{folder} exists already: remove it, or choose another --output")
     make_writable_folder(folder.parent)
-    with folder_written_whole(folder) as unfinished:
-        for set_number, (set_name, pictures) in enumerate((("train", train_pictures), ("val", val_pictures))):
+    with atomic_folder(folder) as unfinished:
+        for set_number, (set_name, pictures) in enumerate((("train", train_images), ("val", val_images))):
             _write_set(unfinished, set_name, pictures, (seed, set_number))
 
 
@@ -111,7 +109,7 @@ def _write_set(folder: Path, set_name: str, pictures: int, seed: tuple[int, int]
     images: list[dict] = []
     annotations: list[dict] = []
     for number in tqdm(range(pictures), desc=f"drawing {set_name}", unit="img", dynamic_ncols=True):
-        image, objects = draw_picture(RandomState((*seed, number)))
+        image, objects = draw_image(RandomState((*seed, number)))
         file_name = f"{number:06d}.png"
         write_image(folder / set_name / file_name, image)
         height, width = image.shape[:2]
@@ -129,7 +127,7 @@ def _write_set(folder: Path, set_name: str, pictures: int, seed: tuple[int, int]
         ]
     categories = [{"id": number, "name": name} for number, name in enumerate(CLASS_NAMES, 1)]
     content = {"images": images, "annotations": annotations, "categories": categories}
-    with written_whole(folder / "annotations" / f"instances_{set_name}.json") as path:
+    with atomic_write(folder / "annotations" / f"instances_{set_name}.json") as path:
         path.write_text(json.dumps(content))
 
 
@@ -192,7 +190,7 @@ def _rasterize(polygons: list[np.ndarray]) -> tuple[tuple[int, int], np.ndarray]
 def _inside(
     corner: tuple[int, int], shape: tuple[int, int], height: int, width: int
 ) -> tuple[tuple[slice, slice] | None, tuple[slice, slice] | None]:
-    """The rows and columns of the picture that a mask at `corner` reaches, and those of the mask; None when none."""
+    """The rows and columns of the image that a mask at `corner` reaches, and those of the mask; None when none."""
     left, top = corner
     rows = slice(max(0, top), min(height, top + shape[0]))
     columns = slice(max(0, left), min(width, left + shape[1]))

@@ -1,4 +1,4 @@
-"""Pictures on their way into the network: the letterbox, and the augmentations of training."""
+"""Images on their way into the network: the letterbox, and the augmentations of training."""
 
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
@@ -10,30 +10,30 @@ from torch import Tensor
 
 from efficientdet.structures import Detections
 
-MIN_BOX_SIDE = 1  # pixels of the picture
+MIN_BOX_SIDE = 1  # pixels of the image
 
 
 # Share of a box that a crop must leave: less of an object seldom tells what it is. Below a quarter, as that is what a
-# scale of 2 leaves of an object as large as the picture, which then fills the window.
+# scale of 2 leaves of an object as large as the image, which then fills the window.
 MIN_VISIBLE = 0.2
 
 
-_HUGE = 2**27  # values of a picture, above which four bytes for each are too many
+_HUGE = 2**27  # values of an image, above which four bytes for each are too many
 
 
 ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray, Tensor)
 
 
 class Target(NamedTuple):
-    """The objects of one picture."""
+    """The objects of one image."""
 
-    boxes: np.ndarray  # (M, 4) float32, (x1, y1, x2, y2) in the picture's pixels
+    boxes: np.ndarray  # (M, 4) float32, (x1, y1, x2, y2) in the image's pixels
     class_ids: np.ndarray  # (M,) int64
 
 
 @dataclass(frozen=True)
 class Letterbox:
-    """How a picture lies in the network's input: shrunk or enlarged to fit, at the top left, zeros around it.
+    """How an image lies in the network's input: shrunk or enlarged to fit, at the top left, zeros around it.
 
     Sizes are (height, width) in pixels.
     """
@@ -50,7 +50,7 @@ class Letterbox:
             resized = (canvas[0], canvas[0] * width // height)
         else:
             resized = (canvas[1] * height // width, canvas[1])
-        # A picture a thousand times as long as high still needs a pixel.
+        # An image a thousand times as long as high still needs a pixel.
         return cls(picture, (max(1, resized[0]), max(1, resized[1])), canvas)
 
     def image(self, image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
@@ -93,11 +93,11 @@ class Letterbox:
         return F.pad(normalized, (0, self.canvas[1] - self.resized[1], 0, self.canvas[0] - self.resized[0]))
 
     def boxes_to_canvas(self, boxes_xyxy: ArrayOrTensor) -> ArrayOrTensor:
-        """Boxes (..., 4) of the picture, as an array or tensor, in pixels of the canvas."""
+        """Boxes (..., 4) of the image, as an array or tensor, in pixels of the canvas."""
         return boxes_xyxy * self._factors(boxes_xyxy)
 
-    def boxes_to_picture(self, boxes_xyxy: ArrayOrTensor) -> ArrayOrTensor:
-        """Boxes (..., 4) of the canvas, as an array or tensor, in pixels of the picture."""
+    def boxes_to_image(self, boxes_xyxy: ArrayOrTensor) -> ArrayOrTensor:
+        """Boxes (..., 4) of the canvas, as an array or tensor, in pixels of the image."""
         return boxes_xyxy / self._factors(boxes_xyxy)
 
     def _factors(self, like: ArrayOrTensor) -> ArrayOrTensor:
@@ -124,7 +124,7 @@ def _normalize(pixels: np.ndarray, mean: tuple[float, ...], std: tuple[float, ..
 
 
 def horizontal_flip(image: np.ndarray, target: Target) -> tuple[np.ndarray, Target]:
-    """The mirror image of a picture (H, W, 3) and its objects."""
+    """The mirror image of an image (H, W, 3) and its objects."""
     boxes = target.boxes.copy()
     boxes[:, [0, 2]] = image.shape[1] - target.boxes[:, [2, 0]]
     return image[:, ::-1], Target(boxes, target.class_ids)
@@ -144,11 +144,11 @@ def random_scale_crop(
     rng: np.random.Generator,
     scale_range: tuple[float, float] = (0.1, 2.0),
 ) -> tuple[np.ndarray, Target, Letterbox]:
-    """A window of the picture (H, W, 3), its objects, and how it lies on the canvas: google/automl's scale jitter.
+    """A window of the image (H, W, 3), its objects, and how it lies on the canvas: google/automl's scale jitter.
 
-    The picture is scaled to fit the canvas times a factor, drawn uniformly from `scale_range`. An axis on which it is
+    The image is scaled to fit the canvas times a factor, drawn uniformly from `scale_range`. An axis on which it is
     then longer than the canvas is cropped to it, at a random offset. The crop is made here, in whole pixels of the
-    picture, so that the letterbox need not scale what is cut away.
+    image, so that the letterbox need not scale what is cut away.
 
     Boxes are clipped to the window. Left out are those with a side below MIN_BOX_SIDE, and those of which less than
     MIN_VISIBLE remains (google/automl keeps any rest, and learns to see objects in slivers).
@@ -172,9 +172,9 @@ def random_scale_crop(
     )
 
 
-def in_picture(found: Detections, letterbox: "Letterbox") -> Detections:
-    """Detections on the network's input -> boxes in the pixels of the picture that `letterbox` put there.
+def detections_to_image(found: Detections, letterbox: "Letterbox") -> Detections:
+    """Detections on the network's input -> boxes in the pixels of the image that `letterbox` put there.
 
     The tensors are ordinary ones, which the caller may change, even those made in inference mode.
     """
-    return Detections(letterbox.boxes_to_picture(found.boxes), found.scores.clone(), found.class_ids.clone())
+    return Detections(letterbox.boxes_to_image(found.boxes), found.scores.clone(), found.class_ids.clone())

@@ -37,7 +37,7 @@ class Truth(NamedTuple):
 
     images: np.ndarray  # (G,) positions in `dataset.image_ids`
     classes: np.ndarray  # (G,) positions in `Details.class_ids`
-    boxes: np.ndarray  # (G, 4) float64 xyxy in the picture's pixels
+    boxes: np.ndarray  # (G, 4) float64 xyxy in the image's pixels
     areas: np.ndarray  # (G,) as annotated, which decides the size
     crowd: np.ndarray  # (G,) bool: a region of many, in which detections count neither as right nor as wrong
 
@@ -47,7 +47,7 @@ class Found(NamedTuple):
 
     images: np.ndarray  # (D,) positions in `dataset.image_ids`
     classes: np.ndarray  # (D,) positions in `Details.class_ids`
-    boxes: np.ndarray  # (D, 4) float64 xyxy in the picture's pixels
+    boxes: np.ndarray  # (D, 4) float64 xyxy in the image's pixels
     scores: np.ndarray  # (D,)
     truth: np.ndarray  # (D,) position in Truth of the object that it finds by MATCH_IOU, or -1
     ignored: np.ndarray  # (D,) bool: it lies in a crowd region

@@ -1,4 +1,4 @@
-"""The pictures of an evaluation's report: charts, and images with what was found beside the truth."""
+"""The images of an evaluation's report: charts, and images with what was found beside the truth."""
 
 from typing import TYPE_CHECKING
 

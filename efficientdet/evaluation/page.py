@@ -89,7 +89,7 @@ def report_page(
 
     Args:
         facts: what was evaluated and how, by name.
-        charts: PNG files by name, as `eval_pictures.charts`.
+        charts: PNG files by name, as `eval_images.charts`.
         worst: captions and JPEG files.
         seconds: by part of the evaluation; may be empty.
         images: how many were evaluated.
@@ -133,7 +133,7 @@ def report_page(
             ("cause", f"errors from score {analysis.score_threshold:.2f}", "all errors", "AP50 lost", "what helps"),
             [(*row, _ADVICE[row.name]) for row in analysis.causes],
         ),
-        "Sizes": _note("Small objects are below 32 × 32 pixels of the picture, large ones above 96 × 96.")
+        "Sizes": _note("Small objects are below 32 × 32 pixels of the image, large ones above 96 × 96.")
         + _table(("size", "boxes", "AP", "AP50", "AR"), analysis.sizes)
         + _chart(charts["sizes"], "average precision by size"),
         "The worst images": _note(

@@ -1,4 +1,4 @@
-"""A folder that explains an evaluation: a page to read, its pictures as files, and all numbers as JSON."""
+"""A folder that explains an evaluation: a page to read, its images as files, and all numbers as JSON."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from efficientdet.evaluation.error_causes import RECALLS
 from efficientdet.evaluation.figures import beside_truth, charts
 from efficientdet.evaluation.page import report_page
 from utils.charts import write_chart
-from utils.files import folder_written_whole
+from utils.files import atomic_folder
 from utils.images import write_image
 
 WORST_IMAGES = 12
@@ -56,7 +56,7 @@ def write_report(
         "evaluated": time.strftime("%Y-%m-%d %H:%M:%S"),
         **facts,
     }
-    with folder_written_whole(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         for name, figure in charts(analysis).items():
             write_chart(temporary / f"{name}.png", figure)
         pictures = {path.stem: path.read_bytes() for path in temporary.glob("*.png")}

@@ -10,13 +10,13 @@
 Formats: onnx for ONNX Runtime and most others; openvino (two files, .xml and .bin) for Intel's; pt2 is torch.export's
 and torchscript its predecessor's, both for PyTorch without this project.
 
-The file takes a batch of any size. Its images are uint8 RGB (N, height, width, 3): pictures scaled to fit, at the top
+The file takes a batch of any size. Its images are uint8 RGB (N, height, width, 3): images scaled to fit, at the top
 left, the rest filled with the padding colour. With --normalization outside they are float32 (N, 3, height, width),
 normalised, the rest zero. It gives class_logits (N, A, classes), box_deltas (N, A, 4) and anchors (A, 4); with --nms
 boxes (N, D, 4) as x1, y1, x2, y2 in pixels of the input, scores (N, D), classes (N, D) and count (N). Class names,
 anchors, mean, std, size, padding and thresholds are in its metadata.
 
-The proof runs the file in its own engine on real pictures, beside PyTorch in float32; with --nms, the same graph
+The proof runs the file in its own engine on real images, beside PyTorch in float32; with --nms, the same graph
 without it as well. When an output differs by more than the tolerance, the command fails and no file is written.
 """
 
@@ -39,19 +39,19 @@ from efficientdet.data.shapes import draw_if_absent
 from efficientdet.evaluation.coco import score
 from efficientdet.export.formats import check_packages, write_exported
 from efficientdet.export.proof import Proof, prove, time_in_turns
-from efficientdet.export.quantization import CALIBRATION_PICTURES, quantize
+from efficientdet.export.quantization import CALIBRATION_IMAGES, quantize
 from efficientdet.export.quantization import PACKAGES as QUANTIZATION_PACKAGES
 from efficientdet.inference.dataset import detect_dataset
 from efficientdet.inference.detector import DetectionOptions, Detector
 from efficientdet.inference.sources import Entry, Failure, Frame, list_sources, load, open_sources
 from efficientdet.model.network import EfficientDet
-from efficientdet.project import SHAPES_PICTURES, SHAPES_WEIGHTS, Project, load_project
+from efficientdet.project import SHAPES_IMAGES, SHAPES_WEIGHTS, Project, load_project
 from efficientdet.runtime.exported import ExportedModel
 from efficientdet.runtime.metadata import Metadata, Suppression
 from utils.cli import default_workers, fraction, image_size, non_negative_int, positive_int
 from utils.device import keep_freed_memory
 from utils.errors import InputError, exit_on_input_error
-from utils.files import make_writable_folder, written_whole
+from utils.files import atomic_write, make_writable_folder
 from utils.optional import require_packages
 from utils.stopwatch import Stopwatch
 
@@ -77,15 +77,20 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     add("--dynamic", action="store_true", help="any height and width the pyramid can take (onnx, openvino)")
     add("--normalization", choices=("inside", "outside"), default="inside", help="see above (default: inside)")
     add("--half", action="store_true", help="weights in float16: half the size")
-    add("--int8", action="store_true", help="8-bit integers for CPUs, calibrated on the training pictures (openvino)")
+    add("--int8", action="store_true", help="8-bit integers for CPUs, calibrated on the training images (openvino)")
     add = parser.add_argument_group("what counts as found").add_argument
     add("--nms", action="store_true", help="choose the detections in the graph")
     add("--score_threshold", type=fraction, help=f"with --nms ({_SUPPRESSION.score_threshold})")
     add("--iou_threshold", type=fraction, help=f"with --nms ({_SUPPRESSION.iou_threshold})")
     add("--max_detections", type=positive_int, help=f"with --nms, of an image ({_SUPPRESSION.max_detections})")
     add = parser.add_argument_group("the proof").add_argument
-    add("--pictures", metavar="SOURCE", help="picture, folder or pattern (default: the project's validation set)")
-    add("--num_pictures", type=positive_int, default=8, help="how many of them (default: 8)")
+    add(
+        "--images",
+        "--pictures",
+        metavar="SOURCE",
+        help="image, folder or pattern (default: the project's validation set)",
+    )
+    add("--max_images", "--num_pictures", type=positive_int, default=8, help="how many of them (default: 8)")
     add("--data_path", type=Path, default=Path("datasets"), help="folder of the projects' data (default: datasets/)")
     add("--max_ap_loss", type=fraction, help=f"that --int8 may cost on the validation set ({_MAX_AP_LOSS})")
     add("--runs", type=non_negative_int, default=10, help="passes to measure the speed, 0 for none (default: 10)")
@@ -104,7 +109,7 @@ def main(args: argparse.Namespace) -> None:
     metadata = describe(args, network.eval(), project)
     beside = Path(weights.name) if weights == SHAPES_WEIGHTS else weights  # these may lie where programs are installed
     make_writable_folder((args.output or beside).parent)
-    frames = pictures_for_proof(args, project)
+    frames = images_for_proof(args, project)
     dataset = validation_set(args, project, metadata) if args.int8 else None
     for export_format in args.format:
         path = args.output or beside.with_suffix(FORMATS[export_format])
@@ -124,12 +129,12 @@ def main(args: argparse.Namespace) -> None:
             if args.runs:
                 speeds = time_in_turns(files, network, inputs[0], args.runs)
                 texts = [f"{name} {1000 * seconds:.1f} ms" for name, seconds in speeds]
-                print(f"  a picture: {', '.join(texts)} (batch 1, {torch.get_num_threads()} threads, {args.runs} runs)")
+                print(f"  an image: {', '.join(texts)} (batch 1, {torch.get_num_threads()} threads, {args.runs} runs)")
             # OpenVINO's weights before what names them.
             results = sorted(file for file in files[-1].parent.iterdir() if file.is_file())
             print(f"  -> {path} ({sum(file.stat().st_size for file in results) / 1e6:.1f} MB)")
             for file in results:
-                with written_whole(path.with_suffix(file.suffix)) as temporary:
+                with atomic_write(path.with_suffix(file.suffix)) as temporary:
                     file.replace(temporary)
 
 
@@ -142,10 +147,10 @@ def prove_and_tell(path: Path, network: EfficientDet, project: Project, frames: 
     if not proof.matches.found:
         if exported.metadata.suppression is not None:
             raise InputError(
-                "nothing is detected in these pictures, which proves nothing of a file with --nms: name others by "
-                "--pictures, or lower --score_threshold"
+                "nothing is detected in these images, which proves nothing of a file with --nms: name others by "
+                "--images, or lower --score_threshold"
             )
-        print("  (nothing is detected in these pictures: the raw outputs alone are the proof)")
+        print("  (nothing is detected in these images: the raw outputs alone are the proof)")
     failure = proof.first_failure
     if failure is not None:
         raise InputError(
@@ -156,12 +161,12 @@ def prove_and_tell(path: Path, network: EfficientDet, project: Project, frames: 
 
 
 def validation_set(args: argparse.Namespace, project: Project, metadata: Metadata) -> CocoDataset:
-    """What tells the cost of --int8. InputError when it, or the pictures to calibrate with, are not there."""
+    """What tells the cost of --int8. InputError when it, or the images to calibrate with, are not there."""
     draw_if_absent(project, args.data_path)
     folder = args.data_path / project.name
     if not (folder / project.train_set).is_dir():
         raise InputError(
-            f"--int8 is calibrated on the training pictures, and there is no folder {folder / project.train_set}"
+            f"--int8 is calibrated on the training images, and there is no folder {folder / project.train_set}"
         )
     return CocoDataset(folder, project.val_set, project, metadata.image_size)
 
@@ -171,7 +176,7 @@ def quantize_and_tell(args: argparse.Namespace, path: Path, project: Project, da
     exported = ExportedModel(path, _CPU)
     train_folder = args.data_path / project.name / project.train_set
     pictures = list(list_sources([str(train_folder)]))
-    spread = pictures[:: max(1, len(pictures) // CALIBRATION_PICTURES)][:CALIBRATION_PICTURES]
+    spread = pictures[:: max(1, len(pictures) // CALIBRATION_IMAGES)][:CALIBRATION_IMAGES]
     inputs = network_inputs(exported, project, read_frames(spread))
     calibration = [exported.graph_input(images).numpy() for images in inputs]
     quantized = path.parent / "int8" / path.name
@@ -179,7 +184,7 @@ def quantize_and_tell(args: argparse.Namespace, path: Path, project: Project, da
     quantize(path, calibration, quantized)
 
     before, after = (average_precision(file, project, dataset) for file in (path, quantized))
-    print(f"  AP on the {len(dataset)} pictures of {dataset.set_name}: float32 {before:.4f}, INT8 {after:.4f}")
+    print(f"  AP on the {len(dataset)} images of {dataset.set_name}: float32 {before:.4f}, INT8 {after:.4f}")
     allowed = _MAX_AP_LOSS if args.max_ap_loss is None else args.max_ap_loss
     if not before - after <= allowed:
         raise InputError(
@@ -248,15 +253,15 @@ def describe(args: argparse.Namespace, network: EfficientDet, project: Project) 
     )
 
 
-def pictures_for_proof(args: argparse.Namespace, project: Project) -> list[Frame]:
-    """The first pictures of --pictures, of the validation set, or of those that come with the project."""
+def images_for_proof(args: argparse.Namespace, project: Project) -> list[Frame]:
+    """The first images of --images, of the validation set, or of those that come with the project."""
     validation_set = args.data_path / project.name / project.val_set
-    chosen = args.pictures or str(validation_set if validation_set.is_dir() else SHAPES_PICTURES)
-    return list(islice(read_frames(list_sources([chosen])), args.num_pictures))
+    chosen = args.pictures or str(validation_set if validation_set.is_dir() else SHAPES_IMAGES)
+    return list(islice(read_frames(list_sources([chosen])), args.max_images))
 
 
 def read_frames(entries: Iterable[Entry | Failure]) -> Iterator[Frame]:
-    """The pictures of `entries`. InputError for one that cannot be used."""
+    """The images of `entries`. InputError for one that cannot be used."""
     for item in open_sources(entries):
         frame = load(item)
         if isinstance(frame, Failure):
@@ -265,14 +270,14 @@ def read_frames(entries: Iterable[Entry | Failure]) -> Iterator[Frame]:
 
 
 def network_inputs(exported: ExportedModel, project: Project, frames: Iterable[Frame]) -> Iterator[Tensor]:
-    """Each picture as the file takes it: (1, 3, H, W)."""
+    """Each image as the file takes it: (1, 3, H, W)."""
     detector = Detector(exported, project, _CPU)
     for frame in frames:
         yield from (batch.images for batch in detector.prepare([frame.image], DetectionOptions(), 1).batches)
 
 
-def print_proof(proof: Proof, num_pictures: int) -> None:
-    print(f"  {f'beside PyTorch, on {num_pictures} pictures':<38} largest difference      allowed")
+def print_proof(proof: Proof, num_images: int) -> None:
+    print(f"  {f'beside PyTorch, on {num_images} pictures':<38} largest difference      allowed")
     for difference in proof.differences:
         print(f"  {difference.name:<38} {difference.largest:>18.1e} {difference.allowed:>12.1e}")
     matches = proof.matches

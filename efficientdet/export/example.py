@@ -40,7 +40,7 @@ class Detector:
 
 
 def draw(picture: np.ndarray, text: str, x1: int, y1: int, x2: int, y2: int) -> None:
-    """A box and its label on a white ground, into the picture itself."""
+    """A box and its label on a white ground, into the image itself."""
     cv2.rectangle(picture, (x1, y1), (x2, y2), (0, 200, 0), 2)
     (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)
     left, bottom = max(0, min(x1, picture.shape[1] - width)), max(y1, height + 4)
@@ -48,10 +48,10 @@ def draw(picture: np.ndarray, text: str, x1: int, y1: int, x2: int, y2: int) -> 
     cv2.putText(picture, text, (left, bottom - 2), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
 
 
-def main(model_path: str, picture_path: str, output_path: str) -> None:
-    picture = cv2.imread(picture_path)
+def main(model_path: str, image_path: str, output_path: str) -> None:
+    picture = cv2.imread(image_path)
     if picture is None:
-        sys.exit(f"{picture_path} is no picture that OpenCV can read")
+        sys.exit(f"{image_path} is no image that OpenCV can read")
     objects = Detector(model_path)(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
     found = [(f"{name} {score:.2f}", box.round().astype(int).tolist()) for name, score, box in objects]
     for text, box in found:

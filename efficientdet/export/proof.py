@@ -76,7 +76,7 @@ class Matches(NamedTuple):
 
 @dataclass(frozen=True)
 class Proof:
-    """The differences over all pictures."""
+    """The differences over all images."""
 
     differences: list[Difference]  # those of the raw outputs first
     matches: Matches

@@ -1,6 +1,6 @@
 """An exported network -> the same in eight-bit integers, for CPUs: post-training quantisation of OpenVINO's files.
 
-NNCF runs calibration pictures to find the range of each activation, and corrects the biases for what rounding adds.
+NNCF runs calibration images to find the range of each activation, and corrects the biases for what rounding adds.
 README.md tells what else was measured: ONNX Runtime gains next to nothing by its own quantisation.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import openvino
 
 PACKAGES = ("openvino", "nncf")
-CALIBRATION_PICTURES = 100  # 10 lose another 0.01 AP of the shapes, 300 gain nothing
+CALIBRATION_IMAGES = 100  # 10 lose another 0.01 AP of the shapes, 300 gain nothing
 
 
 def quantize(model_path: Path, inputs: Sequence[np.ndarray], quantized_path: Path) -> None:
@@ -33,7 +33,7 @@ def quantize(model_path: Path, inputs: Sequence[np.ndarray], quantized_path: Pat
     Args:
         model_path: OpenVINO's .xml, with its .bin beside. It should come from `openvino.convert_model`: without the
             fusions of that, INT8 is slower than float32.
-        inputs: what the network takes, an array for each pass: of pictures like those that it will see.
+        inputs: what the network takes, an array for each pass: of images like those that it will see.
         quantized_path: the .xml to write; the .bin goes beside it.
 
     Raises InputError when a package is not installed, ValueError without inputs.

@@ -30,7 +30,7 @@ def detect_dataset(
         num_threads: that load the next batches while the network works; 0 loads in turn with it.
         stopwatch: takes the time of loading (as far as the network waits for it), network and post-processing.
 
-    Raises InputError for a picture that cannot be used.
+    Raises InputError for an image that cannot be used.
     """
     share = range(distributed.rank(), len(dataset), distributed.world_size())
     found, problem = {}, None
@@ -61,7 +61,7 @@ def detect_dataset(
                 for image_id, objects in zip(image_ids, detections):
                     found[image_id] = coco_results(image_id, objects, dataset.category_ids)
             bar.update(len(detections))
-    parts = distributed.gathered((found, problem))
+    parts = distributed.all_gather((found, problem))
     for _, problem in parts:
         if problem:
             raise InputError(problem)
@@ -79,7 +79,7 @@ def _batches(
 ) -> Generator[tuple[list[int | str], PreparedBatch]]:
     """The images of `share` in their order: their ids, and what the network takes.
 
-    By threads, not by `BatchLoader`'s processes: a pass through a few pictures is over before those have started.
+    By threads, not by `BatchLoader`'s processes: a pass through a few images is over before those have started.
     """
     whole = replace(options, tile=None)
 

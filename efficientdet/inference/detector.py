@@ -1,4 +1,4 @@
-"""The detector that other programs use: pictures in, `Detections` in their own pixels out."""
+"""The detector that other programs use: images in, `Detections` in their own pixels out."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ from efficientdet.boxes import clip_boxes, flip_boxes
 from efficientdet.checkpoints.find import find_weights, is_exported
 from efficientdet.checkpoints.loading import load_weights
 from efficientdet.config import DEMO_IOU_THRESHOLD, DEMO_SCORE_THRESHOLD
-from efficientdet.data.transforms import Letterbox, in_picture
+from efficientdet.data.transforms import Letterbox, detections_to_image
 from efficientdet.inference.tiling import Window, join, windows
 from efficientdet.model.network import EfficientDet
 from efficientdet.model.postprocess import Candidates, choose_detections, suppress
@@ -34,23 +34,23 @@ class DetectionOptions:
 
     score_threshold: float = DEMO_SCORE_THRESHOLD
     iou_threshold: float = DEMO_IOU_THRESHOLD
-    max_detections: int | None = None  # of a picture, the best; None: all
+    max_detections: int | None = None  # of an image, the best; None: all
     classes: Sequence[str] | None = None  # names; others are left out
     flip: bool = False  # search the mirror image, too
-    rect: bool = False  # no more padding than the pictures of a batch need
-    tile: int | None = None  # search windows of this side, too, in pixels of the picture
+    rect: bool = False  # no more padding than the images of a batch need
+    tile: int | None = None  # search windows of this side, too, in pixels of the image
 
 
 class PreparedBatch(NamedTuple):
-    """Windows of pictures, ready for the network."""
+    """Windows of images, ready for the network."""
 
     images: Tensor  # (N, 3, H, W) float, normalised; uint8 for an exported network that normalises by itself
     letterboxes: list[Letterbox]
-    windows: list[tuple[int, Window]]  # of which picture, and which part of it
+    windows: list[tuple[int, Window]]  # of which image, and which part of it
 
 
 class Prepared(NamedTuple):
-    """Pictures, ready for the network."""
+    """Images, ready for the network."""
 
     sizes: list[tuple[int, int]]  # (height, width) of each
     batches: Iterable[PreparedBatch]
@@ -121,7 +121,7 @@ class Detector:
             rect: no more padding than the images of a batch need. Faster, and alike but for the padding's effect.
             tile: search overlapping square windows of this side, too, in pixels of the image. For small objects.
 
-        Raises InputError for a file that is no picture and for an unknown class, ValueError for an array of another
+        Raises InputError for a file that is no image and for an unknown class, ValueError for an array of another
         shape or type.
         """
         if isinstance(images, str | Path | np.ndarray):
@@ -147,7 +147,7 @@ class Detector:
             self._prepare_batch(parts[start : start + batch_size], arrays, options.rect)
             for start in range(0, len(parts), batch_size)
         )
-        # A large picture has thousands of windows: these are prepared when their turn comes.
+        # A large image has thousands of windows: these are prepared when their turn comes.
         return Prepared(sizes, list(batches) if options.tile is None else batches)
 
     def _check(self, options: DetectionOptions) -> None:
@@ -166,7 +166,7 @@ class Detector:
         elif options.iou_threshold > iou:
             asked = f"boxes that overlap by {options.iou_threshold:g} (its suppression leaves {iou:g})"
         elif options.max_detections is not None and options.max_detections > most:
-            asked = f"{options.max_detections} detections of a picture (it gives {most})"
+            asked = f"{options.max_detections} detections of an image (it gives {most})"
         if asked:
             raise InputError(
                 f"{self.project.path} was exported with --nms and cannot give {asked}: ask for less, or export it anew"
@@ -197,7 +197,7 @@ class Detector:
         return letterbox.image_on_device(pixels, *self._normalization).permute(1, 2, 0)
 
     def detect(self, prepared: Prepared, options: DetectionOptions) -> list[Detections]:
-        """The objects in each picture, as `__call__` gives them."""
+        """The objects in each image, as `__call__` gives them."""
         parts: list[list[tuple[Window, Detections]]] = [[] for _ in prepared.sizes]
         # The best of a window may be parts of objects that another window shows whole.
         in_windows = options if options.tile is None else replace(options, max_detections=None)
@@ -205,8 +205,8 @@ class Detector:
             for (n, window), found in zip(batch_windows, self.detect_batch(images, letterboxes, in_windows)):
                 parts[n].append((window, found))
         return [
-            join(picture_parts, *size, options.iou_threshold, options.max_detections)
-            for picture_parts, size in zip(parts, prepared.sizes)
+            join(image_parts, *size, options.iou_threshold, options.max_detections)
+            for image_parts, size in zip(parts, prepared.sizes)
         ]
 
     def detect_batch(
@@ -217,12 +217,12 @@ class Detector:
 
     @torch.inference_mode()
     def find(self, images: Tensor, letterboxes: Sequence[Letterbox], options: DetectionOptions) -> list[Candidates]:
-        """What may be objects in a batch (N, 3, H, W), and with `options.flip` in its pictures' mirror images."""
+        """What may be objects in a batch (N, 3, H, W), and with `options.flip` in its images' mirror images."""
         images = images.to(self.device, self._input_dtype)
         found = [self.finder(images, options.score_threshold)]
         if options.flip:
             mirrored = images.clone()
-            for image, letterbox in zip(mirrored, letterboxes):  # the picture stays at the left, as in training
+            for image, letterbox in zip(mirrored, letterboxes):  # the image stays at the left, as in training
                 height, width = letterbox.resized
                 image[:, :height, :width] = image[:, :height, :width].flip(-1)
             found.append(self.finder(mirrored, options.score_threshold))
@@ -242,7 +242,7 @@ class Detector:
                 boxes = clip_boxes(flip_boxes(there.boxes, letterbox.resized[1]), *letterbox.canvas)
                 both = concatenate([found[n], Detections(boxes, there.scores, there.class_ids)])
                 found[n] = suppress(both, options.iou_threshold, options.max_detections)
-        return [in_picture(*pair) for pair in zip(found, letterboxes)]
+        return [detections_to_image(*pair) for pair in zip(found, letterboxes)]
 
     def class_ids(self, names: Sequence[str]) -> list[int]:
         """The indices of classes by their names; InputError for a name that the project does not know."""

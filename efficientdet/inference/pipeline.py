@@ -8,11 +8,11 @@ from efficientdet.inference.detector import DetectionOptions, Detector, Prepared
 from efficientdet.inference.sources import Failure, Frame, load
 from efficientdet.structures import Detections
 from utils.cli import default_workers
-from utils.overlap import Allowance, in_background, ordered_map
+from utils.overlap import Allowance, ordered_map, prefetch
 
-# Pixels of all frames in work together. One picture may have more, and is then alone.
+# Pixels of all frames in work together. One image may have more, and is then alone.
 MOST_PIXELS = 2**28
-_MOST_DECODERS = 4  # threads; a network on a GPU waits for fewer, and more would hold too many large pictures
+_MOST_DECODERS = 4  # threads; a network on a GPU waits for fewer, and more would hold too many large images
 _SOURCE_PATIENCE = 1.0  # seconds to wait, at the end, for a camera or a stream
 
 
@@ -38,9 +38,9 @@ def detect_frames(
     with ExitStack() as stack:  # each stage ends before those that it draws from
         loaded = ordered_map(load_allowed, allowed, decoders, max(decoders, batch_size), _SOURCE_PATIENCE)
         stack.enter_context(closing(loaded))
-        prepared = in_background(_prepared(detector, _batches(loaded, batch_size), options, batch_size), depth=1)
+        prepared = prefetch(_prepared(detector, _batches(loaded, batch_size), options, batch_size), depth=1)
         stack.enter_context(closing(prepared))
-        batches = in_background(_found(detector, prepared, options), depth=1)
+        batches = prefetch(_found(detector, prepared, options), depth=1)
         stack.enter_context(closing(batches))
         for batch in batches:
             while batch:

@@ -1,4 +1,4 @@
-"""Frames of anything: pictures, folders, patterns, videos, cameras, streams, and lists of these on stdin.
+"""Frames of anything: images, folders, patterns, videos, cameras, streams, and lists of these on stdin.
 
 What cannot be used becomes a `Failure` among the frames, so that the rest goes on.
 """
@@ -20,11 +20,11 @@ from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 import numpy as np
 
 from utils.errors import InputError
-from utils.images import PICTURE_SUFFIXES, decode_image, read_image
+from utils.images import IMAGE_SUFFIXES, decode_image, read_image
 from utils.video import VIDEO_SUFFIXES, VideoReader
 
 _MOST_CAMERA_DIGITS = 4  # OpenCV's numbers, whose hundreds may name a driver
-_MOST_DOWNLOAD = 2**28  # bytes of a picture
+_MOST_DOWNLOAD = 2**28  # bytes of an image
 _TIMEOUT = 10.0  # seconds that a server may be silent
 _RECONNECTIONS = 2  # attempts, when something live breaks
 _RECONNECTION_PAUSE = 1.0  # seconds
@@ -34,20 +34,20 @@ _EARLY_END = 0.05  # share of a video's frames that may be missing, as some form
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """One picture, one video, one stream or one camera."""
+    """One image, one video, one stream or one camera."""
 
     name: str  # as the user wrote it, without a password
     stem: str  # for the names of files made from it
-    rate: float | None = None  # frames per second; None for a still picture
+    rate: float | None = None  # frames per second; None for a still image
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """A picture, or one of a video's."""
+    """An image, or one of a video's."""
 
     source: Source
     image: np.ndarray  # (H, W, 3) uint8 RGB
-    number: int | None = None  # among the video's frames, from 0; None for a still picture
+    number: int | None = None  # among the video's frames, from 0; None for a still image
 
 
 @dataclass(frozen=True)
@@ -86,21 +86,21 @@ def list_sources(arguments: Iterable[str], stdin: Iterable[str] = ()) -> Iterato
 
 
 def _list_files(argument: str, pattern: str) -> Iterator[Path | Failure]:
-    """The pictures and videos that `pattern` matches."""
+    """The images and videos that `pattern` matches."""
     files = [
         path
         for path in map(Path, sorted(glob.glob(pattern, recursive=True)))
-        if path.suffix.lower() in PICTURE_SUFFIXES | VIDEO_SUFFIXES and path.is_file()
+        if path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES and path.is_file()
     ]
-    suffixes = ", ".join(sorted(PICTURE_SUFFIXES | VIDEO_SUFFIXES))
+    suffixes = ", ".join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))
     deeper = f"; {os.path.join(argument, '**')!r} searches its folders, too" if os.path.isdir(argument) else ""
     if not files:
-        yield Failure(argument, f"{argument} holds no pictures or videos ({suffixes}){deeper}")
+        yield Failure(argument, f"{argument} holds no images or videos ({suffixes}){deeper}")
     yield from files
 
 
 def open_sources(entries: Iterable[Entry | Failure]) -> Iterator[Path | Frame | Failure]:
-    """Everything in `entries`, one after the other: frames of what moves, and files of pictures for `load`."""
+    """Everything in `entries`, one after the other: frames of what moves, and files of images for `load`."""
     for entry in entries:
         if isinstance(entry, int):
             yield from _read_live(entry, f"camera {entry}", f"camera{entry}")
@@ -113,7 +113,7 @@ def open_sources(entries: Iterable[Entry | Failure]) -> Iterator[Path | Frame | 
 
 
 def load(item: Path | Frame | Failure) -> Frame | Failure:
-    """The frame in a picture's file; frames and failures stay as they are."""
+    """The frame in an image's file; frames and failures stay as they are."""
     if not isinstance(item, Path):
         return item
     try:
@@ -180,7 +180,7 @@ def _read_live(address: str | int, name: str, stem: str) -> Iterator[Frame | Fai
 
 
 def _read_url(address: str) -> Iterator[Frame | Failure]:
-    """What a URL gives: one picture or a stream."""
+    """What a URL gives: one image or a stream."""
     try:
         url = urlsplit(address)
     except ValueError as error:
@@ -191,7 +191,7 @@ def _read_url(address: str) -> Iterator[Frame | Failure]:
     stem = re.sub(r"\W+", "_", PurePosixPath(url.path).stem or host)
     if url.scheme in ("http", "https"):
         try:
-            picture = _download_picture(name, _authorization(url))
+            picture = _download_image(name, _authorization(url))
         except InputError as error:
             yield Failure(name, str(error))
             return
@@ -201,8 +201,8 @@ def _read_url(address: str) -> Iterator[Frame | Failure]:
     yield from _read_live(address, name, stem)
 
 
-def _download_picture(address: str, headers: dict[str, str]) -> np.ndarray | None:
-    """The picture (H, W, 3) uint8 RGB at `address`; None when something else is there."""
+def _download_image(address: str, headers: dict[str, str]) -> np.ndarray | None:
+    """The image (H, W, 3) uint8 RGB at `address`; None when something else is there."""
     try:
         with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=_TIMEOUT) as response:
             if response.headers.get_content_maintype() != "image":
@@ -212,7 +212,7 @@ def _download_picture(address: str, headers: dict[str, str]) -> np.ndarray | Non
         reason = error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", error)
         raise InputError(f"cannot open {address}: {reason}") from error
     if len(data) > _MOST_DOWNLOAD:
-        raise InputError(f"the picture {address} has more than {_MOST_DOWNLOAD} bytes: download it by other means")
+        raise InputError(f"the image {address} has more than {_MOST_DOWNLOAD} bytes: download it by other means")
     return decode_image(data, address)
 
 

@@ -1,4 +1,4 @@
-"""Small objects in large pictures: overlapping windows that are searched one by one, and their detections joined."""
+"""Small objects in large images: overlapping windows that are searched one by one, and their detections joined."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,7 +17,7 @@ _COVERED = 0.6  # share of a cut box that a whole one covers when it shows the s
 
 
 class Window(NamedTuple):
-    """A part of a picture, in its pixels."""
+    """A part of an image, in its pixels."""
 
     top: int
     left: int
@@ -25,12 +25,12 @@ class Window(NamedTuple):
     width: int
 
     def of(self, image: np.ndarray) -> np.ndarray:
-        """Its pixels in the picture (H, W, 3)."""
+        """Its pixels in the image (H, W, 3)."""
         return image[self.top : self.top + self.height, self.left : self.left + self.width]
 
 
 def windows(height: int, width: int, side: int | None) -> list[Window]:
-    """The picture as a whole, and squares of `side` pixels that cover it, evenly spread; None asks for the whole alone.
+    """The image as a whole, and squares of `side` pixels that cover it, evenly spread; None asks for the whole alone.
 
     The whole is there for objects larger than a window.
     """
@@ -60,7 +60,7 @@ def join(
     iou_threshold: float,
     max_detections: int | None = None,
 ) -> Detections:
-    """The detections of a `height` x `width` picture from those of its windows, in the windows' own pixels.
+    """The detections of a `height` x `width` image from those of its windows, in the windows' own pixels.
 
     What two windows have seen is thinned by non-maximum suppression within each class. A box at an inner edge of its
     window may be a part of an object only. It goes when a neighbour must show more of the object, as the box is

@@ -1,4 +1,4 @@
-"""What was found, written: annotated pictures and videos, COCO and YOLO files, tables, crops, JSON lines, text."""
+"""What was found, written: annotated images and videos, COCO and YOLO files, tables, crops, JSON lines, text."""
 
 import csv
 import json
@@ -16,8 +16,8 @@ from efficientdet.data.results import coco_results
 from efficientdet.inference.sources import Failure, Frame, Source
 from efficientdet.structures import Detections
 from utils.errors import InputError
-from utils.files import written_whole
-from utils.images import PICTURE_SUFFIXES, write_image
+from utils.files import atomic_write
+from utils.images import IMAGE_SUFFIXES, write_image
 from utils.video import DEFAULT_RATE, VIDEO_SUFFIXES, VideoWriter
 from utils.visualize import draw_boxes
 
@@ -25,7 +25,7 @@ _COCO_FILE, _CSV_FILE = "detections.json", "detections.csv"
 
 
 def annotate(image: np.ndarray, found: Detections, class_names: Sequence[str]) -> np.ndarray:
-    """A copy of the picture with its detections drawn, the best on top."""
+    """A copy of the image with its detections drawn, the best on top."""
     weakest_first = found.scores.argsort()
     class_ids = found.class_ids[weakest_first].tolist()
     scores = found.scores[weakest_first].tolist()
@@ -34,7 +34,7 @@ def annotate(image: np.ndarray, found: Detections, class_names: Sequence[str]) -
 
 
 def text_table(frame: Frame, found: Detections, class_names: Sequence[str], written: Path | None) -> str:
-    """A line on the frame, and one for each object: class, score, box in pixels of the picture."""
+    """A line on the frame, and one for each object: class, score, box in pixels of the image."""
     number = "" if frame.number is None else f" frame {frame.number}"
     height, width = frame.image.shape[:2]
     objects = "1 object" if len(found) == 1 else f"{len(found)} objects"
@@ -55,11 +55,11 @@ def check_folder(folder: Path, entries: Iterable) -> None:
 
 
 def check_json_target(target: str, folder: Path) -> None:
-    """InputError when the file of JSON lines would replace a picture, a video or a table in the results' `folder`."""
+    """InputError when the file of JSON lines would replace an image, a video or a table in the results' `folder`."""
     path = Path(target)
-    if path.suffix.lower() in PICTURE_SUFFIXES | VIDEO_SUFFIXES:
+    if path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
         raise InputError(
-            f"--json {target} names a picture or video: name a file to write, or - for stdout, after --json"
+            f"--json {target} names an image or video: name a file to write, or - for stdout, after --json"
         )
     if path.resolve() in (folder.resolve() / _COCO_FILE, folder.resolve() / _CSV_FILE):
         raise InputError(f"--json {target} is where --save json or csv writes: choose another name")
@@ -84,7 +84,7 @@ class JsonLines:
                 "class": self._class_names[class_id],
                 "class_id": class_id,
                 "score": round(score, 4),
-                "box": [round(value, 2) for value in box],  # x1, y1, x2, y2 in pixels of the picture
+                "box": [round(value, 2) for value in box],  # x1, y1, x2, y2 in pixels of the image
             }
             for class_id, score, box in _rows(found)
         ]
@@ -104,14 +104,14 @@ class JsonLines:
 class Outputs:
     """Writes frames and their detections into `folder`, in each of `formats`. Files are whole or absent.
 
-    `write` takes frame after frame, `close` ends the files, also where an interruption was the end. For a picture
+    `write` takes frame after frame, `close` ends the files, also where an interruption was the end. For an image
     `a.jpg`, and frame 7 of a video `b.avi`, they are
 
     - image: `a.jpg` with boxes drawn, and `b.mp4`
-    - json: `detections.json`, COCO results. `image_id` is the number that the picture's name is, else the name, here
+    - json: `detections.json`, COCO results. `image_id` is the number that the image's name is, else the name, here
       "a" and "b/000007". `category_id` is the class index + 1, as in COCO.
     - csv: `detections.csv` with the columns file, frame, class, score, x1, y1, x2, y2
-    - txt: `a.txt`, `b/000007.txt`, YOLO's: `class cx cy width height score`, lengths as shares of the picture
+    - txt: `a.txt`, `b/000007.txt`, YOLO's: `class cx cy width height score`, lengths as shares of the image
     - crops: `crops/{class}/a_1.jpg`, `crops/{class}/b/000007_1.jpg`, each object by itself, the best is 1
 
     The later of two sources of one name gets a number, `a_2`. InputError for what cannot be written.
@@ -127,7 +127,7 @@ class Outputs:
             self._stack = stack.pop_all()
 
     def write(self, frame: Frame, found: Detections, drawn: np.ndarray | None = None) -> Path | None:
-        """Write one frame; `drawn` is the annotated picture, for the format `image`. Returns the file it goes to."""
+        """Write one frame; `drawn` is the annotated image, for the format `image`. Returns the file it goes to."""
         name = self._name_of(frame)
         try:
             paths = [writer.write(frame, name, found, drawn) for writer in self._writers]
@@ -151,7 +151,7 @@ class Outputs:
 
 
 class _Annotated:
-    """Pictures as pictures, videos as videos."""
+    """Images as images, videos as videos."""
 
     def __init__(self, folder: Path, class_names: Sequence[str], stack: ExitStack):
         self._folder = folder
@@ -164,7 +164,7 @@ class _Annotated:
             self._end_video()
             self._source = frame.source
         if frame.number is None:
-            path = self._folder / f"{name}{_picture_suffix(frame)}"
+            path = self._folder / f"{name}{_image_suffix(frame)}"
             write_image(path, drawn)
             return path
         if self._video is None:
@@ -218,7 +218,7 @@ class _YoloText:
             x1, y1, x2, y2 = np.clip(box, 0, (width, height, width, height))
             shares = (x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height
             lines.append(f"{class_id} {' '.join(f'{share:.6f}' for share in shares)} {score:.4f}\n")
-        with written_whole(self._folder / f"{name}.txt") as temporary:
+        with atomic_write(self._folder / f"{name}.txt") as temporary:
             temporary.write_text("".join(lines))
 
 
@@ -232,10 +232,10 @@ class _Crops:
     def write(self, frame: Frame, name: str, found: Detections, drawn: np.ndarray | None) -> None:
         height, width = frame.image.shape[:2]
         for number, (class_id, _, (x1, y1, x2, y2)) in enumerate(_rows(found), 1):
-            # At least one pixel, also of a box that reaches over the picture's edge.
+            # At least one pixel, also of a box that reaches over the image's edge.
             left, top = min(max(0, math.floor(x1)), width - 1), min(max(0, math.floor(y1)), height - 1)
             crop = frame.image[top : max(top + 1, math.ceil(y2)), left : max(left + 1, math.ceil(x2))]
-            write_image(self._folders[class_id] / f"{name}_{number}{_picture_suffix(frame)}", crop)
+            write_image(self._folders[class_id] / f"{name}_{number}{_image_suffix(frame)}", crop)
 
 
 _WRITERS: dict[str, Callable[..., Any]] = {
@@ -250,15 +250,15 @@ FORMATS = tuple(_WRITERS)
 
 def _open_whole(path: Path, stack: ExitStack) -> TextIO:
     """A text file that grows beside `path` and takes its place, whole, when `stack` is closed."""
-    temporary = stack.enter_context(written_whole(path))
+    temporary = stack.enter_context(atomic_write(path))
     # Names of files may hold bytes that are no UTF-8; they are written as they are.
     return stack.enter_context(open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline=""))
 
 
-def _picture_suffix(frame: Frame) -> str:
-    """The format of pictures made from this one: its own, where that can be told from its name."""
+def _image_suffix(frame: Frame) -> str:
+    """The format of images made from this one: its own, where that can be told from its name."""
     suffix = PurePath(frame.source.name).suffix
-    return suffix if suffix.lower() in PICTURE_SUFFIXES else ".jpg"
+    return suffix if suffix.lower() in IMAGE_SUFFIXES else ".jpg"
 
 
 def _rows(found: Detections) -> list[tuple[int, float, list[float]]]:

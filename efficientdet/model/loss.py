@@ -52,7 +52,7 @@ def assign_anchors(
     Of objects with the same best anchor the first gets it. An object that overlaps no anchor forces none.
     """
     anchors = yxyx_to_xyxy(anchors_yxyx).mT.contiguous().mT  # each coordinate by itself in memory, as it is read
-    # One image at a time: the overlaps of a whole batch (N, M, A) would take gigabytes when one picture is crowded.
+    # One image at a time: the overlaps of a whole batch (N, M, A) would take gigabytes when one image is crowded.
     assignments = [_assign_anchors(anchors, *image, negative_iou, force_best_anchor) for image in zip(*targets)]
     return Assignment(*map(torch.stack, zip(*assignments)))
 
@@ -86,7 +86,7 @@ class DetectionLoss:
 
     By default it is the reference's, in values and gradients (which vanish where it clamps scores to
     [1e-4, 1 - 1e-4]), with one exception. The reference divides the loss of an image *without objects* by 1, so that
-    it outweighs a picture with objects a hundred times; here it is divided by `empty_image_normalizer`, as if it had
+    it outweighs an image with objects a hundred times; here it is divided by `empty_image_normalizer`, as if it had
     that many positive anchors. 1 restores the reference's numbers.
 
     That of google/automl, but for the clamp, is `DetectionLoss(focal_gamma=1.5, negative_iou=0.5,
@@ -99,7 +99,7 @@ class DetectionLoss:
         normalize: "image" divides the losses of each image by its number of positive anchors, or by 1, and averages
             over the batch; "batch" divides those of the batch by its number of positive anchors + 1.
         empty_image_normalizer: what "image" divides by in an image without objects.
-        num_processes, sum_over_processes: for "batch", when each process has a part of the batch. The function must
+        num_processes, all_reduce_sum: for "batch", when each process has a part of the batch. The function must
             add a scalar up over the processes. A process's loss is its part of the whole batch's, times
             `num_processes`: DistributedDataParallel averages gradients.
 
@@ -118,7 +118,7 @@ class DetectionLoss:
         # Of 160 COCO photographs the median has 110 positive anchors at 512 x 512, 77 at 256, 150 at 1024.
         empty_image_normalizer: float = 100.0,
         num_processes: int = 1,
-        sum_over_processes: Callable[[Tensor], Tensor] = _one_process,
+        all_reduce_sum: Callable[[Tensor], Tensor] = _one_process,
     ):
         if box_loss not in ("smooth_l1", "huber"):
             raise ValueError(f"box_loss must be 'smooth_l1' or 'huber', not {box_loss!r}")
@@ -131,7 +131,7 @@ class DetectionLoss:
         self.normalize = normalize
         self.empty_image_normalizer = empty_image_normalizer
         self.num_processes = num_processes
-        self.sum_over_processes = sum_over_processes
+        self.all_reduce_sum = all_reduce_sum
 
     def __call__(self, outputs: tuple[Tensor, Tensor, Tensor], targets: Targets) -> Losses:
         """`outputs`: class logits (N, A, C), box deltas (N, A, 4), anchors (A, 4), as the network returns them."""
@@ -159,7 +159,7 @@ class DetectionLoss:
         """What the sum of each image's losses is multiplied by: (N,)."""
         positives = assigned.positive.sum(dim=1, dtype=targets.boxes.dtype)
         if self.normalize == "batch":
-            normalizer = self.sum_over_processes(positives.sum()) + 1
+            normalizer = self.all_reduce_sum(positives.sum()) + 1
             return (self.num_processes / normalizer).expand_as(positives)
         has_objects = (targets.class_ids != PADDING_CLASS).any(dim=1)
         normalizers = torch.where(has_objects, positives.clamp(min=1), self.empty_image_normalizer)

@@ -46,7 +46,7 @@ class Metadata:
     image_size: tuple[int, int]  # (height, width) in pixels
     dynamic: bool  # whether any multiples of size_divisor will do, too
     size_divisor: int
-    padding: tuple[int, int, int]  # RGB beside and below a picture, if normalization is inside; else zeros
+    padding: tuple[int, int, int]  # RGB beside and below an image, if normalization is inside; else zeros
     precision: str  # of the network: "float32", "float16" or "int8"
     suppression: Suppression | None  # None: the outputs are the network's own
     pyramid_levels: tuple[int, ...]

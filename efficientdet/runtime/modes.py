@@ -35,7 +35,7 @@ def optimize(
 
     Args:
         dtype: of weights and activations. In half precision the first convolution stays in float32, as it sees the
-            picture itself. In bfloat16 the heads' last convolutions do, too: eight bits are too coarse for logits and
+            image itself. In bfloat16 the heads' last convolutions do, too: eight bits are too coarse for logits and
             box deltas.
         mode: "plain" is the network as it was trained. "fused" folds batch norms and spares memory and passes over it
             (`fuse_for_inference`). "compiled" also hands network and choice to torch.compile, which takes a minute.
@@ -142,7 +142,7 @@ class CudaGraphs(nn.Module):
             for _ in range(2):
                 self.network(inputs)
         graph = torch.cuda.CUDAGraph()
-        # Other threads prepare pictures meanwhile, and may ask for memory.
+        # Other threads prepare images meanwhile, and may ask for memory.
         with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
             outputs = self.network(inputs)
         torch.cuda.current_stream().wait_stream(stream)

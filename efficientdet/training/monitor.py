@@ -1,4 +1,4 @@
-"""What a run shows of itself: TensorBoard, the history's table and curves, pictures of predictions beside the truth."""
+"""What a run shows of itself: TensorBoard, the history's table and curves, images of predictions beside the truth."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ from efficientdet.project import Project
 from efficientdet.structures import PADDING_CLASS, Detections, Outputs
 from efficientdet.training.step import StepResult
 from utils.charts import LineChart, draw_lines, write_chart
-from utils.files import written_whole
+from utils.files import atomic_write
 from utils.images import write_image
 from utils.visualize import draw_boxes, side_by_side
 
@@ -39,7 +39,7 @@ def write_history(rows: list[dict[str, float]], folder: Path) -> None:
     writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    with written_whole(folder / "history.csv") as temporary:
+    with atomic_write(folder / "history.csv") as temporary:
         temporary.write_text(table.getvalue())
     charts = [
         LineChart(
@@ -101,7 +101,7 @@ class Monitor:
             self._writer.add_image(f"val/{image_id}", picture, row["step"], dataformats="HWC")
 
     def epoch(self, history: list[dict[str, float]]) -> None:
-        """The table and the picture of all epochs so far."""
+        """The table and the image of all epochs so far."""
         write_history(history, self.folder)
 
     def flush(self) -> None:
@@ -112,7 +112,7 @@ class Monitor:
         self._writer.close()
 
 
-def write_debug_pictures(batch: Batch, outputs: Outputs, project: Project, folder: Path) -> None:
+def write_debug_images(batch: Batch, outputs: Outputs, project: Project, folder: Path) -> None:
     """For each image of the batch `{project}_{image_id}.jpg`: predictions on the left, the truth on the right."""
     height, width = batch.images.shape[-2:]
     detections = postprocess(outputs, height, width, SHOWN_SCORE_THRESHOLD, SHOWN_IOU_THRESHOLD)
@@ -127,7 +127,7 @@ def write_debug_pictures(batch: Batch, outputs: Outputs, project: Project, folde
 def beside_truth(
     image: np.ndarray, found: Detections, boxes: np.ndarray, class_ids: np.ndarray, project: Project
 ) -> np.ndarray:
-    """Two drawn copies of a picture (H, W, 3): what was found in it on the left, the true boxes on the right."""
+    """Two drawn copies of an image (H, W, 3): what was found in it on the left, the true boxes on the right."""
     names = project.class_names
     labels = [f"{names[class_id]} {score:.2f}" for class_id, score in zip(found.class_ids, found.scores.tolist())]
     predicted = draw_boxes(image, found.boxes.numpy(), found.class_ids.numpy(), labels)

@@ -24,8 +24,8 @@ class Recipe:
     decay_kernels_only: bool = _value("weight decay for convolution kernels only, not for biases and batch norms")
     clip_norm: float = _value("longest gradient of a step; 0 does not clip")
     ema_decay: float = _value("decay of the running average of the weights, which is evaluated, too; 0 has none")
-    # Pictures. A picture is also mirrored in half of the cases.
-    min_scale: float = _value("pictures are scaled by a random factor from here ...")
+    # Images. An image is also mirrored in half of the cases.
+    min_scale: float = _value("images are scaled by a random factor from here ...")
     max_scale: float = _value("... to here, and cropped; 1 and 1 fit them into the input")
     # The loss.
     focal_gamma: float = _value("how much the focal loss plays down easy anchors")

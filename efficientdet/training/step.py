@@ -13,7 +13,7 @@ from efficientdet.data.loader import Batch
 from efficientdet.model.loss import DetectionLoss, Losses
 from efficientdet.model.network import EfficientDet
 from efficientdet.structures import Outputs
-from utils.distributed import sum_over_processes, world_size
+from utils.distributed import all_reduce_sum, world_size
 
 _FP16_LEAST_SCALE = 1.0  # gradients that overflow even below this are no matter of scale
 
@@ -97,7 +97,7 @@ class TrainingStep:
 
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.clip_norm)
-        mean_losses = sum_over_processes(sums) / (len(micro_batches) * world_size())
+        mean_losses = all_reduce_sum(sums) / (len(micro_batches) * world_size())
         *means, norm = torch.cat((mean_losses, norm[None])).tolist()  # one look at the device for everything
         loss_is_finite = all(map(math.isfinite, means))
         scale = self.scaler.get_scale()  # 1 where nothing is scaled

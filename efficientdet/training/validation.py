@@ -12,16 +12,16 @@ from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRES
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.loader import Batch, BatchLoader
 from efficientdet.data.results import coco_results
-from efficientdet.data.transforms import in_picture
+from efficientdet.data.transforms import detections_to_image
 from efficientdet.evaluation.coco import Evaluation, score
 from efficientdet.model.loss import DetectionLoss, Losses
 from efficientdet.model.postprocess import postprocess
 from efficientdet.structures import Detections
 from efficientdet.training.step import autocast
-from utils.distributed import any_over_processes, from_rank_0, gathered
+from utils.distributed import all_gather, any_rank, broadcast_from_rank0
 from utils.stop import StopRequest
 
-SHOWN_PICTURES = 4
+SHOWN_IMAGES = 4
 
 
 @torch.no_grad()
@@ -34,7 +34,7 @@ def validate(
 ) -> Iterator[tuple[Batch, dict[str, tuple[Losses, list[Detections]]]]]:
     """Each batch with what each of the `networks`, put into evaluation mode, makes of it.
 
-    That is its mean losses, and its detections in the pictures' own pixels.
+    That is its mean losses, and its detections in the images' own pixels.
     """
     for network in networks.values():
         network.eval()
@@ -47,7 +47,7 @@ def validate(
             losses = loss(outputs, on_device.targets)
             height, width = batch.images.shape[-2:]
             detections = postprocess(outputs, height, width, EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD)
-            found[name] = losses, [in_picture(*pair) for pair in zip(detections, batch.letterboxes)]
+            found[name] = losses, [detections_to_image(*pair) for pair in zip(detections, batch.letterboxes)]
         yield batch, found
 
 
@@ -108,17 +108,17 @@ def evaluate_networks(
             sums[name].add(len(batch.image_ids), losses)
             for image_id, objects in zip(batch.image_ids, detections):
                 results[name] += coco_results(image_id, objects, dataset.category_ids)
-                if len(shown[name]) < SHOWN_PICTURES:
+                if len(shown[name]) < SHOWN_IMAGES:
                     shown[name][image_id] = objects
         bar.update(len(batch.image_ids))
         if stop.received:
             break
-    (stop.received,) = any_over_processes(stop.received)
+    (stop.received,) = any_rank(stop.received)
     if stop.received:
         return {}
     outcomes = {}
     for name in networks:
-        mean = LossMean(*map(sum, zip(*(vars(part).values() for part in gathered(sums[name])))))
-        entries = [entry for part in gathered(results[name]) for entry in part]
-        outcomes[name] = Outcome(mean, from_rank_0(partial(score, dataset, entries)), shown[name])
+        mean = LossMean(*map(sum, zip(*(vars(part).values() for part in all_gather(sums[name])))))
+        entries = [entry for part in all_gather(results[name]) for entry in part]
+        outcomes[name] = Outcome(mean, broadcast_from_rank0(partial(score, dataset, entries)), shown[name])
     return outcomes

@@ -14,7 +14,7 @@ from efficientdet.benchmark.baselines import (
     baseline_prepare,
     baseline_step,
 )
-from efficientdet.benchmark.inputs import random_outputs, random_picture, random_targets, realistic_weights
+from efficientdet.benchmark.inputs import random_image, random_outputs, random_targets, realistic_weights
 from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.loader import Batch
@@ -83,7 +83,7 @@ def test_training_step():
     assert not torch.equal(before[key], network.state_dict()[key])
 
 
-def test_prepared_picture():
+def test_prepared_image():
     project = load_project("shapes")
     rng = np.random.default_rng(0)
     for shape in ((90, 160), (300, 200)):  # enlarged, and made smaller
@@ -105,7 +105,7 @@ def test_postprocessing(mean):
 
 
 def test_detections():
-    project, pictures = load_project("shapes"), [random_picture(), random_picture()[:, ::-1]]
+    project, pictures = load_project("shapes"), [random_image(), random_image()[:, ::-1]]
     network, stopwatch = finding_network(project), Stopwatch()
     ours = Detector(network, project, CPU, SIDE)(pictures, *THRESHOLDS, batch_size=2)
     baselines = baseline_detections(network, pictures, (SIDE, SIDE), project, stopwatch)

@@ -48,7 +48,7 @@ def test_detection_in_the_terminal_and_in_files(tmp_path):
     assert "### end_to_end: D0 at 128 x 128" in (tmp_path / "out/speed.md").read_text()
 
 
-def test_a_projects_pictures_and_weights(tmp_path):
+def test_a_projects_images_and_weights(tmp_path):
     project = write_shapes_project(tmp_path)
     weights = write_weights(project.root / "untrained.pth")
     run = run_script(*ONCE, "--what", "eval", "-p", project.yml, "-w", weights, "-n", "1", cwd=project.root)

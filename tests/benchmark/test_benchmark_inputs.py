@@ -1,14 +1,14 @@
-"""Random pictures, weights and targets like real ones."""
+"""Random images, weights and targets like real ones."""
 
 import numpy as np
 import torch
 
 from efficientdet.benchmark.inputs import (
     CANDIDATES,
+    IMAGE,
     OBJECTS,
-    PICTURE,
+    random_image,
     random_outputs,
-    random_picture,
     random_targets,
     realistic_weights,
 )
@@ -20,10 +20,10 @@ from efficientdet.project import load_project
 CPU = torch.device("cpu")
 
 
-def test_picture_is_smooth_and_the_same_each_time():
-    picture = random_picture()
-    assert (picture.shape, picture.dtype) == ((*PICTURE, 3), np.uint8)
-    assert np.array_equal(picture, random_picture())
+def test_image_is_smooth_and_the_same_each_time():
+    picture = random_image()
+    assert (picture.shape, picture.dtype) == ((*IMAGE, 3), np.uint8)
+    assert np.array_equal(picture, random_image())
     assert picture.std() > 50
     assert np.abs(np.diff(picture.astype(int), axis=1)).mean() < 5
 
@@ -33,7 +33,7 @@ def test_weights_let_so_many_anchors_pass():
     weights = realistic_weights(0, 128, project, CPU)
     network = EfficientDet().eval()
     network.load_state_dict(weights)
-    pixels = Letterbox.fit(PICTURE, (128, 128)).image(random_picture(), project.mean, project.std)
+    pixels = Letterbox.fit(IMAGE, (128, 128)).image(random_image(), project.mean, project.std)
     with torch.no_grad():
         logits, deltas, _ = network(torch.from_numpy(pixels)[None].permute(0, 3, 1, 2))
         coarse = network.bfloat16()(torch.from_numpy(pixels)[None].permute(0, 3, 1, 2).bfloat16())

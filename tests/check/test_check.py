@@ -21,7 +21,7 @@ IMAGES = {"train": (1, 2, 3, 4), "val": (11, 12)}
 
 @pytest.fixture
 def clean_project(tmp_path, monkeypatch, write_coco) -> SimpleNamespace:
-    """A project without a fault, in the current folder. Every picture has a square and a disc, as large as an anchor.
+    """A project without a fault, in the current folder. Every image has a square and a disc, as large as an anchor.
 
     Annotation 1 is the square of image 1, annotation 2 its disc, and so on.
     """
@@ -56,7 +56,7 @@ def test_clean_data_gives_no_finding(clean_project, check):
     status, shown = check()
     assert status == 0
     assert "error:" not in shown and "warning:" not in shown
-    assert shown.splitlines()[-1] == "0 errors, 0 warnings in 6 pictures"
+    assert shown.splitlines()[-1] == "0 errors, 0 warnings in 6 images"
     assert "train: 4 images (0 without objects), 8 boxes" in shown
     assert "val: 2 images (0 without objects), 4 boxes" in shown
     square, disc = (line.split() for line in shown.splitlines()[2:4])
@@ -68,12 +68,12 @@ def test_clean_data_gives_no_finding(clean_project, check):
 Fault = Callable[[SimpleNamespace], tuple[str, tuple[str, ...]]]
 
 
-def missing_picture(project):
+def missing_image(project):
     (project.data / "train/2.png").unlink()
-    return "error", ("missing pictures: 1", "train/2.png: image 2 ")
+    return "error", ("missing images: 1", "train/2.png: image 2 ")
 
 
-def unreadable_picture(project):
+def unreadable_image(project):
     path = project.data / "val/11.png"
     path.write_bytes(path.read_bytes()[:1000])
     return "error", ("cannot be read: 1", "val/11.png: image 11 ")
@@ -88,7 +88,7 @@ def cut_jpeg(project):
     return "error", ("cannot be read: 1", "train/3.jpg: image 3 ", "cut short")
 
 
-def duplicate_picture(project):
+def duplicate_image(project):
     (project.data / "train/3.png").write_bytes((project.data / "train/1.png").read_bytes())
     return "warning", ("are there twice: 1", "train/3.png: image 3 has the pixels of image 1 (1.png)")
 
@@ -112,12 +112,12 @@ def rotation_that_the_json_ignores(project):
 
 def box_outside(project):
     edit_annotations(project.data, "train", lambda content: content["annotations"][2].update(bbox=[200, 4, 32, 32]))
-    return "error", ("outside of their pictures: 1", "train/2.png: annotation 3 of image 2 ")
+    return "error", ("outside of their images: 1", "train/2.png: annotation 3 of image 2 ")
 
 
 def box_that_reaches_out(project):
     edit_annotations(project.data, "val", lambda content: content["annotations"][0].update(bbox=[4, 100, 32, 32]))
-    return "warning", ("reach out of their pictures: 1", "val/11.png: annotation 1 of image 11 ")
+    return "warning", ("reach out of their images: 1", "val/11.png: annotation 1 of image 11 ")
 
 
 def box_without_width(project):
@@ -171,15 +171,15 @@ def image_without_boxes(project):
     return "warning", ("images without boxes: 1", "train/2.png: image 2 has no box")
 
 
-def same_picture_in_both_sets(project):
+def same_image_in_both_sets(project):
     (project.data / "val/12.png").write_bytes((project.data / "train/4.png").read_bytes())
-    return "error", ("trained on and validated on: 1", "val/12.png: image 12 is the same picture as ", "train/4.png")
+    return "error", ("trained on and validated on: 1", "val/12.png: image 12 is the same image as ", "train/4.png")
 
 
 def same_file_name_in_both_sets(project):
     (project.data / "val/12.png").rename(project.data / "val/4.png")
     edit_annotations(project.data, "val", lambda content: content["images"][1].update(file_name="4.png"))
-    return "warning", ("file names that both sets have", "val/4.png: image 12 has the name of another picture")
+    return "warning", ("file names that both sets have", "val/4.png: image 12 has the name of another image")
 
 
 def same_set_twice(project):
@@ -187,7 +187,7 @@ def same_set_twice(project):
     return "warning", ("sets that are the same: 1", "drawn.yml has 'train' as train_set and as val_set")
 
 
-def unlisted_picture(project):
+def unlisted_image(project):
     (project.data / "val/extra.png").write_bytes((project.data / "val/11.png").read_bytes())
     return "warning", ("no annotation file lists: 1", "val/extra.png is in no annotation file")
 
@@ -223,10 +223,10 @@ def missing_folder(project):
 
 
 FAULTS: list[Fault] = [
-    missing_picture, unreadable_picture, cut_jpeg, duplicate_picture, other_size_in_the_json,
+    missing_image, unreadable_image, cut_jpeg, duplicate_image, other_size_in_the_json,
     rotation_that_the_json_ignores, box_outside, box_that_reaches_out, box_without_width, box_of_negative_height,
     duplicate_box, unknown_category, category_in_another_case, class_without_category, class_without_boxes,
-    image_without_boxes, same_picture_in_both_sets, same_file_name_in_both_sets, same_set_twice, unlisted_picture,
+    image_without_boxes, same_image_in_both_sets, same_file_name_in_both_sets, same_set_twice, unlisted_image,
     small_object, boxes_that_no_anchor_reaches, annotation_of_an_unknown_image, malformed_boxes,
     missing_annotation_file, missing_folder,
 ]  # fmt: skip
@@ -251,7 +251,7 @@ def test_sets_without_anything_are_checked_too(clean_project, check):
     assert "no samples are shown" in shown
 
 
-def test_sizes_that_the_json_does_not_tell_are_taken_from_the_pictures(clean_project, check):
+def test_sizes_that_the_json_does_not_tell_are_taken_from_the_images(clean_project, check):
     def edit(content):
         for image in content["images"]:
             del image["width"], image["height"]
@@ -275,7 +275,7 @@ def test_cases_are_listed_as_many_as_wanted(clean_project, check):
 def test_max_images_leaves_the_rest_alone(clean_project, check):
     (clean_project.data / "train/4.png").unlink()
     status, shown = check("--max_images", "2")
-    assert status == 0 and shown.endswith("0 errors, 0 warnings in 4 pictures\n")
+    assert status == 0 and shown.endswith("0 errors, 0 warnings in 4 images\n")
 
 
 def test_anchors_that_suit_are_kept_and_others_proposed(clean_project, check):
@@ -301,20 +301,20 @@ def test_sheet_shows_samples_as_training_sees_them(clean_project, check, flags):
     assert sheet.shape[0] > 2 * SIDE and sheet.shape[1] > 2 * SIDE  # two by two, with captions
     grey = cv2.cvtColor(sheet, cv2.COLOR_BGR2GRAY)
     pixels = np.stack([np.abs(grey.astype(int) - 50 * number) <= 2 for number in (1, 2, 3, 4)]).sum(axis=(1, 2))
-    # Three of the four pictures are there, or at a half a quarter of them; boxes hide a little.
+    # Three of the four images are there, or at a half a quarter of them; boxes hide a little.
     shown_pixels = np.sort(pixels)[1:] / SIDE**2
     assert (shown_pixels > (0.15 if "0.5" in flags else 0 if flags else 0.7)).all()
     if "0.5" in flags:
         assert (shown_pixels < 0.3).all()
 
 
-def test_sheet_leaves_broken_pictures_out(clean_project, check):
+def test_sheet_leaves_broken_images_out(clean_project, check):
     for name in ("1.png", "2.png", "3.png"):
         (clean_project.data / "train" / name).write_bytes(b"")
     status, shown = check("--show", "9")
     assert status == 1 and "1 samples of train" in shown
     (clean_project.data / "train/4.png").write_bytes(b"")
-    assert "no picture in datasets/drawn/train can be used" in check("--show", "9")[1]
+    assert "no image in datasets/drawn/train can be used" in check("--show", "9")[1]
 
 
 def test_sheet_of_annotations_that_training_refuses_is_not_drawn(clean_project, check):
@@ -329,5 +329,5 @@ def test_the_command_itself(clean_project):
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 1 and "malformed boxes: 1" in run.stdout
-    assert run.stdout.splitlines()[-1] == "1 errors, 0 warnings in 6 pictures: correct the errors before you train"
+    assert run.stdout.splitlines()[-1] == "1 errors, 0 warnings in 6 images: correct the errors before you train"
     assert "decoding train: 100%" in run.stderr and "Traceback" not in run.stderr

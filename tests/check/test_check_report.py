@@ -14,18 +14,18 @@ SQUARE, DISC = 7, 3  # category ids
 
 @pytest.fixture
 def report_of(tmp_path, write_coco, make_project):
-    """A function that reports on pictures of some sizes, by image id, with some annotations, at an input of 128 x 128.
+    """A function that reports on images of some sizes, by image id, with some annotations, at an input of 128 x 128.
 
     The smallest anchors of D0 are 32 x 32 pixels, with centres at 4, 12, 20, ...
     """
 
     def report(sizes, annotations, max_images=None, edit=None, **project) -> list[str]:
-        pictures = {image_id: np.zeros((*size, 3), np.uint8) for image_id, size in sizes.items()}
+        images = {image_id: np.zeros((*size, 3), np.uint8) for image_id, size in sizes.items()}
         boxes = [
             {"image_id": image_id, "category_id": category, "bbox": box, "area": box[2] * box[3], "iscrowd": 0, **more}
             for image_id, category, box, more in annotations
         ]
-        path = write_coco(tmp_path, "train", pictures, boxes)
+        path = write_coco(tmp_path, "train", images, boxes)
         if edit:
             content = json.loads(path.read_text())
             edit(content)
@@ -163,16 +163,16 @@ def test_faults_of_a_kind_are_one_warning_with_their_number(report_of):
         lines[3].startswith("  warning: ")
         and "2.png: annotation 3 of image 2 has the bbox [4, 112, 32, 32]" in lines[3]
     )
-    assert "the first of 3 boxes that reach out of their pictures" in lines[3]
+    assert "the first of 3 boxes that reach out of their images" in lines[3]
     assert len(lines) == 4
 
 
 @pytest.fixture
 def report_of_both(tmp_path, write_coco, make_project):
-    """A function that reports on two sets of one picture each, given by their annotations, at 128 x 128."""
+    """A function that reports on two sets of one image each, given by their annotations, at 128 x 128."""
 
-    def report(train, val, same_name: bool = False, same_picture: bool = False) -> list[str]:
-        first, second = np.zeros((128, 128, 3), np.uint8), np.full((128, 128, 3), 0 if same_picture else 9, np.uint8)
+    def report(train, val, same_name: bool = False, same_image: bool = False) -> list[str]:
+        first, second = np.zeros((128, 128, 3), np.uint8), np.full((128, 128, 3), 0 if same_image else 9, np.uint8)
         write_coco(tmp_path, "train", {1: first}, [{"image_id": 1, "category_id": c, "bbox": b} for c, b in train])
         val_id = 1 if same_name else 2
         write_coco(
@@ -201,10 +201,10 @@ def test_a_warning_is_followed_by_the_command_that_tells_more(report_of_both):
 
 
 @pytest.mark.parametrize(
-    ("same_name", "same_picture", "warned"),
+    ("same_name", "same_image", "warned"),
     [(True, True, True), (True, False, False), (False, True, False)],  # the last one takes decoding to find
 )
-def test_files_that_both_sets_have_are_told(report_of_both, same_name, same_picture, warned):
-    lines = report_of_both(GOOD, GOOD, same_name, same_picture)
-    told = [line for line in lines if "val/1.png: image 1 is the same picture as " in line]
+def test_files_that_both_sets_have_are_told(report_of_both, same_name, same_image, warned):
+    lines = report_of_both(GOOD, GOOD, same_name, same_image)
+    told = [line for line in lines if "val/1.png: image 1 is the same image as " in line]
     assert len(told) == warned == any("efficientdet.check" in line for line in lines)

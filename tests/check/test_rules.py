@@ -12,7 +12,7 @@ from efficientdet.check.rules import (
     quick_findings,
     repeated_boxes,
     small_objects,
-    unlisted_pictures,
+    unlisted_images,
 )
 from efficientdet.config import model_config
 from efficientdet.data.annotations import read_set
@@ -22,7 +22,7 @@ CONFIG = model_config(0)
 
 @pytest.fixture
 def boxes_in(tmp_path, write_coco, make_project):
-    """A function that reads a set of one picture of 100 x 200 pixels (height x width) with these boxes."""
+    """A function that reads a set of one image of 100 x 200 pixels (height x width) with these boxes."""
 
     def boxes_in(*bboxes, **fields):
         annotations = [{"image_id": 1, "category_id": 7, "bbox": bbox, **fields} for bbox in bboxes]
@@ -62,7 +62,7 @@ def test_set_without_boxes_has_an_empty_image_and_nothing_else(boxes_in):
         ([50, 50, 20, -20], "error", "negative"),
     ],
 )
-def test_boxes_and_their_pictures(boxes_in, bbox, level, kind):
+def test_boxes_and_their_images(boxes_in, bbox, level, kind):
     findings = list(box_findings(boxes_in([20, 20, 30, 30], bbox)))
     assert len(findings) == (level is not None)
     for finding in findings:
@@ -71,7 +71,7 @@ def test_boxes_and_their_pictures(boxes_in, bbox, level, kind):
         assert f"[{', '.join(f'{value:g}' for value in bbox)}]" in finding.message
 
 
-def test_boxes_in_a_picture_of_unknown_size_cannot_be_outside(boxes_in):
+def test_boxes_in_a_image_of_unknown_size_cannot_be_outside(boxes_in):
     annotated = boxes_in([900, 900, 5, 5], [5, 5, -1, 5])
     annotated.sizes[:] = 0
     assert [finding.kind for finding in box_findings(annotated)] == ["boxes of negative width or height"]
@@ -113,12 +113,12 @@ def test_nine_tenths_of_the_boxes_must_be_reached(boxes_in, good, warned):
     assert len(findings) == warned
 
 
-def test_unlisted_pictures_are_looked_for_in_folders_too(boxes_in):
+def test_unlisted_images_are_looked_for_in_folders_too(boxes_in):
     annotated = boxes_in()
     (annotated.pictures / "inner").mkdir()
     for name in ("inner/a.JPG", "notes.txt", "b.png"):
         (annotated.pictures / name).touch()
-    assert [finding.file for finding in unlisted_pictures([annotated])] == [
+    assert [finding.file for finding in unlisted_images([annotated])] == [
         annotated.pictures / name for name in ("b.png", "inner/a.JPG")
     ]
 
@@ -131,4 +131,4 @@ def test_folder_that_two_sets_share_is_listed_by_both_together(tmp_path, write_c
     (tmp_path / "val").symlink_to(tmp_path / "train")
     (tmp_path / "train" / "3.png").touch()
     sets = [read_set(tmp_path, set_name, make_project()) for set_name in ("train", "val")]
-    assert [finding.file.name for finding in unlisted_pictures(sets)] == ["3.png"]
+    assert [finding.file.name for finding in unlisted_images(sets)] == ["3.png"]

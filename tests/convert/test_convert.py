@@ -1,4 +1,4 @@
-"""From labelled pictures to a project: three formats there and back, what is written, and what is refused."""
+"""From labelled images to a project: three formats there and back, what is written, and what is refused."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from scripts import REPOSITORY, assert_succeeded
 
 from efficientdet.convert import __main__ as convert
 from efficientdet.convert.__main__ import guess_format, main, parse_args
-from efficientdet.convert.labels import LabelledPicture
+from efficientdet.convert.labels import LabelledImage
 from efficientdet.convert.writing import divide, project_text
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.project import load_project
@@ -47,7 +47,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 def write_csv(pictures: int = 4, rows: str = "", file_name: str = "photos/boxes.csv") -> Path:
-    """Pictures `0.png`, `1.png`, ... of 60 x 40 pixels beside a CSV file; each shows a cat from (1, 2) to (10, 20)."""
+    """Images `0.png`, `1.png`, ... of 60 x 40 pixels beside a CSV file; each shows a cat from (1, 2) to (10, 20)."""
     file = Path(file_name)
     file.parent.mkdir(parents=True, exist_ok=True)
     for number in range(pictures):
@@ -64,8 +64,8 @@ def files(folder: Path) -> list[str]:
 # A small set of the conftest, written in each format.
 
 
-def read_pictures(project) -> list[tuple[str, dict, list[tuple[str, list[float]]]]]:
-    """(set, image entry, [(class, bbox)]) of the project's pictures."""
+def read_images(project) -> list[tuple[str, dict, list[tuple[str, list[float]]]]]:
+    """(set, image entry, [(class, bbox)]) of the project's images."""
     found = []
     for set_name in ("train", "val"):
         coco = json.loads((project.data / "annotations" / f"instances_{set_name}.json").read_text())
@@ -80,7 +80,7 @@ def write_as_voc(project, folder: Path) -> list[str]:
     lists = {"train": "", "val": ""}
     for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (folder / name).mkdir(parents=True)
-    for set_name, image, boxes in read_pictures(project):
+    for set_name, image, boxes in read_images(project):
         stem = Path(image["file_name"]).stem
         lists[set_name] += f"{stem}\n"
         os.link(project.data / set_name / image["file_name"], folder / "JPEGImages" / image["file_name"])
@@ -97,7 +97,7 @@ def write_as_voc(project, folder: Path) -> list[str]:
 
 def write_as_yolo(project, folder: Path) -> list[str]:
     classes = ["disc", "square"]
-    for set_name, image, boxes in read_pictures(project):
+    for set_name, image, boxes in read_images(project):
         images, labels = folder / set_name / "images", folder / set_name / "labels"
         images.mkdir(parents=True, exist_ok=True)
         labels.mkdir(exist_ok=True)
@@ -115,7 +115,7 @@ def write_as_yolo(project, folder: Path) -> list[str]:
 def write_as_csv(project, folder: Path) -> list[str]:
     folder.mkdir()
     rows = {"train": "", "val": ""}
-    for set_name, image, boxes in read_pictures(project):
+    for set_name, image, boxes in read_images(project):
         path = project.data / set_name / image["file_name"]
         for name, (x, y, width, height) in boxes:
             rows[set_name] += f"{path},{x},{y},{x + width},{y + height},{name}\n"
@@ -207,8 +207,8 @@ def test_test_set_stays_a_set_of_its_own(folder, monkeypatch):
     assert load_project("made").val_set == "val"
 
 
-def pictures(*sets: str | None) -> list[LabelledPicture]:
-    return [LabelledPicture(Path(f"{number}.jpg"), Path("x"), 1, set_name) for number, set_name in enumerate(sets)]
+def pictures(*sets: str | None) -> list[LabelledImage]:
+    return [LabelledImage(Path(f"{number}.jpg"), Path("x"), 1, set_name) for number, set_name in enumerate(sets)]
 
 
 def test_division_depends_on_the_seed_alone():
@@ -232,7 +232,7 @@ def test_division_of_the_data_itself_is_kept():
 @pytest.mark.parametrize(
     ("sets", "empty"), [([], "train"), (["val"], "train"), (["train"], "val"), (["test", None], "val")]
 )
-def test_sets_without_pictures_are_refused(sets, empty):
+def test_sets_without_images_are_refused(sets, empty):
     with pytest.raises(InputError, match=f"the set {empty}"):
         divide(pictures(*sets), 0.5, 0)
 
@@ -289,29 +289,29 @@ def test_all_faults_are_told_and_nothing_is_written(folder, monkeypatch, capsys)
         "".join(f"{n % 4}.png,1,1,90,{20 + n},cat\n" for n in range(25)) + "lost.png,1,1,2,2,cat\n3.png,1,1,1,9,cat\n"
     )
     write_csv(4, rows)
-    with pytest.raises(InputError, match="27 faults in 5 of 5 pictures.*--skip_faulty"):
+    with pytest.raises(InputError, match="27 faults in 5 of 5 images.*--skip_faulty"):
         run(monkeypatch, "photos")
     told = capsys.readouterr().err
-    assert "25 x a box that reaches beyond its picture: correct it, or pass --clip\n" in told
+    assert "25 x a box that reaches beyond its image: correct it, or pass --clip\n" in told
     assert told.count(" in 60 x 40 pixels\n") == 20 + 1 and "  and 5 more\n" in told
     assert "photos/boxes.csv, line 31: photos/lost.png\n" in told
     assert "photos/boxes.csv, line 32: x1 y1 x2 y2 = 1 1 1 9 in 60 x 40 pixels\n" in told
     assert not Path("datasets").exists() and not Path("projects").exists()
 
 
-def test_faulty_pictures_are_left_out_on_request(folder, monkeypatch, capsys):
+def test_faulty_images_are_left_out_on_request(folder, monkeypatch, capsys):
     write_csv(4, "3.png,1,1,90,9,cat\nlost.png,1,1,2,2,dog\n")
     run(monkeypatch, "photos", "--skip_faulty")
     names = {**objects(content("train")), **objects(content("val"))}
     assert sorted(names) == ["0.png", "1.png", "2.png"]
     captured = capsys.readouterr()
     assert "line 6: " in captured.err and "line 7: photos/lost.png" in captured.err
-    assert "2 faults in 2 of 5 pictures: these pictures are left out" in captured.out
+    assert "2 faults in 2 of 5 images: these images are left out" in captured.out
     assert load_project("made").class_names == ("cat",)
 
 
-def test_one_faulty_row_leaves_its_picture_out(folder, monkeypatch):
-    """Although the row does not say which set the picture is in."""
+def test_one_faulty_row_leaves_its_image_out(folder, monkeypatch):
+    """Although the row does not say which set the image is in."""
     file = write_csv(4)
     rows = ["filename,xmin,ymin,xmax,ymax,class,split", *(f"{n}.png,1,2,10,20,cat,train" for n in range(4))]
     file.write_text("\n".join([*rows, "2.png,1,2,10,20"]))

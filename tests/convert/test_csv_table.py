@@ -26,7 +26,7 @@ def test_nothing(tmp_path):
     assert read(tmp_path, "filename,xmin,ymin,xmax,ymax,class\r\n").pictures == []
 
 
-def test_rows_of_a_picture_belong_together(tmp_path):
+def test_rows_of_a_image_belong_together(tmp_path):
     labels = read(
         tmp_path,
         "filename,width,height,class,xmin,ymin,xmax,ymax\n"
@@ -60,17 +60,17 @@ def test_headers_that_are_known(tmp_path, text):
     assert labels.pictures[0].size is None and labels.pictures[0].faults == []
 
 
-def test_rows_without_box_are_pictures_without_objects(tmp_path):
+def test_rows_without_box_are_images_without_objects(tmp_path):
     labels = read(tmp_path, "a.jpg,,,,,\nb.jpg,1,2,10,20,cat\n")
     assert [len(picture.boxes) for picture in labels.pictures] == [0, 1]
     assert not any(picture.faults for picture in labels.pictures)
 
 
-def test_pictures_without_a_row_are_noted(tmp_path):
+def test_images_without_a_row_are_noted(tmp_path):
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / name).touch()
     row = "file,x1,y1,x2,y2,class\n{},1,2,3,4,cat\n"
-    assert read(tmp_path, row.format("a.jpg")).notes == [f"1 pictures of {tmp_path} are in no row: they are left out"]
+    assert read(tmp_path, row.format("a.jpg")).notes == [f"1 images of {tmp_path} are in no row: they are left out"]
     assert read(tmp_path, row.format("a.jpg") + "b.jpg,,,,,\n").notes == []
 
 
@@ -117,8 +117,8 @@ def test_folder_of_files(tmp_path):
         ("a.jpg,wide,40,cat,1,2,10,20", "a value that is not a number: 'wide'"),
         ("a.jpg,60,40,cat,1,2,10", "another number of columns than the first row: 7 instead of 8"),
         ("a.jpg,60,40,cat,1,2,10,20,30", "another number of columns than the first row: 9 instead of 8"),
-        ("a.jpg,61,40,cat,1,2,10,20", "another size of the picture than its first row: a.jpg"),
-        (",60,40,cat,1,2,10,20", "a row without the name of a picture"),
+        ("a.jpg,61,40,cat,1,2,10,20", "another size of the image than its first row: a.jpg"),
+        (",60,40,cat,1,2,10,20", "a row without the name of an image"),
     ],
 )
 def test_faults_have_the_line_of_what_is_wrong(tmp_path, row, words):
@@ -143,7 +143,7 @@ def test_unknown_set_is_a_fault(tmp_path):
         ("a.jpg,1,2,10,twenty,cat\n", "line 1: this is neither a header"),
         ("filename,xmin,ymin,xmax,class\n", "line 1: the header has neither xmin, ymin, xmax, ymax nor x, y, width"),
         ("filename,xmin,ymin,xmax,ymax\n", "line 1: the header has no column of classes"),
-        ("file,path,x,y,w,h,class\n", "line 1: the columns file and path both hold the picture: rename"),
+        ("file,path,x,y,w,h,class\n", "line 1: the columns file and path both hold the image: rename"),
         ('a.jpg,1,2,10,20,cat\nb.jpg,"1"2,2,10,20,cat\n', "line 2: this is not valid CSV"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What all label formats share: files and names found, and labels checked against the pictures."""
+"""What all label formats share: files and names found, and labels checked against the images."""
 
 from pathlib import Path
 
@@ -10,9 +10,9 @@ from PIL import Image
 from efficientdet.convert.labels import (
     Fault,
     LabelledBox,
-    LabelledPicture,
+    LabelledImage,
     Labels,
-    check_pictures,
+    check_images,
     files_below,
     read_class_names,
     set_named_in,
@@ -24,24 +24,24 @@ LABELS = Path("labels.txt")
 
 @pytest.fixture
 def picture(tmp_path) -> Path:
-    """A picture 60 wide and 40 high."""
+    """An image 60 wide and 40 high."""
     assert cv2.imwrite(str(tmp_path / "a.png"), np.zeros((40, 60, 3), np.uint8))
     return tmp_path / "a.png"
 
 
-def check(path: Path | None, *boxes, class_names=None, clip=False, **labels) -> LabelledPicture:
-    """The picture with a cat at each of the boxes (xyxy), checked; the boxes are in lines 1, 2, ..."""
+def check(path: Path | None, *boxes, class_names=None, clip=False, **labels) -> LabelledImage:
+    """The image with a cat at each of the boxes (xyxy), checked; the boxes are in lines 1, 2, ..."""
     cats = [LabelledBox("cat", box, line) for line, box in enumerate(boxes, 1)]
-    labelled = LabelledPicture(path, LABELS, 7, boxes=cats, **labels)
-    (checked,) = check_pictures(Labels([labelled], class_names), clip, num_threads=1)
+    labelled = LabelledImage(path, LABELS, 7, boxes=cats, **labels)
+    (checked,) = check_images(Labels([labelled], class_names), clip, num_threads=1)
     return checked
 
 
 def test_no_labels():
-    assert check_pictures(Labels([]), clip=False, num_threads=2) == []
+    assert check_images(Labels([]), clip=False, num_threads=2) == []
 
 
-def test_picture_without_boxes(picture):
+def test_image_without_boxes(picture):
     checked = check(picture)
     assert checked.size == (40, 60) and checked.boxes == [] and checked.faults == []
 
@@ -58,26 +58,26 @@ def test_boxes_are_clipped_where_rounding_explains_it(picture):
 
 
 @pytest.mark.parametrize("box", [(-1.25, 0, 9, 9), (0, -2, 9, 9), (50, 0, 61.5, 9), (0, 30, 9, 42), (70, 0, 80, 9)])
-def test_boxes_beyond_the_picture_are_faults(picture, box):
+def test_boxes_beyond_the_image_are_faults(picture, box):
     checked = check(picture, (1, 1, 2, 2), box)
     (fault,) = checked.faults
-    assert fault.line == 2 and "beyond its picture: correct it, or pass --clip" in fault.problem
+    assert fault.line == 2 and "beyond its image: correct it, or pass --clip" in fault.problem
     assert fault.detail == "x1 y1 x2 y2 = {:g} {:g} {:g} {:g} in 60 x 40 pixels".format(*box)
     assert len(checked.boxes) == 1
 
 
-def test_boxes_beyond_the_picture_are_clipped_on_request(picture):
+def test_boxes_beyond_the_image_are_clipped_on_request(picture):
     checked = check(picture, (-30, 10, 30, 90), (70, 0, 80, 9), clip=True)
     assert [box.xyxy for box in checked.boxes] == [(0, 10, 30, 40)]
     assert [(fault.line, fault.problem) for fault in checked.faults] == [
-        (2, "a box without width or height in its picture")
+        (2, "a box without width or height in its image")
     ]
 
 
 @pytest.mark.parametrize("box", [(5, 5, 5, 9), (5, 5, 9, 5), (9, 5, 5, 9), (60, 5, 60.5, 9)])
 def test_boxes_without_width_or_height_are_faults(picture, box):
     (fault,) = check(picture, box).faults
-    assert fault.problem == "a box without width or height in its picture" and fault.line == 1
+    assert fault.problem == "a box without width or height in its image" and fault.line == 1
 
 
 def test_classes_that_are_not_listed_are_faults(picture):
@@ -96,12 +96,12 @@ def test_size_is_the_one_that_the_labels_agree_with(tmp_path):
     assert check(tmp_path / "turned.jpg", size=(40, 60)).size == (40, 60)
 
 
-def test_pictures_that_cannot_be_used_are_faults(picture, tmp_path):
+def test_images_that_cannot_be_used_are_faults(picture, tmp_path):
     (tmp_path / "cut.png").write_bytes(picture.read_bytes()[:40])
     for path, labels, words in (
-        (tmp_path / "lost.png", {}, ("a picture that is not there", "lost.png")),
-        (tmp_path / f"{'x' * 300}.png", {}, ("a picture that is not there", "x.png")),
-        (tmp_path, {}, ("a picture that is not there", str(tmp_path))),
+        (tmp_path / "lost.png", {}, ("an image that is not there", "lost.png")),
+        (tmp_path / f"{'x' * 300}.png", {}, ("an image that is not there", "x.png")),
+        (tmp_path, {}, ("an image that is not there", str(tmp_path))),
         (tmp_path / "cut.png", {}, ("cannot be used", "cut.png is damaged")),
         (picture, {"size": (60, 40)}, ("cannot be used", "is 60 x 40 pixels", "says 40 x 60")),
     ):
@@ -116,13 +116,13 @@ def test_faults_of_the_reader_are_kept(picture):
     assert check(picture, (9, 9, 9, 9), faults=[fault]).faults[0] is fault
 
 
-def test_picture_that_is_labelled_twice_is_a_fault(picture):
-    def labelled(path: Path, line: int, set_name: str | None) -> LabelledPicture:
-        return LabelledPicture(path, LABELS, line, set_name)
+def test_image_that_is_labelled_twice_is_a_fault(picture):
+    def labelled(path: Path, line: int, set_name: str | None) -> LabelledImage:
+        return LabelledImage(path, LABELS, line, set_name)
 
     again = picture.parent / "." / "sub" / ".." / picture.name
     pictures = [labelled(picture, 1, "train"), labelled(again, 2, None), labelled(picture, 3, "val")]
-    faults = [picture.faults for picture in check_pictures(Labels(pictures), clip=False, num_threads=1)]
+    faults = [picture.faults for picture in check_images(Labels(pictures), clip=False, num_threads=1)]
     assert [len(found) for found in faults] == [0, 1, 0]
     assert faults[1][0].line == 2 and "twice" in faults[1][0].problem
 

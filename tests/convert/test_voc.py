@@ -1,11 +1,11 @@
-"""Pascal VOC's XML files: boxes, sets, whose picture it is, and faults with their lines."""
+"""Pascal VOC's XML files: boxes, sets, whose image it is, and faults with their lines."""
 
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
-from efficientdet.convert.labels import LabelledPicture
+from efficientdet.convert.labels import LabelledImage
 from efficientdet.convert.voc import read_voc
 from utils.errors import InputError
 
@@ -29,12 +29,12 @@ def write_pair(folder: Path, name: str, content: str = CAT) -> None:
     write(folder / f"{name}.xml", annotation(content))
 
 
-def only_picture(folder: Path, **options) -> LabelledPicture:
+def only_image(folder: Path, **options) -> LabelledImage:
     (picture,) = read_voc(folder, **options).pictures
     return picture
 
 
-def told(picture: LabelledPicture) -> list[tuple[str, int | None, str]]:
+def told(picture: LabelledImage) -> list[tuple[str, int | None, str]]:
     return [(fault.problem, fault.line, fault.detail) for fault in picture.faults]
 
 
@@ -46,28 +46,28 @@ def test_folder_without_xml_files_is_refused(tmp_path):
 
 def test_annotation_without_objects(tmp_path):
     write_pair(tmp_path, "a", "")
-    picture = only_picture(tmp_path)
+    picture = only_image(tmp_path)
     assert picture.path == tmp_path / "a.jpg" and picture.file == tmp_path / "a.xml" and picture.line == 1
     assert picture.boxes == [] and picture.faults == [] and picture.size is None and picture.set_name is None
 
 
 def test_coordinates_are_numbers_of_pixels_from_one_on(tmp_path):
-    """Columns 1 to 10 are the first ten: from the picture's edge to 10. Rows 2 to 20 are nineteen."""
+    """Columns 1 to 10 are the first ten: from the image's edge to 10. Rows 2 to 20 are nineteen."""
     write_pair(tmp_path, "a")
-    (box,) = only_picture(tmp_path).boxes
+    (box,) = only_image(tmp_path).boxes
     assert box.class_name == "cat" and box.xyxy == (0, 1, 10, 20) and box.line == 2 and not box.is_crowd
 
 
 def test_zero_based_coordinates_are_distances_from_the_edge(tmp_path):
     write_pair(tmp_path, "a", CAT.replace("<xmin>1<", "<xmin>0.25<"))
-    (box,) = only_picture(tmp_path, zero_based=True).boxes
+    (box,) = only_image(tmp_path, zero_based=True).boxes
     assert box.xyxy == (0.25, 2, 10, 20)
 
 
 def test_several_objects_in_the_order_of_the_file(tmp_path):
     dog = f"<object>\n  <part><name>head</name>{BOX}</part><name> dog </name>{BOX.replace('10', '45.5')}</object>"
     write_pair(tmp_path, "a", f"<size><width>60</width><height>40</height><depth>3</depth></size>{CAT}\n{dog}")
-    picture = only_picture(tmp_path)
+    picture = only_image(tmp_path)
     assert [(box.class_name, box.xyxy, box.line) for box in picture.boxes] == [
         ("cat", (0, 1, 10, 20), 2),
         ("dog", (0, 1, 45.5, 20), 3),
@@ -77,7 +77,7 @@ def test_several_objects_in_the_order_of_the_file(tmp_path):
 
 def test_size_of_nought_is_none(tmp_path):
     write_pair(tmp_path, "a", "<size><width>0</width><height>0</height></size>")
-    picture = only_picture(tmp_path)
+    picture = only_image(tmp_path)
     assert picture.size is None and picture.faults == []
 
 
@@ -93,7 +93,7 @@ def test_difficult_objects(tmp_path, difficult, kept):
     dog = CAT.replace("cat", "dog").replace("</object>", "<difficult>1</difficult></object>")
     cat = CAT.replace("</object>", "<difficult>0</difficult></object>")
     write_pair(tmp_path, "a", cat + dog)
-    boxes = only_picture(tmp_path, difficult=difficult).boxes
+    boxes = only_image(tmp_path, difficult=difficult).boxes
     assert [(box.class_name, box.is_crowd) for box in boxes] == kept
 
 
@@ -114,7 +114,7 @@ def test_lists_name_the_sets(tmp_path):
     labels = read_voc(tmp_path)
     assert sets(labels) == [("b", "train"), ("a", "train"), ("c", "val")]
     assert labels.pictures[0].path == tmp_path / "JPEGImages" / "b.jpg"
-    assert [note.split(" of ")[0] for note in labels.notes] == ["1 XML files", "1 pictures"]
+    assert [note.split(" of ")[0] for note in labels.notes] == ["1 XML files", "1 images"]
 
 
 def test_names_in_lists_may_hold_blanks_or_have_a_flag_behind_them(tmp_path):
@@ -134,7 +134,7 @@ def test_no_lists_no_sets(tmp_path):
 
 
 def test_folder_of_several_years(tmp_path):
-    """Masks have the pictures' names, too."""
+    """Masks have the images' names, too."""
     write_voc(tmp_path / "VOC2007", "ab", train="a\n", val="b\n")
     write_voc(tmp_path / "VOC2012", "c", train="c\n")
     write(tmp_path / "VOC2012" / "SegmentationClass" / "c.png")
@@ -154,14 +154,14 @@ def test_folders_name_the_sets(tmp_path):
     ]
 
 
-def test_listed_picture_without_xml_file_is_a_fault_of_the_list(tmp_path):
+def test_listed_image_without_xml_file_is_a_fault_of_the_list(tmp_path):
     write_voc(tmp_path, "a", train="a\nlost\n")
     lost = read_voc(tmp_path).pictures[0]
     assert str(lost.faults[0]) == f"{tmp_path}/ImageSets/Main/train.txt, line 2: {tmp_path}/Annotations/lost.xml"
 
 
 @pytest.mark.parametrize(
-    ("xml_file", "filename", "pictures", "chosen"),
+    ("xml_file", "filename", "images", "chosen"),
     [
         ("a.xml", "a.jpg", ["a.jpg"], "a.jpg"),
         ("a.xml", "a.jpg", ["a.PNG"], "a.PNG"),
@@ -176,31 +176,31 @@ def test_listed_picture_without_xml_file_is_a_fault_of_the_list(tmp_path):
         ("xml/train/a.xml", "a.jpg", ["images/train/a.jpg", "images/val/a.jpg"], "images/train/a.jpg"),
     ],
 )
-def test_whose_picture_it_is(tmp_path, xml_file, filename, pictures, chosen):
+def test_whose_image_it_is(tmp_path, xml_file, filename, pictures, chosen):
     write(tmp_path / xml_file, annotation(f"<filename>{filename}</filename>"))
     for picture in pictures:
         write(tmp_path / picture)
-    assert only_picture(tmp_path).path == tmp_path / chosen
+    assert only_image(tmp_path).path == tmp_path / chosen
 
 
-def test_pictures_in_another_folder(tmp_path):
+def test_images_in_another_folder(tmp_path):
     write(tmp_path / "labels" / "a.xml", annotation())
     write(tmp_path / "photos" / "a.jpg")
-    assert only_picture(tmp_path / "labels", images=tmp_path / "photos").path == tmp_path / "photos" / "a.jpg"
+    assert only_image(tmp_path / "labels", images=tmp_path / "photos").path == tmp_path / "photos" / "a.jpg"
 
 
-def test_missing_and_ambiguous_pictures_are_faults(tmp_path):
+def test_missing_and_ambiguous_images_are_faults(tmp_path):
     write(tmp_path / "a.xml", annotation("<size/>\n<filename>b.jpg</filename>"))
-    picture = only_picture(tmp_path)
+    picture = only_image(tmp_path)
     assert picture.path is None
     assert [(problem[:27], line, detail) for problem, line, detail in told(picture)] == [
-        ("a picture that is not there", 3, "a.* or b.jpg"),
+        ("an image that is not there", 3, "a.* or b.jpg"),
         ("an element <size> without <", 2, ""),
     ]
     write(tmp_path / "a.jpg")
     write(tmp_path / "a.png")
-    (fault, _) = only_picture(tmp_path).faults
-    assert "several pictures" in fault.problem and fault.line == 3 and "a.jpg or " in fault.detail
+    (fault, _) = only_image(tmp_path).faults
+    assert "several images" in fault.problem and fault.line == 3 and "a.jpg or " in fault.detail
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_missing_and_ambiguous_pictures_are_faults(tmp_path):
 )
 def test_faults_have_the_line_of_what_is_wrong(tmp_path, content, line, words):
     write_pair(tmp_path, "a", f"{content}\n{CAT}")
-    picture = only_picture(tmp_path)
+    picture = only_image(tmp_path)
     ((problem, fault_line, detail),) = told(picture)
     assert words in f"{problem} {detail}" and fault_line == line
     assert picture.path == tmp_path / "a.jpg"
@@ -228,7 +228,7 @@ def test_faults_have_the_line_of_what_is_wrong(tmp_path, content, line, words):
 
 def test_every_faulty_object_is_told(tmp_path):
     write_pair(tmp_path, "a", "<object/>\n<object/>\n<object/>")
-    assert [line for _, line, _ in told(only_picture(tmp_path))] == [2, 3, 4]
+    assert [line for _, line, _ in told(only_image(tmp_path))] == [2, 3, 4]
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_every_faulty_object_is_told(tmp_path):
 def test_files_that_are_no_annotation(tmp_path, text, line, words):
     write(tmp_path / "a.jpg")
     write(tmp_path / "a.xml", text)
-    picture = only_picture(tmp_path)
+    picture = only_image(tmp_path)
     ((problem, fault_line, detail),) = told(picture)
     assert words in f"{problem} {detail}" and fault_line == line and picture.path is None
 
@@ -256,5 +256,5 @@ def test_document_types_are_refused(tmp_path):
     for declared in ('<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">', f'<!ENTITY b SYSTEM "file://{secret}">'):
         write_pair(tmp_path, "a")
         write(tmp_path / "a.xml", f"<!DOCTYPE annotation [{declared}]>\n<annotation>&b;</annotation>")
-        ((problem, line, _),) = told(only_picture(tmp_path))
+        ((problem, line, _),) = told(only_image(tmp_path))
         assert "document type" in problem and line == 1

@@ -15,7 +15,7 @@ def write(path: Path, text: str = "") -> Path:
 
 
 def write_yolo(folder: Path, labels: dict[str, str | None], names: str = "cat\ndog\n") -> Path:
-    """Pictures, which no reader of labels opens, `images/{name}.jpg` with `labels/{name}.txt`, and `classes.txt`."""
+    """Images, which no reader of labels opens, `images/{name}.jpg` with `labels/{name}.txt`, and `classes.txt`."""
     for name, text in labels.items():
         write(folder / "images" / f"{name}.jpg")
         if text is not None:
@@ -28,24 +28,24 @@ def sets(labels, folder: Path) -> list[tuple[str, str | None]]:
     return [(str(picture.path.relative_to(folder)), picture.set_name) for picture in labels.pictures]
 
 
-def test_no_pictures_no_labels(tmp_path):
+def test_no_images_no_labels(tmp_path):
     write_yolo(tmp_path, {})
-    with pytest.raises(InputError, match="0 pictures and no label file"):
+    with pytest.raises(InputError, match="0 images and no label file"):
         read_yolo(tmp_path)
 
 
-def test_pictures_without_any_label_file_are_a_mistake(tmp_path):
+def test_images_without_any_label_file_are_a_mistake(tmp_path):
     write_yolo(tmp_path, {"a": None})
-    with pytest.raises(InputError, match=r"1 pictures and no label file .*such as .*a\.txt for .*images/a\.jpg"):
+    with pytest.raises(InputError, match=r"1 images and no label file .*such as .*a\.txt for .*images/a\.jpg"):
         read_yolo(tmp_path)
 
 
-def test_empty_and_missing_label_files_are_pictures_without_objects(tmp_path):
+def test_empty_and_missing_label_files_are_images_without_objects(tmp_path):
     write_yolo(tmp_path, {"a": "", "b": None, "c": "\n\n"})
     labels = read_yolo(tmp_path)
     assert [picture.boxes for picture in labels.pictures] == [[], [], []]
     assert [picture.faults for picture in labels.pictures] == [[], [], []]
-    assert labels.notes == ["1 pictures have no label file: they have no objects"]
+    assert labels.notes == ["1 images have no label file: they have no objects"]
 
 
 def test_boxes_worked_out_by_hand(tmp_path):
@@ -80,9 +80,9 @@ def test_polygons_become_their_bounding_boxes(tmp_path):
             "neither 5 values (class, centre x and y, width, height) nor a class and a polygon: 6",
         ),
         ("0 0.1 0.1 0.2 0.2 0.3 0.3 0.4", "nor a class and a polygon: 8 values"),
-        ("0 320 0.5 0.1 0.1", "outside 0 to 1: YOLO counts in shares of the picture: 320"),
-        ("0 0.5 0.5 -0.1 0.1", "outside 0 to 1: YOLO counts in shares of the picture: -0.1"),
-        ("0 0.5 0.5 0.1 1.002", "outside 0 to 1: YOLO counts in shares of the picture: 1.002"),
+        ("0 320 0.5 0.1 0.1", "outside 0 to 1: YOLO counts in shares of the image: 320"),
+        ("0 0.5 0.5 -0.1 0.1", "outside 0 to 1: YOLO counts in shares of the image: -0.1"),
+        ("0 0.5 0.5 0.1 1.002", "outside 0 to 1: YOLO counts in shares of the image: 1.002"),
     ],
 )
 def test_faults_have_the_line_of_what_is_wrong(tmp_path, line, words):
@@ -101,7 +101,7 @@ def test_label_file_that_is_no_text(tmp_path):
     assert "cannot be read" in fault.problem and "UTF-8" in str(fault)
 
 
-def test_label_file_without_picture_is_a_fault(tmp_path):
+def test_label_file_without_image_is_a_fault(tmp_path):
     write_yolo(tmp_path, {"train/a": ""})
     write(tmp_path / "labels" / "train" / "lost.txt", "0 0.5 0.5 1 1")
     write(tmp_path / "labels" / "classes.txt", "cat\ndog")
@@ -109,7 +109,7 @@ def test_label_file_without_picture_is_a_fault(tmp_path):
     assert lost.path is None and str(lost.faults[0]) == f"{tmp_path}/labels/train/lost.txt, line 1"
 
 
-def test_labels_beside_the_pictures(tmp_path):
+def test_labels_beside_the_images(tmp_path):
     write(tmp_path / "a.jpg")
     write(tmp_path / "a.txt", "0 0.5 0.5 1 1")
     write(tmp_path / "obj.names", "cat\n")
@@ -158,7 +158,7 @@ def test_class_names_of_the_caller_come_first(tmp_path):
         ({"data.yaml": "cat"}, "must hold keys and values"),
         ({"data.yaml": "kpt_shape: [17, 2]\n"}, "key points"),
         ({"a.yaml": "", "b.yaml": ""}, r"several YAML files \(a.yaml, b.yaml\): name the one"),
-        ({"data.yaml": "names: [cat]\ntrain: pictures\n"}, "there is no pictures, the folder of the set train"),
+        ({"data.yaml": "names: [cat]\ntrain: images\n"}, "there is no images, the folder of the set train"),
     ],
 )
 def test_descriptions_that_cannot_be_used(tmp_path, files, words):
@@ -207,7 +207,7 @@ def test_absent_test_folder_is_noted(tmp_path):
     assert len(labels.notes) == 1 and "../test/images of the set test does not exist" in labels.notes[0]
 
 
-def test_list_files_name_the_pictures(tmp_path):
+def test_list_files_name_the_images(tmp_path):
     write_yolo(tmp_path, {"a": "0 0.5 0.5 1 1", "b": None, "c": ""})
     write(tmp_path / "data.yaml", "train: lists/train.txt\nval: lists/val.txt\nnames: [cat]")
     write(tmp_path / "lists" / "train.txt", f"../images/a.jpg\n\n{tmp_path}/images/lost.jpg\n")

@@ -17,7 +17,7 @@ def box(image_id, bbox=(0, 0, 9, 9), category_id=7, **fields) -> dict:
 
 @pytest.fixture
 def read(tmp_path, write_coco, make_project):
-    """A function that writes a set of grey pictures, lets `edit` change the file's content, and reads it."""
+    """A function that writes a set of grey images, lets `edit` change the file's content, and reads it."""
 
     def read(image_ids=(1, 2), annotations=(), edit=None, max_images=None, **project):
         path = write_coco(tmp_path, "some", dict.fromkeys(image_ids, GREY), annotations)
@@ -118,7 +118,7 @@ def test_all_faults_are_found_at_once_and_the_rest_is_kept(read):
         ("annotation 3", "annotations of unknown categories"),
         ("annotation 4", "malformed boxes"),
         ("annotation 5", "malformed areas"),
-        ("image 7", "missing pictures"),
+        ("image 7", "missing images"),
     ]
     assert all(finding.level == "error" and finding.advice for finding in annotated.findings)
     assert [image["id"] for image in annotated.images] == [1, 2, 6, 7]
@@ -148,7 +148,7 @@ def test_crowd_flag_that_is_none(read, flag):
 
 def test_file_name_that_no_disk_takes(read):
     (finding,) = read(edit=lambda content: content["images"][0].update(file_name="x" * 300)).findings
-    assert finding.kind == "missing pictures"
+    assert finding.kind == "missing images"
 
 
 @pytest.mark.parametrize(

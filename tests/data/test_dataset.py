@@ -147,7 +147,7 @@ def test_max_images_takes_the_first_by_id(open_set):
     assert dataset.image_ids == [4, 30]
 
 
-def test_pictures_may_lie_in_folders_of_the_set(shapes_project):
+def test_images_may_lie_in_folders_of_the_set(shapes_project):
     train = shapes_project.data / "train"
     (train / "inner").mkdir()
     (train / "000011.jpg").rename(train / "inner" / "000011.jpg")
@@ -156,7 +156,7 @@ def test_pictures_may_lie_in_folders_of_the_set(shapes_project):
 
 
 @pytest.mark.parametrize("annotated", ["as seen", "as stored", "not at all"])
-def test_orientation_of_a_picture_agrees_with_its_annotation(tmp_path, write_coco, make_project, annotated):
+def test_orientation_of_a_image_agrees_with_its_annotation(tmp_path, write_coco, make_project, annotated):
     stored = np.zeros((60, 80, 3), np.uint8)
     stored[:20, :40] = 255  # stored at the top left, seen at the top right after the turn to the right
     path = write_coco(tmp_path, "some", {1: stored})
@@ -190,19 +190,19 @@ def test_missing_annotation_file_is_named(shapes_project):
     refusal(shapes_project, str(path))
 
 
-def test_missing_folder_of_pictures_is_named(shapes_project):
+def test_missing_folder_of_images_is_named(shapes_project):
     (shapes_project.data / "train").rename(shapes_project.data / "elsewhere")
     refusal(shapes_project, str(shapes_project.data / "train"))
 
 
-def test_missing_picture_is_named_with_the_count(shapes_project):
+def test_missing_image_is_named_with_the_count(shapes_project):
     (shapes_project.data / "train" / "000021.jpg").unlink()
     (shapes_project.data / "train" / "000022.jpg").unlink()
     picture = shapes_project.data / "train" / "000021.jpg"
-    refusal(shapes_project, f"{picture}: image 21 is missing", "the first of 2 missing pictures", "efficientdet.check")
+    refusal(shapes_project, f"{picture}: image 21 is missing", "the first of 2 missing images", "efficientdet.check")
 
 
-def test_missing_picture_beyond_max_images_is_no_matter(shapes_project):
+def test_missing_image_beyond_max_images_is_no_matter(shapes_project):
     (shapes_project.data / "train" / "000030.jpg").unlink()
     assert len(shapes_set(shapes_project, max_images=5)) == 5
 
@@ -286,7 +286,7 @@ def test_category_that_the_project_lacks_is_refused(shapes_project):
     refusal(shapes_project, "'star'", "drawn.yml", "instances_train.json")
 
 
-def test_size_that_contradicts_the_picture_is_refused_when_it_is_read(shapes_project):
+def test_size_that_contradicts_the_image_is_refused_when_it_is_read(shapes_project):
     edit(shapes_project, lambda content: content["images"][0].update(height=100))
     dataset = shapes_set(shapes_project)
     with pytest.raises(InputError, match=r"000011\.jpg is 160 x 120 .*160 x 100"):
@@ -296,7 +296,7 @@ def test_size_that_contradicts_the_picture_is_refused_when_it_is_read(shapes_pro
 # Augmentation and order.
 
 
-def test_index_alone_gives_the_picture_as_it_is(shapes_project):
+def test_index_alone_gives_the_image_as_it_is(shapes_project):
     dataset = shapes_set(shapes_project)
     np.testing.assert_array_equal(dataset[1].image, dataset[1].image)
     np.testing.assert_array_equal(dataset.target(12).boxes[:, :2], [[15, 38], [109, 69]])
@@ -352,9 +352,9 @@ def test_scale_of_one_is_no_augmentation(shapes_project):
         np.testing.assert_array_equal(some.image, other.image)
 
 
-def test_picture_scaled_by_a_half(shapes_project):
+def test_image_scaled_by_a_half(shapes_project):
     dataset = shapes_set(shapes_project, scale_range=(0.5, 0.5))
-    # Image 12, 120 x 160: 96 x 128 fill the canvas, half of that is 0.4 of the picture.
+    # Image 12, 120 x 160: 96 x 128 fill the canvas, half of that is 0.4 of the image.
     boxes = dataset.target(12).boxes
     mirrored = boxes.copy()
     mirrored[:, [0, 2]] = 160 - boxes[:, [2, 0]]
@@ -371,9 +371,9 @@ def test_picture_scaled_by_a_half(shapes_project):
     assert seen == {True, False}
 
 
-def test_picture_scaled_by_two_is_cropped_to_the_canvas(shapes_project):
+def test_image_scaled_by_two_is_cropped_to_the_canvas(shapes_project):
     dataset = shapes_set(shapes_project, scale_range=(2.0, 2.0))
-    # 120 x 160 scaled by 1.6 is 192 x 256; 128 x 128 of that are 80 x 80 of the picture.
+    # 120 x 160 scaled by 1.6 is 192 x 256; 128 x 128 of that are 80 x 80 of the image.
     for epoch in range(8):
         sample = dataset[SampleKey(1, epoch)]
         assert sample.letterbox == Letterbox(picture=(80, 80), resized=CANVAS, canvas=CANVAS)
@@ -609,7 +609,7 @@ def message_of_the_error(batches) -> str:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_broken_picture_is_one_clean_error_whoever_reads_it(shapes_project, num_workers):
+def test_broken_image_is_one_clean_error_whoever_reads_it(shapes_project, num_workers):
     path = shapes_project.data / "train" / "000021.jpg"
     path.write_bytes(path.read_bytes()[:1000])
     message = message_of_the_error(BatchLoader(shapes_set(shapes_project), 2, num_workers))
@@ -617,14 +617,14 @@ def test_broken_picture_is_one_clean_error_whoever_reads_it(shapes_project, num_
     assert "Traceback" not in message and "worker" not in message
 
 
-def test_batches_before_a_broken_picture_are_served(shapes_project):
+def test_batches_before_a_broken_image_are_served(shapes_project):
     (shapes_project.data / "train" / "000021.jpg").write_bytes(b"")
     batches = iter(BatchLoader(shapes_set(shapes_project), 2, 1))
     assert next(batches).image_ids == [11, 12]
     assert "000021" in message_of_the_error(batches)
 
 
-def test_workers_stop_at_once_after_a_broken_picture(shapes_project):
+def test_workers_stop_at_once_after_a_broken_image(shapes_project):
     (shapes_project.data / "train" / "000021.jpg").write_bytes(b"")
     gc.collect()  # of other tests
     start = time.monotonic()

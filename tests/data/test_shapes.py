@@ -16,7 +16,7 @@ from scripts import REPOSITORY, assert_one_error, assert_succeeded
 
 from efficientdet import shapes
 from efficientdet.data.dataset import CocoDataset
-from efficientdet.data.shapes import CLASS_NAMES, PICTURE_SIZES, draw_if_absent, draw_picture, write_shapes
+from efficientdet.data.shapes import CLASS_NAMES, IMAGE_SIZES, draw_if_absent, draw_image, write_shapes
 from efficientdet.project import load_project
 from utils.errors import InputError
 
@@ -35,19 +35,19 @@ def run_shapes(*args: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]
 
 @pytest.fixture(scope="module")
 def pictures() -> list[tuple[np.ndarray, list[dict]]]:
-    """The first 150 pictures to train on."""
-    return [draw_picture(RandomState((0, 0, number))) for number in range(150)]
+    """The first 150 images to train on."""
+    return [draw_image(RandomState((0, 0, number))) for number in range(150)]
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> Path:
-    """A data set of 4 pictures to train on and 2 to validate."""
+    """A data set of 4 images to train on and 2 to validate."""
     folder = tmp_path_factory.mktemp("written") / "shapes"
     write_shapes(folder, 4, 2)
     return folder
 
 
-def test_no_pictures(tmp_path):
+def test_no_images(tmp_path):
     write_shapes(tmp_path / "shapes", 0, 0)
     for set_name in ("train", "val"):
         found = content(tmp_path / "shapes", set_name)
@@ -93,25 +93,25 @@ def test_no_pictures(tmp_path):
         ),
     ],
 )
-def test_recorded_pictures(seed, digest, objects):
-    image, found = draw_picture(RandomState(seed))
+def test_recorded_images(seed, digest, objects):
+    image, found = draw_image(RandomState(seed))
     assert hashlib.sha256(image.tobytes()).hexdigest() == digest
     assert [(entry["class"], entry["bbox"], entry["area"]) for entry in found] == objects
 
 
-def test_same_seed_same_picture_another_seed_another(pictures):
-    image, objects = draw_picture(RandomState((0, 0, 2)))
+def test_same_seed_same_image_another_seed_another(pictures):
+    image, objects = draw_image(RandomState((0, 0, 2)))
     np.testing.assert_array_equal(image, pictures[2][0])
     assert objects == pictures[2][1]
     for seed in ((0, 0, 3), (0, 1, 2), (1, 0, 2)):
-        other, other_objects = draw_picture(RandomState(seed))
+        other, other_objects = draw_image(RandomState(seed))
         assert other.shape != image.shape or (other != image).mean() > 0.5
         assert other_objects != objects
 
 
 def test_all_that_the_data_set_promises_occurs(pictures):
     assert all(image.dtype == np.uint8 for image, _ in pictures)
-    assert {(image.shape[1], image.shape[0]) for image, _ in pictures} == set(PICTURE_SIZES)
+    assert {(image.shape[1], image.shape[0]) for image, _ in pictures} == set(IMAGE_SIZES)
     counts = {len(objects) for _, objects in pictures}
     assert {0, 1, 2, 3, 4, 5} < counts and max(counts) <= 6
     found = [(entry, image.shape) for image, objects in pictures for entry in objects]
@@ -133,7 +133,7 @@ def test_all_that_the_data_set_promises_occurs(pictures):
 
 
 def test_boxes_and_areas_are_those_of_the_visible_pixels(monkeypatch):
-    """With flat colours that tell the shapes apart, and without blending at their edges, the picture itself says it."""
+    """With flat colours that tell the shapes apart, and without blending at their edges, the image itself says it."""
     rasterize = shapes._rasterize
     attempts: list[int] = []  # pixels of each shape that is tried, in turn
 
@@ -152,7 +152,7 @@ def test_boxes_and_areas_are_those_of_the_visible_pixels(monkeypatch):
     hidden = rejected = total = 0
     for number in range(80):
         attempts.clear()
-        image, objects = draw_picture(RandomState(number))
+        image, objects = draw_image(RandomState(number))
         shown = (image[..., 0] + 12) // 25  # the number of the attempt, 0 where there is none; noise is below 3
         expected = []
         for attempt in np.unique(shown)[1:] if (shown == 0).any() else np.unique(shown):
@@ -174,7 +174,7 @@ def test_coverage_worked_out_by_hand():
     corner, coverage = shapes._rasterize([np.array([(8, 4), (12, 4), (12, 12), (8, 12)], np.int32)])
     assert corner == (2, 1)
     assert coverage.tolist() == [[16, 4], [16, 4], [4, 1]]
-    # Left of and above the picture, with a hole of 3 x 3 sub-pixels less its outline.
+    # Left of and above the image, with a hole of 3 x 3 sub-pixels less its outline.
     outer, hole = [(-8, -8), (-1, -8), (-1, -1), (-8, -1)], [(-7, -7), (-4, -7), (-4, -4), (-7, -4)]
     corner, coverage = shapes._rasterize([np.array(outer, np.int32), np.array(hole, np.int32)])
     assert corner == (-2, -2)
@@ -209,7 +209,7 @@ def test_nothing_is_drawn_outside_the_boxes(monkeypatch):
         monkeypatch.setattr(
             shapes, "_texture", lambda rng, colors, height, width: np.full((height, width, 3), color, np.int32)
         )
-        return draw_picture(RandomState(number))
+        return draw_image(RandomState(number))
 
     for number in range(20):
         (black, objects), (white, same_objects) = drawn(number, 0), drawn(number, 255)
@@ -229,7 +229,7 @@ def test_written_set_is_that_of_the_project(written):
         dataset = CocoDataset(written, set_name, project, (128, 128))
         assert len(dataset) == length
         for number, image_id in enumerate(dataset.image_ids):
-            image, objects = draw_picture(RandomState((0, set_number, number)))
+            image, objects = draw_image(RandomState((0, set_number, number)))
             np.testing.assert_array_equal(dataset.picture(image_id), image)
             target = dataset.target(image_id)
             assert [CLASS_NAMES[class_id] for class_id in target.class_ids] == [entry["class"] for entry in objects]
@@ -249,7 +249,7 @@ def test_annotations_are_numbered_from_one_and_complete(written):
         assert all(entry["area"] > 0 for entry in found["annotations"])
 
 
-def test_picture_does_not_depend_on_how_many_are_drawn(written, tmp_path):
+def test_image_does_not_depend_on_how_many_are_drawn(written, tmp_path):
     write_shapes(tmp_path / "fewer", 2, 1)
     for set_name, length in (("train", 2), ("val", 1)):
         fewer, more = content(tmp_path / "fewer", set_name), content(written, set_name)
@@ -273,9 +273,9 @@ def test_interrupted_drawing_leaves_nothing(monkeypatch, tmp_path, stop):
     def draw_two_only(rng):
         if len(list(tmp_path.rglob("*.png"))) == 2:
             raise stop
-        return draw_picture(rng)
+        return draw_image(rng)
 
-    monkeypatch.setattr(shapes, "draw_picture", draw_two_only)
+    monkeypatch.setattr(shapes, "draw_image", draw_two_only)
     with pytest.raises(type(stop)):
         write_shapes(tmp_path / "shapes", 3, 1)
     assert list(tmp_path.iterdir()) == []

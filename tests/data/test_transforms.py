@@ -25,12 +25,12 @@ def noise(height: int, width: int) -> np.ndarray:
 def test_no_boxes_stay_no_boxes():
     letterbox = Letterbox.fit((427, 640), (512, 512))
     assert letterbox.boxes_to_canvas(no_objects().boxes).shape == (0, 4)
-    assert letterbox.boxes_to_picture(torch.zeros(0, 4)).shape == (0, 4)
+    assert letterbox.boxes_to_image(torch.zeros(0, 4)).shape == (0, 4)
     assert horizontal_flip(noise(4, 6), no_objects())[1].boxes.shape == (0, 4)
 
 
 @pytest.mark.parametrize(
-    ("picture", "resized"),
+    ("image", "resized"),
     [
         ((427, 640), (341, 512)),  # 427 * 512 / 640 = 341.6, truncated
         ((640, 427), (512, 341)),
@@ -51,7 +51,7 @@ def test_resized_sides(picture, resized):
 
 
 @pytest.mark.parametrize(
-    ("picture", "resized"), [((100, 100), (128, 128)), ((100, 300), (85, 256)), ((100, 200), (128, 256))]
+    ("image", "resized"), [((100, 100), (128, 128)), ((100, 300), (85, 256)), ((100, 200), (128, 256))]
 )
 def test_canvas_need_not_be_square(picture, resized):
     assert Letterbox.fit(picture, (128, 256)).resized == resized
@@ -76,14 +76,14 @@ def test_normalisation_of_known_colours():
     assert (pixels[2:] == 0).all()
 
 
-def test_picture_lies_top_left_on_zeros():
+def test_image_lies_top_left_on_zeros():
     picture = np.full((100, 50, 3), 255, np.uint8)
     pixels = Letterbox.fit((100, 50), (64, 64)).image(picture, MEAN, STD)
     assert (pixels[:, :32] > 2).all()
     assert (pixels[:, 32:] == 0).all()
 
 
-def test_picture_of_the_canvas_size_is_not_resampled():
+def test_image_of_the_canvas_size_is_not_resampled():
     picture = noise(32, 32)
     pixels = Letterbox.fit((32, 32), (32, 32)).image(picture, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     np.testing.assert_allclose(pixels, picture / 255, atol=1e-6)
@@ -98,13 +98,13 @@ def test_enlarging_interpolates_linearly_between_pixel_centres():
 
 
 @pytest.mark.parametrize("shape", [(1, 300), (300, 1), (1, 1)])
-def test_extreme_pictures_have_a_letterbox(shape):
+def test_extreme_images_have_a_letterbox(shape):
     pixels = Letterbox.fit(shape, (64, 64)).image(np.full((*shape, 3), 128, np.uint8), MEAN, STD)
     assert pixels.shape == (64, 64, 3) and np.isfinite(pixels).all() and (pixels != 0).any()
 
 
 @pytest.mark.parametrize("shape", [(1000, 800), (300, 1000), (129, 100), (3000, 2)])
-def test_huge_pictures_are_prepared_alike_in_less_memory(monkeypatch, shape):
+def test_huge_images_are_prepared_alike_in_less_memory(monkeypatch, shape):
     letterbox, image = Letterbox.fit(shape, (128, 256)), noise(*shape)
     expected = letterbox.image(image, MEAN, STD)
     monkeypatch.setattr(transforms, "_HUGE", 0)
@@ -125,7 +125,7 @@ def test_pixels_are_those_of_the_image_rounded(shape):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (64, 64), (128, 100), (90, 33), (30, 64), (480, 640), (3, 900)])
-def test_a_device_makes_the_same_of_a_picture(shape):
+def test_a_device_makes_the_same_of_a_image(shape):
     picture = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
     letterbox = Letterbox.fit(shape, (64, 96))
     expected = torch.from_numpy(letterbox.image(picture, MEAN, STD)).permute(2, 0, 1)
@@ -134,14 +134,14 @@ def test_a_device_makes_the_same_of_a_picture(shape):
     torch.testing.assert_close(computed, expected, rtol=0, atol=2e-4)  # a grey level is 0.017
 
 
-def test_letterbox_leaves_its_picture_alone():
+def test_letterbox_leaves_its_image_alone():
     picture = noise(20, 30)
     before = picture.copy()
     Letterbox.fit((20, 30), (64, 64)).image(picture, MEAN, STD)
     np.testing.assert_array_equal(picture, before)
 
 
-def test_mirrored_view_and_read_only_pictures_are_taken():
+def test_mirrored_view_and_read_only_images_are_taken():
     picture = noise(20, 30)
     letterbox = Letterbox.fit((20, 30), (64, 64))
     mirrored = letterbox.image(picture[:, ::-1], MEAN, STD)
@@ -158,13 +158,13 @@ def test_boxes_move_by_the_two_ratios_separately():
     assert moved.dtype == np.float32
 
 
-@pytest.mark.parametrize("picture", [(427, 640), (640, 427), (1, 1000), (37, 21)])
+@pytest.mark.parametrize("image", [(427, 640), (640, 427), (1, 1000), (37, 21)])
 def test_boxes_go_there_and_back(picture):
     letterbox = Letterbox.fit(picture, (512, 512))
     boxes = np.array([[0, 0, 20, 37], [3.25, 1.5, 600, 400]], np.float32)
-    np.testing.assert_allclose(letterbox.boxes_to_picture(letterbox.boxes_to_canvas(boxes)), boxes, rtol=1e-5)
+    np.testing.assert_allclose(letterbox.boxes_to_image(letterbox.boxes_to_canvas(boxes)), boxes, rtol=1e-5)
     tensor = torch.from_numpy(boxes)
-    back = letterbox.boxes_to_picture(letterbox.boxes_to_canvas(tensor))
+    back = letterbox.boxes_to_image(letterbox.boxes_to_canvas(tensor))
     assert back.dtype == torch.float32
     torch.testing.assert_close(back, tensor)
 
@@ -211,7 +211,7 @@ def test_random_flip_with_certainty(probability, flipped):
 
 
 def coordinates(height: int, width: int) -> np.ndarray:
-    """A picture whose red is each pixel's row and whose green is its column, so that a window tells where it was."""
+    """An image whose red is each pixel's row and whose green is its column, so that a window tells where it was."""
     rows, columns = np.indices((height, width), dtype=np.uint8)
     return np.stack((rows, columns, columns), axis=-1)
 
@@ -224,7 +224,7 @@ def test_scale_crop_without_objects():
 
 
 def test_scale_crop_worked_out_by_hand():
-    # Twice the canvas is 128 x 128, where the picture is 64 x 128: all rows fit, and half of the 80 columns.
+    # Twice the canvas is 128 x 128, where the image is 64 x 128: all rows fit, and half of the 80 columns.
     boxes = np.array([[30, 5, 45, 35], [0, 0, 80, 40], [65, 10, 85, 20], [0, 0, 20, 40]], np.float32)
     window, target, letterbox = random_scale_crop(
         coordinates(40, 80), Target(boxes, np.array([5, 6, 7, 8])), (64, 64), np.random.default_rng(1), (2.0, 2.0)
@@ -237,7 +237,7 @@ def test_scale_crop_worked_out_by_hand():
 
 
 @pytest.mark.parametrize("side", [100, 501])
-def test_an_object_as_large_as_the_picture_is_in_every_window(side):
+def test_an_object_as_large_as_the_image_is_in_every_window(side):
     whole = Target(np.array([[0, 0, side, side]], np.float32), np.array([0]))
     for seed in range(100):
         rng = np.random.default_rng(seed)
@@ -245,9 +245,7 @@ def test_an_object_as_large_as_the_picture_is_in_every_window(side):
         assert target.boxes.tolist() == [[0, 0, window.shape[1], window.shape[0]]]
 
 
-@pytest.mark.parametrize(
-    ("picture", "canvas"), [((427, 640), (512, 512)), ((37, 21), (128, 256)), ((1, 300), (64, 64))]
-)
+@pytest.mark.parametrize(("image", "canvas"), [((427, 640), (512, 512)), ((37, 21), (128, 256)), ((1, 300), (64, 64))])
 def test_scale_of_one_is_the_letterbox(picture, canvas):
     image, target = noise(*picture), Target(np.array([[0, 0, 20, 1]], np.float32), np.array([3]))
     window, same, letterbox = random_scale_crop(image, target, canvas, np.random.default_rng(0), (1.0, 1.0))
@@ -267,7 +265,7 @@ def test_small_scale_lies_top_left_on_zeros():
 
 
 def test_every_window_is_drawn():
-    # One and a half times the canvas is 30 x 30, of which 20 x 20 are seen: 10 x 10 pixels of the picture.
+    # One and a half times the canvas is 30 x 30, of which 20 x 20 are seen: 10 x 10 pixels of the image.
     image, rng = coordinates(15, 15), np.random.default_rng(0)
     corners = set()
     for _ in range(1000):
@@ -323,7 +321,7 @@ def test_scale_crop_carries_a_drawn_box_with_it(canvas):
 
 
 def test_objects_that_are_mostly_cut_away_are_left_out():
-    # The scaled picture is 64 x 128, and the window 64 of its columns. Box k covers the columns from 8 k to 8 k + 8.
+    # The scaled image is 64 x 128, and the window 64 of its columns. Box k covers the columns from 8 k to 8 k + 8.
     edges = np.arange(0, 128, 8, dtype=np.float32)
     boxes = np.stack((edges, np.zeros(16, np.float32), edges + 8, np.full(16, 8, np.float32)), axis=1)
     image, rng = coordinates(64, 128), np.random.default_rng(0)
@@ -351,7 +349,7 @@ def test_rests_below_a_pixel_are_left_out():
 
 @pytest.mark.parametrize("shape", [(1, 1000), (1000, 1), (1, 1), (3, 2000), (2, 2)])
 @pytest.mark.parametrize("scale_range", [(0.001, 0.01), (0.1, 2.0), (2.0, 2.0)])
-def test_extreme_pictures_are_scaled_and_cropped(shape, scale_range):
+def test_extreme_images_are_scaled_and_cropped(shape, scale_range):
     image = np.full((*shape, 3), 128, np.uint8)
     whole = Target(np.array([[0, 0, shape[1], shape[0]]], np.float32), np.array([0]))
     rng = np.random.default_rng(0)

@@ -66,7 +66,7 @@ def test_autocast_computes_in_its_dtype_and_gives_gradients_in_float32():
     output.float().sum().backward()
     assert output.dtype == torch.bfloat16
     assert x.grad.dtype == weight.grad.dtype == torch.float32
-    assert output[0, 0].tolist()[2] == [15, 20, 25, 20, 15]  # pixels of the window that lie in the picture
+    assert output[0, 0].tolist()[2] == [15, 20, 25, 20, 15]  # pixels of the window that lie in the image
     assert weight.grad[0, 0].tolist()[2] == [15, 20, 25, 20, 15]
 
 

@@ -79,7 +79,7 @@ def test_nothing_found_is_told(tmp_path, make_project):
     assert numbers["numbers"]["AP"] == 0
 
 
-def test_folder_holds_the_page_its_pictures_and_the_numbers(reported):
+def test_folder_holds_the_page_its_images_and_the_numbers(reported):
     folder, page, _ = reported
     names = {str(path.relative_to(folder)) for path in folder.rglob("*.*")}
     assert names == {
@@ -168,7 +168,7 @@ def test_images_are_shrunk_and_show_what_was_found_beside_the_truth(tmp_path, ma
 
 def test_labels_name_causes_and_missed_objects(tmp_path, make_project, monkeypatch):
     drawn = []
-    monkeypatch.setattr("efficientdet.eval_pictures.draw_boxes", lambda image, *rest: drawn.append(rest) or image)
+    monkeypatch.setattr("efficientdet.eval_images.draw_boxes", lambda image, *rest: drawn.append(rest) or image)
     dataset, results = each_cause(tmp_path, make_project())
     _, details, analysis = explain(dataset, results)
     beside_truth(dataset, details, analysis, 1)
@@ -191,13 +191,13 @@ def test_folders_never_meet(tmp_path, monkeypatch):
 
 def test_report_that_fails_leaves_nothing(tmp_path, make_project):
     dataset, results = each_cause(tmp_path, make_project())
-    (dataset.pictures / "2.png").write_bytes(b"no picture")
+    (dataset.pictures / "2.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"2\.png"):
         write(tmp_path / "logs" / "eval", dataset, results)
     assert list((tmp_path / "logs").iterdir()) == []
 
 
-def test_worst_images_are_pictures(reported):
+def test_worst_images_are_images(reported):
     folder, _, _ = reported
     assert read_image(folder / "worst" / "01_1.jpg").shape[1] > 2 * LONGEST_SIDE
     assert all(math.prod(read_image(folder / f"{name}.png").shape) for name in CHARTS)

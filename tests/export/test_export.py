@@ -15,7 +15,7 @@ from scripts import REPOSITORY, assert_one_error, assert_succeeded, run_script, 
 
 from efficientdet.export.__main__ import main, parse_args, quantize_and_tell
 from efficientdet.inference.detector import load_detector
-from efficientdet.project import SHAPES_PICTURES, load_project
+from efficientdet.project import SHAPES_IMAGES, load_project
 from efficientdet.runtime.exported import ExportedModel
 from utils.errors import InputError
 
@@ -34,11 +34,11 @@ def export(cwd: Path, *args: str | Path) -> subprocess.CompletedProcess[str]:
 def shapes_onnx(tmp_path_factory) -> Path:
     """The weights that come with the project, with everything inside."""
     path = tmp_path_factory.mktemp("onnx") / "shapes.onnx"
-    run = export(path.parent, "-p", "shapes", "--nms", "-o", path, "--num_pictures", "3", "--runs", "2")
+    run = export(path.parent, "-p", "shapes", "--nms", "-o", path, "--max_images", "3", "--runs", "2")
     assert_succeeded(run)
     raw, with_nms = run.stdout.split("with --nms:")
     assert "class_logits" in raw and "class_logits" not in with_nms and "detections of both: " in with_nms
-    assert re.search(r"a picture: PyTorch [\d.]+ ms, onnx float32 [\d.]+ ms", run.stdout), run.stdout
+    assert re.search(r"an image: PyTorch [\d.]+ ms, onnx float32 [\d.]+ ms", run.stdout), run.stdout
     assert re.search(rf"-> {path} \([\d.]+ MB\)$", run.stdout.strip())
     assert [file.name for file in path.parent.iterdir()] == ["shapes.onnx"]
     return path
@@ -62,14 +62,14 @@ def test_metadata_can_be_read_without_the_project(shapes_onnx):
     assert {domain for domain, _ in operators} == {""} and ("", "NonMaxSuppression") in operators
 
 
-def test_the_picture_script_takes_the_file(shapes_onnx, tmp_path):
+def test_the_image_script_takes_the_file(shapes_onnx, tmp_path):
     run = run_script(
-        "efficientdet_test.py", SHAPES_PICTURES, "-w", shapes_onnx, "--json", "-", "--save", "none", cwd=tmp_path
+        "efficientdet_test.py", SHAPES_IMAGES, "-w", shapes_onnx, "--json", "-", "--save", "none", cwd=tmp_path
     )
     assert_succeeded(run)
     by_file = [json.loads(line) for line in run.stdout.splitlines()]
     weights = REPOSITORY / "weights" / "efficientdet-d0_shapes.pth"
-    ours = load_detector(0, weights, "shapes", "cpu")(sorted(SHAPES_PICTURES.iterdir()))
+    ours = load_detector(0, weights, "shapes", "cpu")(sorted(SHAPES_IMAGES.iterdir()))
     found = sum(len(picture["objects"]) for picture in by_file)
     assert len(by_file) == 6 and abs(found - sum(map(len, ours))) <= 2
     assert "speed of D0 at 384 x 384" in run.stderr
@@ -79,7 +79,7 @@ def test_the_deployment_example_needs_neither_torch_nor_the_project(shapes_onnx,
     example = REPOSITORY / "efficientdet" / "deployment_example.py"
     assert len(example.read_text().splitlines()) < 80
     blocked = "import sys; sys.modules.update(dict.fromkeys(('torch', 'efficientdet', 'utils', 'efficientnet')));"
-    picture, output = SHAPES_PICTURES / "1.jpg", tmp_path / "found.png"
+    picture, output = SHAPES_IMAGES / "1.jpg", tmp_path / "found.png"
     code = f"{blocked} import runpy; sys.argv = {['x', str(shapes_onnx), str(picture), str(output)]!r};"
     code += f"runpy.run_path({str(example)!r}, run_name='__main__')"
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
@@ -97,7 +97,7 @@ def test_the_deployment_example_needs_neither_torch_nor_the_project(shapes_onnx,
 
 @pytest.mark.slow
 def test_average_precision_through_the_file(shapes_onnx, tmp_path):
-    """On 60 pictures, by ONNX Runtime and by PyTorch."""
+    """On 60 images, by ONNX Runtime and by PyTorch."""
     found = {}
     for weights in (shapes_onnx, REPOSITORY / "weights" / "efficientdet-d0_shapes.pth"):
         run = run_script("coco_eval.py", "-p", "shapes", "-w", weights, "--max_images", "60", cwd=tmp_path)
@@ -125,7 +125,7 @@ def weights(tmp_path) -> Path:
 
 
 def test_several_formats_beside_the_weights(weights, tmp_path):
-    line = ("-p", "three.yml", "-w", weights, "--image_size", "128", "--num_pictures", "1", "--runs", "0")
+    line = ("-p", "three.yml", "-w", weights, "--image_size", "128", "--max_images", "1", "--runs", "0")
     run = export(tmp_path, *line, "--format", "pt2", "torchscript")
     assert_succeeded(run)
     assert {"d0[1].pt2", "d0[1].torchscript"} <= {file.name for file in tmp_path.iterdir()}
@@ -142,7 +142,7 @@ def test_int8_tells_what_it_costs_and_is_not_kept_when_that_is_too_much(shapes_p
     line += ("--data_path", shapes_project.data.parent, "--runs", "1")
     run = export(root, *line, "--max_ap_loss", "1")
     assert_succeeded(run)
-    assert re.search(r"AP on the 3 pictures of val: float32 [\d.]+, INT8 [\d.]+", run.stdout), run.stdout
+    assert re.search(r"AP on the 3 images of val: float32 [\d.]+, INT8 [\d.]+", run.stdout), run.stdout
     assert re.search(r"PyTorch [\d.]+ ms, xml float32 [\d.]+ ms, xml int8 [\d.]+ ms", run.stdout)
     assert ExportedModel(root / "d0.xml", torch.device("cpu")).metadata.precision == "int8"
 
@@ -164,7 +164,7 @@ def test_int8_that_costs_too_much_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_mistake_is_told_in_one_sentence(tmp_path):
-    assert_one_error(export(tmp_path, "-p", "shapes", "--pictures", "nowhere"), "no file, folder or camera nowhere")
+    assert_one_error(export(tmp_path, "-p", "shapes", "--images", "nowhere"), "no file, folder or camera nowhere")
     assert not list(tmp_path.iterdir())
 
 

@@ -57,8 +57,8 @@ def test_batches_and_threads_change_nothing(detector, dataset, batch_size, num_t
     assert scores == pytest.approx(expected, rel=1e-3)
 
 
-def test_bad_picture_is_told_and_threads_end(detector, dataset, shapes_project):
-    (shapes_project.data / "train" / "000022.jpg").write_text("no picture")
+def test_bad_image_is_told_and_threads_end(detector, dataset, shapes_project):
+    (shapes_project.data / "train" / "000022.jpg").write_text("no image")
     with pytest.raises(InputError, match=r"000022\.jpg"):
         detect_dataset(detector, dataset, OPTIONS, 2, 2, Stopwatch())
 
@@ -74,7 +74,7 @@ def test_time_is_told_by_activity(detector, dataset):
 
 @pytest.mark.slow
 def test_half_precision_keeps_the_average_precision(tmp_path):
-    write_shapes(tmp_path / "shapes", train_pictures=0)
+    write_shapes(tmp_path / "shapes", train_images=0)
     project = load_project("shapes")
     dataset = CocoDataset(tmp_path / "shapes", project.val_set, project, (384, 384))
     options = DetectionOptions(EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD)

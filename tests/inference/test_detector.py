@@ -10,7 +10,7 @@ from torchvision.ops import box_iou
 
 from efficientdet import Detections, EfficientDet, load_detector
 from efficientdet.checkpoints.find import last_path
-from efficientdet.data.shapes import draw_picture
+from efficientdet.data.shapes import draw_image
 from efficientdet.data.transforms import Letterbox
 from efficientdet.inference.detector import DetectionOptions, Detector
 from efficientdet.model.postprocess import find_candidates
@@ -38,7 +38,7 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 class Seeing(torch.nn.Module):
-    """Stands for a network that sees the same boxes in every picture."""
+    """Stands for a network that sees the same boxes in every image."""
 
     def __init__(self, boxes_yxyx, class_ids, num_classes: int = 2):
         super().__init__()
@@ -66,7 +66,7 @@ def test_no_images_give_no_detections(detector):
     assert detector([], batch_size=8) == []
 
 
-def test_picture_without_objects_has_empty_detections(detector):
+def test_image_without_objects_has_empty_detections(detector):
     (found,) = detector([noise(60, 80)], score_threshold=0.99)
     assert isinstance(found, Detections)
     assert (found.boxes.shape, found.scores.shape, found.class_ids.shape) == ((0, 4), (0,), (0,))
@@ -93,7 +93,7 @@ def test_batch_size_changes_nothing(detector):
         torch.testing.assert_close(some.scores[:20], other.scores[:20], rtol=1e-3, atol=1e-5)
 
 
-def test_boxes_are_in_pixels_of_each_picture(detector):
+def test_boxes_are_in_pixels_of_each_image(detector):
     # 200 x 100 pixels shrink by 0.64 to 128 x 64; 40 x 80 grow by 1.6 to 64 x 128.
     detector.finder.network = Seeing([[16.0, 32, 48, 96], [64.0, 0, 128, 64]], [1, 0])
     wide, high = detector([noise(100, 200), noise(80, 40)], batch_size=2)
@@ -113,7 +113,7 @@ def test_boxes_go_back_by_the_two_ratios_separately(detector):
     torch.testing.assert_close(found.boxes, torch.tensor([expected]))
 
 
-def test_network_sees_the_letterboxed_normalised_picture(detector, project):
+def test_network_sees_the_letterboxed_normalised_image(detector, project):
     detector.finder.network = Seeing([[0.0, 0, 9, 9]], [0])
     picture = np.empty((50, 100, 3), np.uint8)
     picture[:] = (255, 0, 51)
@@ -126,7 +126,7 @@ def test_network_sees_the_letterboxed_normalised_picture(detector, project):
     assert (batch[0, :, 64:] == 0).all()
 
 
-def test_pictures_go_through_in_batches(detector):
+def test_images_go_through_in_batches(detector):
     detector.finder.network = Seeing([[0.0, 0, 9, 9]], [0])
     assert len(detector([noise(20, 20)] * 5, batch_size=2)) == 5
     assert [len(batch) for batch in detector.finder.network.batches] == [2, 2, 1]
@@ -161,7 +161,7 @@ def test_array_of_another_shape_or_type_is_refused(detector, image):
 
 
 def test_single_image_without_a_list_is_refused(detector, tmp_path):
-    for image in (noise(8, 8), np.zeros((2, 8, 8, 3), np.uint8), "picture.jpg", tmp_path / "picture.jpg"):
+    for image in (noise(8, 8), np.zeros((2, 8, 8, 3), np.uint8), "image.jpg", tmp_path / "image.jpg"):
         with pytest.raises(ValueError, match="list"):
             detector(image)
 
@@ -172,7 +172,7 @@ def test_batch_size_below_one_is_refused(detector, batch_size):
         detector([noise(8, 8)], batch_size=batch_size)
 
 
-def test_file_that_is_no_picture_is_refused(detector, tmp_path):
+def test_file_that_is_no_image_is_refused(detector, tmp_path):
     with pytest.raises(InputError, match=r"none\.jpg"):
         detector([tmp_path / "none.jpg"])
 
@@ -206,7 +206,7 @@ def test_unknown_class_is_refused(detector):
 
 
 def test_flip_searches_the_mirror_image_too(detector):
-    # It sees a box at the same place of both: 10 to 30 of the 64 columns that the picture has on the canvas.
+    # It sees a box at the same place of both: 10 to 30 of the 64 columns that the image has on the canvas.
     detector.finder.network = Seeing([[0.0, 10, 50, 30]], [1])
     (found,) = detector([noise(80, 40)], flip=True)  # grows by 1.6
     straight, mirrored = detector.finder.network.batches
@@ -235,8 +235,8 @@ def test_rect_pads_no_more_than_the_batch_needs(detector):
     torch.testing.assert_close(found.boxes, torch.tensor([[0, 0, 128 / 0.96, 64 / 0.96]]))
 
 
-def test_tiles_find_what_lies_in_a_part_of_the_picture(detector):
-    # It sees an object in the middle of every window; the whole picture is one, and a window is 64 pixels wide.
+def test_tiles_find_what_lies_in_a_part_of_the_image(detector):
+    # It sees an object in the middle of every window; the whole image is one, and a window is 64 pixels wide.
     detector.finder.network = Seeing([[32.0, 32, 96, 96]], [0])
     (found,) = detector([noise(64, 100)], tile=64, batch_size=1)
     assert len(detector.finder.network.batches) == 3  # the whole, and 64 columns from 0 and from 36
@@ -247,7 +247,7 @@ def test_tiles_find_what_lies_in_a_part_of_the_picture(detector):
         assert box == pytest.approx(right, abs=1)
 
 
-def test_windows_of_one_picture_go_through_in_batches(detector):
+def test_windows_of_one_image_go_through_in_batches(detector):
     detector.finder.network = Seeing([[32.0, 32, 96, 96]], [0])
     detector([noise(64, 250)], tile=64, batch_size=4)
     assert [len(batch) for batch in detector.finder.network.batches] == [4, 2]  # the whole, and 5 windows
@@ -282,7 +282,7 @@ def test_the_best_are_chosen_after_both_directions_are_joined(detector):
     assert_same(best, every)
 
 
-def test_tiles_change_nothing_for_small_pictures(detector):
+def test_tiles_change_nothing_for_small_images(detector):
     (plain,), (tiled,) = (detector([noise(60, 80)], score_threshold=0.01, tile=tile) for tile in (None, 100))
     assert_same(plain, tiled)
     assert len(detector([noise(60, 80)], score_threshold=0.01, tile=100, max_detections=2)[0]) == 2
@@ -306,12 +306,12 @@ def test_the_network_as_it_was_trained_finds_the_same(trained):
 
 
 def drawn(number: int) -> tuple[np.ndarray, list[dict]]:
-    """A picture that `trained` has not seen, and its objects."""
-    return draw_picture(RandomState((0, 2, number)))
+    """An image that `trained` has not seen, and its objects."""
+    return draw_image(RandomState((0, 2, number)))
 
 
 def hits(detector: Detector, found: Detections, objects: list[dict], left: int = 0, top: int = 0) -> int:
-    """How many `objects` are found by their class and IoU 0.75, in a picture shifted by (left, top)."""
+    """How many `objects` are found by their class and IoU 0.75, in an image shifted by (left, top)."""
     count = 0
     for thing in objects:
         x, y, width, height = thing["bbox"]
@@ -330,7 +330,7 @@ def test_rect_finds_what_the_square_does(trained):
         torch.testing.assert_close(rect.scores, square.scores, rtol=0, atol=0.1)
 
 
-def test_tiles_find_small_objects_in_a_large_picture(trained):
+def test_tiles_find_small_objects_in_a_large_image(trained):
     mosaic, whole_truth = np.full((4 * 416, 4 * 448, 3), 128, np.uint8), []
     for place in range(16):
         picture, objects = drawn((6, 9, 10, 13, 20, 22)[place % 6])

@@ -20,7 +20,7 @@ OPTIONS = DetectionOptions()
 
 
 class Counting:
-    """Stands for a detector: finds one object in each picture, whose score is the picture's first value."""
+    """Stands for a detector: finds one object in each image, whose score is the image's first value."""
 
     def __init__(self):
         self.batches = []
@@ -67,7 +67,7 @@ def test_failures_alone_do_not_trouble_the_network():
 def test_files_are_decoded_and_corrupt_ones_told(tmp_path):
     for value in (3, 5):
         write_image(tmp_path / f"{value}.png", np.full((4, 5, 3), value, np.uint8))
-    (tmp_path / "4.png").write_text("no picture")
+    (tmp_path / "4.png").write_text("no image")
     items = [tmp_path / f"{value}.png" for value in (3, 4, 5)]
     assert values(detect_frames(Counting(), items, OPTIONS)) == [3, str(tmp_path / "4.png"), 5]
 
@@ -98,7 +98,7 @@ def test_few_frames_are_in_work_at_once():
     assert made == before
 
 
-def test_large_pictures_are_in_work_one_by_one(monkeypatch):
+def test_large_images_are_in_work_one_by_one(monkeypatch):
     monkeypatch.setattr(pipeline, "MOST_PIXELS", 1000)
     made = 0
 

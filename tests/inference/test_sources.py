@@ -1,4 +1,4 @@
-"""Frames of pictures, folders, patterns, videos, cameras, streams and lists, and what becomes of broken ones."""
+"""Frames of images, folders, patterns, videos, cameras, streams and lists, and what becomes of broken ones."""
 
 import re
 from pathlib import Path
@@ -53,7 +53,7 @@ def test_kinds_are_told_apart(tmp_path, monkeypatch):
     assert list(list_sources(arguments)) == [Path("a.png"), 0, Path("7"), "rtsp://camera/live", "http://host/a.jpg"]
 
 
-def test_folder_gives_its_pictures_and_videos_sorted(tmp_path):
+def test_folder_gives_its_images_and_videos_sorted(tmp_path):
     touch(tmp_path, "album/b.JPG", "album/a.png", "album/c.mp4", "album/notes.txt", "album/deeper/d.jpg", "z.dat")
     (tmp_path / "album" / "folder.jpg").mkdir()
     listed = list(list_sources([str(tmp_path / "z.dat"), str(tmp_path / "album")]))
@@ -87,7 +87,7 @@ def test_lines_of_stdin_are_sources(tmp_path):
     ("argument", "named"),
     [
         ("none.png", r"no file.*none\.png"),
-        ("empty", "empty holds no pictures"),
+        ("empty", "empty holds no images"),
         ("*.gone", r"\*\.gone holds no pict"),
         ("a" * 5000, "no file"),
         ("nul\0byte", "no file"),
@@ -102,7 +102,7 @@ def test_what_is_not_there_is_a_failure_among_the_others(tmp_path, monkeypatch, 
     assert other == Path("a.png")
 
 
-def test_picture_becomes_one_frame(tmp_path):
+def test_image_becomes_one_frame(tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
     write_image(tmp_path / "a.png", picture)
     (frame,) = read(tmp_path / "a.png")
@@ -111,7 +111,7 @@ def test_picture_becomes_one_frame(tmp_path):
     assert (frame.source.name, frame.source.stem) == (str(tmp_path / "a.png"), "a")
 
 
-def test_corrupt_picture_does_not_hide_the_others(tmp_path):
+def test_corrupt_image_does_not_hide_the_others(tmp_path):
     for name in ("a.png", "c.png"):
         write_image(tmp_path / name, np.zeros((1, 1, 3), np.uint8))
     (tmp_path / "b.jpg").write_bytes(jpeg()[:200])
@@ -159,7 +159,7 @@ def test_absent_camera_is_told():
     assert only_failure(read("20240131123456")) == "there is no file, folder or camera 20240131123456"
 
 
-def test_picture_from_the_web():
+def test_image_from_the_web():
     with serve({"/a/photo.jpg": ("image/jpeg", jpeg(30, 40)), "/snapshot": ("image/jpeg", jpeg())}) as server:
         first, second = read(f"{server.url}/a/photo.jpg", f"{server.url}/snapshot")
     assert first.image.shape == (30, 40, 3) and first.number is None
@@ -175,7 +175,7 @@ def test_password_reaches_the_server_and_no_message():
     assert "secret" not in frame.source.name + failure.name + failure.reason
 
 
-def test_picture_that_is_not_there_broken_or_huge(monkeypatch):
+def test_image_that_is_not_there_broken_or_huge(monkeypatch):
     monkeypatch.setattr(sources, "_MOST_DOWNLOAD", 5000)
     with serve({"/cut.jpg": ("image/jpeg", jpeg()[:200]), "/huge.jpg": ("image/jpeg", bytes(6000))}) as server:
         assert "404" in only_failure(read(f"{server.url}/none.jpg"))

@@ -1,4 +1,4 @@
-"""Windows of large pictures, and what is made of their detections."""
+"""Windows of large images, and what is made of their detections."""
 
 import numpy as np
 import pytest
@@ -20,12 +20,12 @@ def detections(*boxes, scores=None, class_ids=None) -> Detections:
 NONE = detections()
 
 
-def test_without_a_side_the_picture_stays_whole():
+def test_without_a_side_the_image_stays_whole():
     assert windows(300, 500, None) == [Window(0, 0, 300, 500)]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (300, 500), (512, 512)])
-def test_picture_no_larger_than_a_window_stays_whole(size):
+def test_image_no_larger_than_a_window_stays_whole(size):
     assert windows(*size, 512) == [Window(0, 0, *size)]
 
 
@@ -59,13 +59,13 @@ def test_nothing_found_anywhere():
     assert len(join(parts, 400, 1000, 0.5)) == 0
 
 
-def test_whole_picture_alone_is_left_as_it_is():
+def test_whole_image_alone_is_left_as_it_is():
     found = detections([0, 0, 9, 9], [0, 0, 9, 9])  # not thinned again
     assert len(join([(Window(0, 0, 400, 1000), found)], 400, 1000, 0.5)) == 2
     assert len(join([(Window(0, 0, 400, 1000), found)], 400, 1000, 0.5, max_detections=1)) == 1
 
 
-def test_boxes_are_moved_to_the_picture_and_the_weaker_of_two_goes():
+def test_boxes_are_moved_to_the_image_and_the_weaker_of_two_goes():
     parts = [
         (Window(0, 0, 400, 1000), NONE),
         (Window(0, 0, 400, 512), detections([300, 50, 340, 90], scores=[0.6])),
@@ -100,11 +100,11 @@ def test_part_of_which_a_neighbour_must_show_more_goes():
     for cut, left in ((short, 0), (long, 1)):
         parts = [(Window(0, 0, 400, 1000), NONE), (Window(0, 0, 400, 512), cut), (Window(0, 244, 400, 512), NONE)]
         assert len(join(parts, 400, 1000, 0.5)) == left
-    low = detections([100, 300, 400, 399])  # at the lower edge of the picture, where nothing is cut
+    low = detections([100, 300, 400, 399])  # at the lower edge of the image, where nothing is cut
     assert len(join([(Window(0, 0, 400, 1000), NONE), (Window(0, 0, 400, 512), low)], 400, 1000, 0.5)) == 1
 
 
-def test_box_at_the_edge_of_the_picture_is_whole():
+def test_box_at_the_edge_of_the_image_is_whole():
     at_edge = detections([0, 0, 40, 40], scores=[0.9])
     around = detections([0, 0, 90, 90], scores=[0.5])
     parts = [(Window(0, 0, 400, 1000), around), (Window(0, 0, 400, 512), at_edge)]

@@ -115,7 +115,7 @@ def test_table(tmp_path):
     assert (second["file"], second["frame"]) == ("films/b.avi", "2")
 
 
-def test_yolo_labels_are_shares_of_the_picture(tmp_path):
+def test_yolo_labels_are_shares_of_the_image(tmp_path):
     boxes = found((2, 0.5, [10.0, 20, 30, 60]), (0, 0.25, [-10.0, 40, 60, 90]))  # the second reaches over the edges
     write(tmp_path, ["txt"], (picture(), boxes), (film()[0], CAT))
     assert files(tmp_path) == {"a.txt", "b/000000.txt"}
@@ -168,7 +168,7 @@ def test_names_never_collide(tmp_path):
     assert len(files(tmp_path)) == 3 + 3 + 3 + 6
 
 
-def test_pictures_without_a_suffix_that_names_a_format_become_jpegs(tmp_path):
+def test_images_without_a_suffix_that_names_a_format_become_jpegs(tmp_path):
     names = ["nameless", "http://host/photo.jpg?size=1", "http://host/b.PNG"]
     paths = write(tmp_path, ["image"], *((picture(name), CAT) for name in names))
     assert [path.suffix for path in paths] == [".jpg", ".jpg", ".PNG"]
@@ -227,11 +227,11 @@ def test_sources_in_the_folder_of_the_results_are_refused(tmp_path):
             check_folder(folder, [entry])
 
 
-def test_json_lines_replace_no_picture_and_no_table(tmp_path):
+def test_json_lines_replace_no_image_and_no_table(tmp_path):
     for target in ("-", "lines.json", str(tmp_path / "lines.jsonl")):
         check_json_target(target, tmp_path)
     for target in ("photo.JPG", "film.mp4"):
-        with pytest.raises(InputError, match=f"--json {target} names a picture or video"):
+        with pytest.raises(InputError, match=f"--json {target} names an image or video"):
             check_json_target(target, tmp_path)
     for name in ("detections.json", "detections.csv"):
         with pytest.raises(InputError, match="choose another name"):

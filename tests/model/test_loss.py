@@ -460,8 +460,8 @@ def test_processes_that_share_a_batch_average_to_one_with_the_whole(batch_of_thr
     shares = [((logits[part], deltas[part], anchors), Targets(*(t[part] for t in truth))) for part in parts]
     counts: list[Tensor] = []
     for outputs, part_truth in shares:  # the processes' counts, which the real function adds up by communication
-        DetectionLoss(**options, sum_over_processes=lambda count: counts.append(count) or count)(outputs, part_truth)
-    both = DetectionLoss(**options, num_processes=2, sum_over_processes=lambda count: torch.stack(counts).sum())
+        DetectionLoss(**options, all_reduce_sum=lambda count: counts.append(count) or count)(outputs, part_truth)
+    both = DetectionLoss(**options, num_processes=2, all_reduce_sum=lambda count: torch.stack(counts).sum())
     losses = [both(*share) for share in shares]
     for a, b in zip(zip(*losses), whole):
         torch.testing.assert_close(torch.stack(a).mean(), b, rtol=1e-12, atol=0)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from exports import CPU, SUPPRESSION, describe, images, network_that_finds, small_project
 
-from efficientdet.benchmark.inputs import random_picture
+from efficientdet.benchmark.inputs import random_image
 from efficientdet.checkpoints.find import is_exported
 from efficientdet.export.formats import write_exported
 from efficientdet.inference.detector import Detector, load_detector
@@ -119,7 +119,7 @@ def test_the_project_must_be_the_files(files):
 
 
 def test_the_detector_finds_the_same_with_a_file(files):
-    pictures = [random_picture(), np.ascontiguousarray(random_picture()[:, :200])]
+    pictures = [random_image(), np.ascontiguousarray(random_image()[:, :200])]
     raw, suppressed = (load_detector(weights=files / name) for name in ("model.pt2", "detector.pt2"))
     ours = Detector(network_that_finds(), small_project(), CPU, 128)
     for a, b, c in zip(*(detector(pictures, 0.05, 0.5, 2, 100) for detector in (raw, suppressed, ours))):
@@ -150,7 +150,7 @@ def test_candidates_of_a_file_with_suppression(files):
 )
 def test_suppression_inside_sets_limits(files, options, told):
     with pytest.raises(InputError, match=told):
-        load_detector(weights=files / "detector.pt2")([random_picture()], **options)
+        load_detector(weights=files / "detector.pt2")([random_image()], **options)
 
 
 def test_other_outputs_than_the_metadata_tell(files, tmp_path):
@@ -180,7 +180,7 @@ def test_openvino_needs_both_files(tmp_path):
 
 def test_less_padding_needs_a_file_of_any_shape(files):
     with pytest.raises(InputError, match="--rect"):
-        load_detector(weights=files / "model.pt2")([random_picture()], rect=True)
+        load_detector(weights=files / "model.pt2")([random_image()], rect=True)
 
 
 def test_a_file_is_not_compiled(files):

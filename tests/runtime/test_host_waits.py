@@ -99,7 +99,7 @@ def test_assignment_and_loss(settings, objects):
     assert gradient.shape == logits.shape
 
 
-def test_pictures_way_into_the_network():
+def test_images_way_into_the_network():
     picture = torch.zeros(300, 400, 3, dtype=torch.uint8)
     letterbox = Letterbox.fit((300, 400), (128, 128))
     with NoBlockingCopies():

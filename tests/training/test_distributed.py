@@ -30,7 +30,7 @@ from efficientdet.model.network import EfficientDet
 from utils import distributed
 
 compound_coef, normalize, accumulate, output = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
-with distributed.joined(torch.device("cpu")):
+with distributed.process_group(torch.device("cpu")):
     torch.manual_seed(0)
     network = EfficientDet(compound_coef, num_classes=3)
     side = network.config.size_divisor
@@ -47,7 +47,7 @@ with distributed.joined(torch.device("cpu")):
     parallel = DistributedDataParallel(network) if world > 1 else network
     optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.0)
     loss = DetectionLoss(
-        normalize=normalize, num_processes=world, sum_over_processes=distributed.sum_over_processes
+        normalize=normalize, num_processes=world, all_reduce_sum=distributed.all_reduce_sum
     )
     step = TrainingStep(parallel, loss, optimizer)
     # Micro-batch k of the whole is images 4 / accumulate * k and on; each process has its part of every one.
@@ -79,13 +79,13 @@ def torchrun(*args: str | Path, cwd: Path, **kwargs) -> subprocess.CompletedProc
 def test_one_process_needs_no_others():
     assert (distributed.rank(), distributed.world_size()) == (0, 1)
     assert not distributed.is_started()
-    assert distributed.any_over_processes() == []
-    assert distributed.any_over_processes(True, False) == [True, False]
-    assert distributed.gathered("mine") == ["mine"]
-    assert distributed.from_rank_0(lambda: 5) == 5
-    assert torch.equal(distributed.sum_over_processes(torch.tensor([1.0, 2.0])), torch.tensor([1.0, 2.0]))
-    assert distributed.share_of(12) == 12
-    with pytest.raises(InputError, match="mine"), distributed.told_once():
+    assert distributed.any_rank() == []
+    assert distributed.any_rank(True, False) == [True, False]
+    assert distributed.all_gather("mine") == ["mine"]
+    assert distributed.broadcast_from_rank0(lambda: 5) == 5
+    assert torch.equal(distributed.all_reduce_sum(torch.tensor([1.0, 2.0])), torch.tensor([1.0, 2.0]))
+    assert distributed.local_batch_size(12) == 12
+    with pytest.raises(InputError, match="mine"), distributed.report_once():
         raise InputError("mine")
 
 
@@ -131,17 +131,17 @@ def test_collectives_of_two_processes(tmp_path):
         def fail():
             raise InputError("only rank 0 knows")
 
-        with distributed.joined(torch.device("cpu")):
+        with distributed.process_group(torch.device("cpu")):
             rank = distributed.rank()
             said = {
-                "flags": distributed.any_over_processes(rank == 1, False),
-                "gathered": distributed.gathered(rank * 10),
-                "from_0": distributed.from_rank_0(lambda: rank + 5),
-                "sum": distributed.sum_over_processes(torch.tensor([1.0, rank])).tolist(),
-                "share": distributed.share_of(6),
+                "flags": distributed.any_rank(rank == 1, False),
+                "all_gather": distributed.all_gather(rank * 10),
+                "from_0": distributed.broadcast_from_rank0(lambda: rank + 5),
+                "sum": distributed.all_reduce_sum(torch.tensor([1.0, rank])).tolist(),
+                "share": distributed.local_batch_size(6),
             }
             try:
-                distributed.from_rank_0(fail)
+                distributed.broadcast_from_rank0(fail)
             except InputError as error:
                 said["error"] = str(error)
             open(f"{rank}.json", "w").write(json.dumps(said))
@@ -151,7 +151,7 @@ def test_collectives_of_two_processes(tmp_path):
     assert run.returncode == 0, run.stderr
     for rank in (0, 1):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == {
-            "flags": [True, False], "gathered": [0, 10], "from_0": 5, "sum": [2.0, 1.0], "share": 3,
+            "flags": [True, False], "all_gather": [0, 10], "from_0": 5, "sum": [2.0, 1.0], "share": 3,
             "error": "only rank 0 knows",
         }  # fmt: skip
 
@@ -216,7 +216,7 @@ def test_one_command_starts_the_processes(tmp_path):
         from utils import distributed
         if not distributed.is_started():
             distributed.start_processes(2)
-        with distributed.joined(torch.device("cpu")):
+        with distributed.process_group(torch.device("cpu")):
             open(f"rank{distributed.rank()}of{distributed.world_size()}", "w").write(" ".join(sys.argv[1:]))
             if "fail" in sys.argv:
                 sys.exit(3)
@@ -255,6 +255,6 @@ def test_evaluation_is_shared_by_processes(shapes_project):
         assert [entry[key] for entry in shared] == [entry[key] for entry in alone]
     assert [entry["score"] for entry in shared] == pytest.approx([entry["score"] for entry in alone], rel=1e-4)
 
-    (shapes_project.data / "train" / "000012.jpg").write_text("no picture")  # the second, which rank 1 loads
+    (shapes_project.data / "train" / "000012.jpg").write_text("no image")  # the second, which rank 1 loads
     run = torchrun(REPOSITORY / "coco_eval.py", *args, cwd=root)
     assert run.returncode != 0 and "train/000012.jpg" in run.stderr

@@ -1,4 +1,4 @@
-"""The table and the picture of a run's epochs."""
+"""The table and the image of a run's epochs."""
 
 import csv
 import math

@@ -24,8 +24,8 @@ RUN = (
 REPEATED = 4
 
 
-def repeat_pictures(content: dict) -> None:
-    """Six pictures under four ids each: six steps of four in an epoch."""
+def repeat_images(content: dict) -> None:
+    """Six images under four ids each: six steps of four in an epoch."""
     images, annotations = content["images"], content["annotations"]
     content["images"] = [{**image, "id": image["id"] + 1000 * n} for n in range(REPEATED) for image in images]
     content["annotations"] = [
@@ -92,7 +92,7 @@ def outcome(root: Path) -> SimpleNamespace:
 
 def start(folder: Path) -> SimpleNamespace:
     project = write_shapes_project(folder)
-    edit_annotations(project.data, "train", repeat_pictures)
+    edit_annotations(project.data, "train", repeat_images)
     return project
 
 

@@ -220,7 +220,7 @@ def test_frozen_parameters_have_no_part_in_the_norm():
     assert result.gradient_norm == pytest.approx(norm_of(gradients), rel=1e-5)
 
 
-def test_training_lowers_the_loss_of_a_batch_of_pictures(dataset):
+def test_training_lowers_the_loss_of_a_batch_of_images(dataset):
     network = untrained()
     set_training_mode(network)
     step = TrainingStep(network, DetectionLoss(), torch.optim.AdamW(network.parameters(), 1e-3))
@@ -494,8 +494,8 @@ def test_validation_of_nothing_gives_nothing():
     assert list(validate({}, DetectionLoss(), [tiny_batch()], CPU))[0][1] == {}
 
 
-def test_validation_tells_losses_and_detections_in_the_pictures_pixels_for_each_network():
-    # 101 x 256 pixels become 50 x 128 at the top left of 128 x 128; the second picture is the input itself.
+def test_validation_tells_losses_and_detections_in_the_images_pixels_for_each_network():
+    # 101 x 256 pixels become 50 x 128 at the top left of 128 x 128; the second image is the input itself.
     letterboxes = [Letterbox.fit((101, 256), (128, 128)), Letterbox.fit((128, 128), (128, 128))]
     truth = Targets(torch.tensor([[[0.0, 0.0, 64.0, 32.0]]]).repeat(2, 1, 1), torch.tensor([[1], [PADDING_CLASS]]))
     batch = Batch(torch.zeros(2, 3, 128, 128), truth, letterboxes, [5, 6])
@@ -507,7 +507,7 @@ def test_validation_tells_losses_and_detections_in_the_pictures_pixels_for_each_
     assert list(found) == ["", "average"]
     assert not any(network.training for network in networks.values())
 
-    # By hand: the object is found at 0.25 * (1 - p) ** 2 * -log p; in the empty picture 0.75 * p ** 2 * -log(1 - p),
+    # By hand: the object is found at 0.25 * (1 - p) ** 2 * -log p; in the empty image 0.75 * p ** 2 * -log(1 - p),
     # divided by 2. A score of 1e-4 or less counts as 1e-4 and costs 7.5e-13.
     validation_losses, detections = found[""]
     expected = (0.25 * 0.25 * math.log(2) + 0.75 * 0.25 * math.log(2) / 2) / 2
@@ -559,7 +559,7 @@ def test_validation_in_bfloat16_is_near_that_in_float32():
     assert near.item() == pytest.approx(exact.item(), rel=0.03)
 
 
-def test_validation_of_pictures_with_the_real_network(dataset):
+def test_validation_of_images_with_the_real_network(dataset):
     network = untrained()
     ((batch, found),) = validate({"": network}, DetectionLoss(), [collate([dataset[2]])], CPU)
     assert batch.image_ids == [15] and math.isfinite(found[""][0].total)

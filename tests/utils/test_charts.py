@@ -1,4 +1,4 @@
-"""Charts: what is drawn, by what the figure holds, and that it becomes a picture."""
+"""Charts: what is drawn, by what the figure holds, and that it becomes an image."""
 
 import math
 import subprocess
@@ -36,8 +36,8 @@ def test_chart_without_points_holds_its_title_alone(lines, tmp_path):
     figure = draw_lines(LineChart("empty", lines))
     axes = axes_of(figure)
     assert axes.get_title() == "empty" and not axes.lines and not axes.axison
-    picture = written(figure, tmp_path)
-    assert (picture[:40] != 255).any() and (picture[40:] == 255).all()
+    image = written(figure, tmp_path)
+    assert (image[:40] != 255).any() and (image[40:] == 255).all()
 
 
 def test_lines_hold_their_points_and_names():
@@ -92,8 +92,8 @@ def test_charts_stand_side_by_side(tmp_path):
 def test_bars_of_nothing(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        picture = written(draw_bars(BarChart("empty", [], {"AP": []})), tmp_path)
-    assert (picture[:40] != 255).any() and (picture[40:] == 255).all()
+        image = written(draw_bars(BarChart("empty", [], {"AP": []})), tmp_path)
+    assert (image[:40] != 255).any() and (image[40:] == 255).all()
 
 
 def test_bars_stand_from_top_to_bottom_with_their_values():
@@ -106,7 +106,7 @@ def test_bars_stand_from_top_to_bottom_with_their_values():
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["AP", "boxes"]
 
 
-def test_many_bars_make_a_higher_picture(tmp_path):
+def test_many_bars_make_a_higher_image(tmp_path):
     few, many = (written(draw_bars(BarChart("", ["x"] * n, {"AP": [0.5] * n})), tmp_path) for n in (3, 80))
     assert many.shape[0] > 80 * 12 > few.shape[0] and many.shape[1] == few.shape[1]
 

@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from utils.errors import InputError
-from utils.files import folder_written_whole, make_writable_folder, written_whole
+from utils.files import atomic_folder, atomic_write, make_writable_folder
 
 
 def names(folder) -> list[str]:
@@ -14,14 +14,14 @@ def names(folder) -> list[str]:
 
 
 def test_empty_file_is_written(tmp_path):
-    with written_whole(tmp_path / "a") as temporary:
+    with atomic_write(tmp_path / "a") as temporary:
         temporary.touch()
     assert (tmp_path / "a").read_bytes() == b""
 
 
 def test_file_appears_when_the_block_succeeds(tmp_path):
     path = tmp_path / "new" / "deep" / "a.txt"
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("whole")
         assert temporary.parent == path.parent  # a rename, not a copy to another disk
         assert not path.exists()
@@ -31,7 +31,7 @@ def test_file_appears_when_the_block_succeeds(tmp_path):
 
 def test_file_is_replaced_when_the_block_succeeds(tmp_path):
     (tmp_path / "a").write_text("old")
-    with written_whole(str(tmp_path / "a")) as temporary:
+    with atomic_write(str(tmp_path / "a")) as temporary:
         temporary.write_text("new")
         assert (tmp_path / "a").read_text() == "old"
     assert (tmp_path / "a").read_text() == "new"
@@ -41,7 +41,7 @@ def test_file_is_replaced_when_the_block_succeeds(tmp_path):
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, InputError])
 def test_failure_leaves_the_old_file_and_no_temporary_one(tmp_path, error):
     (tmp_path / "a").write_text("old")
-    with pytest.raises(error), written_whole(tmp_path / "a") as temporary:
+    with pytest.raises(error), atomic_write(tmp_path / "a") as temporary:
         temporary.write_text("half")
         raise error
     assert (tmp_path / "a").read_text() == "old"
@@ -52,7 +52,7 @@ def test_full_disk_is_told_with_the_path(tmp_path):
     (tmp_path / "a").write_text("old")
     with (
         pytest.raises(InputError, match=r"cannot write .*a: No space left on device"),
-        written_whole(tmp_path / "a") as temporary,
+        atomic_write(tmp_path / "a") as temporary,
     ):
         temporary.write_text("half")
         raise OSError(28, "No space left on device")
@@ -61,20 +61,20 @@ def test_full_disk_is_told_with_the_path(tmp_path):
 
 
 def test_block_that_writes_nothing_is_an_error(tmp_path):
-    with pytest.raises(InputError, match="cannot write"), written_whole(tmp_path / "a"):
+    with pytest.raises(InputError, match="cannot write"), atomic_write(tmp_path / "a"):
         pass
     assert names(tmp_path) == []
 
 
 def test_folder_that_is_a_file_is_told(tmp_path):
     (tmp_path / "blocked").touch()
-    with pytest.raises(InputError, match="blocked"), written_whole(tmp_path / "blocked" / "a") as temporary:
+    with pytest.raises(InputError, match="blocked"), atomic_write(tmp_path / "blocked" / "a") as temporary:
         temporary.write_text("x")
 
 
 def test_place_taken_by_a_folder_is_told(tmp_path):
     (tmp_path / "a").mkdir()
-    with pytest.raises(InputError, match="cannot write"), written_whole(tmp_path / "a") as temporary:
+    with pytest.raises(InputError, match="cannot write"), atomic_write(tmp_path / "a") as temporary:
         temporary.write_text("x")
     assert names(tmp_path) == ["a"]
 
@@ -93,7 +93,7 @@ def locked_folder(tmp_path):
 
 
 def test_folder_without_permission_is_told(locked_folder):
-    with pytest.raises(InputError, match="Permission denied"), written_whole(locked_folder / "a") as temporary:
+    with pytest.raises(InputError, match="Permission denied"), atomic_write(locked_folder / "a") as temporary:
         temporary.write_text("x")
     with pytest.raises(InputError, match=r"locked: Permission denied"):
         make_writable_folder(locked_folder)
@@ -113,14 +113,14 @@ def test_writable_folder_that_is_a_file_is_told(tmp_path):
 
 
 def test_empty_folder_is_written(tmp_path):
-    with folder_written_whole(tmp_path / "a"):
+    with atomic_folder(tmp_path / "a"):
         pass
     assert names(tmp_path) == ["a"] and names(tmp_path / "a") == []
 
 
 def test_folder_appears_when_the_block_succeeds(tmp_path):
     folder = tmp_path / "new" / "a"
-    with folder_written_whole(folder) as unfinished:
+    with atomic_folder(folder) as unfinished:
         (unfinished / "b.txt").write_text("whole")
         assert unfinished.parent == folder.parent and not folder.exists()
     assert names(folder.parent) == ["a"] and (folder / "b.txt").read_text() == "whole"
@@ -129,7 +129,7 @@ def test_folder_appears_when_the_block_succeeds(tmp_path):
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, InputError, OSError(28, "No space left")])
 def test_failure_leaves_no_folder(tmp_path, error):
     expected = InputError if isinstance(error, OSError) else error
-    with pytest.raises(expected), folder_written_whole(tmp_path / "a") as unfinished:
+    with pytest.raises(expected), atomic_folder(tmp_path / "a") as unfinished:
         (unfinished / "b.txt").write_text("half")
         raise error
     assert names(tmp_path) == []
@@ -138,7 +138,7 @@ def test_failure_leaves_no_folder(tmp_path, error):
 def test_folder_that_has_come_meanwhile_stays(tmp_path):
     with (
         pytest.raises(InputError, match=r"cannot write .*a: Directory not empty"),
-        folder_written_whole(tmp_path / "a") as unfinished,
+        atomic_folder(tmp_path / "a") as unfinished,
     ):
         (unfinished / "b.txt").write_text("late")
         (tmp_path / "a").mkdir()

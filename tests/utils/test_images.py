@@ -1,4 +1,4 @@
-"""Picture files of every kind in, and whole ones out."""
+"""Image files of every kind in, and whole ones out."""
 
 import io
 
@@ -91,7 +91,7 @@ def test_sixteen_bits_become_eight(tmp_path):
     assert np.abs(picture.astype(int) - (255, 128, 32)).max() <= 1
 
 
-# Orientation -> how the stored pixels of that picture lie.
+# Orientation -> how the stored pixels of that image lie.
 STORED = {
     1: lambda seen: seen,
     2: lambda seen: seen[:, ::-1],
@@ -118,23 +118,23 @@ def test_orientation_agrees_with_the_size_that_is_asked_for(tmp_path):
     assert_close(read_image(tmp_path / "a.jpg", (60, 40)), stored)
 
 
-def test_picture_of_neither_size_is_refused(tmp_path):
+def test_image_of_neither_size_is_refused(tmp_path):
     (tmp_path / "a.jpg").write_bytes(oriented_jpeg(corners(), 6))
     with pytest.raises(InputError, match=r"a\.jpg is 40 x 60 .*50 x 70"):
         read_image(tmp_path / "a.jpg", (70, 50))
 
 
-def test_missing_picture_is_refused(tmp_path):
+def test_missing_image_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"none\.jpg"):
         read_image(tmp_path / "none.jpg")
 
 
-def test_folder_in_place_of_a_picture_is_refused(tmp_path):
-    with pytest.raises(InputError, match="cannot read the picture"):
+def test_folder_in_place_of_a_image_is_refused(tmp_path):
+    with pytest.raises(InputError, match="cannot read the image"):
         read_image(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"no picture\n", b"\xff\xd8", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"\0" * 5000])
+@pytest.mark.parametrize("content", [b"no image\n", b"\xff\xd8", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"\0" * 5000])
 def test_something_else_named_jpg_is_refused(tmp_path, content):
     (tmp_path / "a.jpg").write_bytes(content)
     with pytest.raises(InputError, match=r"a\.jpg"):
@@ -160,7 +160,7 @@ def test_cut_png_is_refused(tmp_path, share):
 
 
 def with_thumbnail(picture: np.ndarray) -> bytes:
-    """A JPEG with another whole JPEG in a segment before its own picture, as cameras write their thumbnails."""
+    """A JPEG with another whole JPEG in a segment before its own image, as cameras write their thumbnails."""
     data, thumbnail = encode(picture, quality=95), encode(picture[::4, ::4])
     segment = b"\xff\xe2" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail
     return data[:2] + segment + data[2:]
@@ -190,7 +190,7 @@ def test_jpeg_with_fill_bytes_before_a_marker_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".PNG"])
-def test_picture_is_written_and_read_back(tmp_path, suffix):
+def test_image_is_written_and_read_back(tmp_path, suffix):
     path = tmp_path / "made" / f"a{suffix}"
     write_image(path, corners())
     np.testing.assert_array_equal(read_image(path), corners())
@@ -210,6 +210,6 @@ def test_unknown_suffix_is_refused(tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
-def test_picture_that_the_format_cannot_hold_is_refused(tmp_path):
+def test_image_that_the_format_cannot_hold_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"a\.jpg: .*70000 x 1 pixels"):
         write_image(tmp_path / "a.jpg", np.zeros((1, 70000, 3), np.uint8))

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from utils.overlap import Allowance, in_background, ordered_map
+from utils.overlap import Allowance, ordered_map, prefetch
 
 
 def wait_until(condition, seconds: float = 5.0) -> bool:
@@ -43,7 +43,7 @@ class Counting:
 
 
 RUNNERS = [
-    pytest.param(lambda items: in_background(items, 2), id="in_background"),
+    pytest.param(lambda items: prefetch(items, 2), id="prefetch"),
     pytest.param(lambda items: ordered_map(lambda item: item, items, threads=3, depth=2), id="ordered_map"),
 ]
 
@@ -90,7 +90,7 @@ def test_the_iterable_runs_in_another_thread():
     def where():
         yield threading.current_thread()
 
-    assert next(in_background(where(), 1)) is not threading.current_thread()
+    assert next(prefetch(where(), 1)) is not threading.current_thread()
 
 
 @pytest.mark.parametrize("run", RUNNERS)
@@ -108,7 +108,7 @@ def test_an_exception_comes_after_the_items_before_it(run):
 
 def test_what_is_no_iterable_is_told_as_usual():
     with pytest.raises(TypeError, match="not iterable"):
-        list(in_background(5, 1))
+        list(prefetch(5, 1))
 
 
 def test_an_exception_of_the_function_comes_in_its_place():
@@ -143,7 +143,7 @@ def test_a_consumer_that_stops_closes_the_iterable_in_its_thread(run):
 
 def test_an_exception_in_the_loop_ends_the_thread():
     def consume():
-        for _ in in_background(Counting(), 1):
+        for _ in prefetch(Counting(), 1):
             raise KeyError
 
     before = threading.active_count()
@@ -160,9 +160,9 @@ def test_all_stages_stop_though_the_first_one_waits():
         gate.wait(10)  # as a camera that sends nothing more
 
     before = threading.active_count()
-    first = in_background(waiting(), 1, patience=0.1)
+    first = prefetch(waiting(), 1, patience=0.1)
     middle = ordered_map(lambda item: item, (item for item in first), threads=2, depth=1)
-    last = in_background((item for item in middle), 1)
+    last = prefetch((item for item in middle), 1)
     assert next(last) == 1
     start = time.monotonic()
     last.close()
@@ -182,7 +182,7 @@ def test_items_are_let_go_when_they_are_handed_on():
             Big.alive -= 1
 
     most = 0
-    stages = in_background(ordered_map(lambda big: big, (Big() for _ in range(50)), threads=2, depth=1), 1)
+    stages = prefetch(ordered_map(lambda big: big, (Big() for _ in range(50)), threads=2, depth=1), 1)
     for item in stages:
         del item
         most = max(most, Big.alive)
@@ -191,9 +191,9 @@ def test_items_are_let_go_when_they_are_handed_on():
 
 def test_interrupt_ends_everything():
     script = (
-        "import itertools, signal, time\nfrom utils.overlap import in_background, ordered_map\n"
+        "import itertools, signal, time\nfrom utils.overlap import prefetch, ordered_map\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job ignores it
-        "items = in_background(ordered_map(lambda n: n, itertools.count(), 2, 2), 1)\n"
+        "items = prefetch(ordered_map(lambda n: n, itertools.count(), 2, 2), 1)\n"
         "print(next(items), flush=True)\n"
         "for item in items: time.sleep(0.01)\n"
     )

@@ -1,4 +1,4 @@
-"""Colours of classes, and boxes drawn on pictures."""
+"""Colours of classes, and boxes drawn on images."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ def test_box_is_drawn_in_its_colour_along_its_edges_only():
     drawn = draw_boxes(grey(), np.array([[20.4, 50, 90, 100]]), np.array([3]), [""])
     color = class_color(3)
     for x, y in ((20, 75), (90, 75), (55, 100), (20, 100), (90, 100)):
-        np.testing.assert_allclose(drawn[y, x], color, atol=30)  # thin lines are blended with the picture
+        np.testing.assert_allclose(drawn[y, x], color, atol=30)  # thin lines are blended with the image
     assert (drawn[60:95, 25:85] == 128).all()
     assert (drawn[105:] == 128).all() and (drawn[:, 95:] == 128).all()
 
@@ -80,13 +80,13 @@ def test_lists_are_taken_as_well_as_arrays():
         [158, 0, 400, 2],
     ],
 )
-def test_box_outside_the_picture_or_of_no_area_is_no_trouble(box):
+def test_box_outside_the_image_or_of_no_area_is_no_trouble(box):
     drawn = draw_boxes(grey(), np.array([box], np.float64), np.array([2]), ["far away"])
     assert drawn.shape == (120, 160, 3)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 300), (300, 2), (1500, 2000)])
-def test_pictures_of_every_size_are_drawn_on(shape):
+def test_images_of_every_size_are_drawn_on(shape):
     box = np.array([[0, 0, shape[1] - 1, shape[0] - 1]], np.float32)
     drawn = draw_boxes(grey(*shape), box, np.array([0]), ["a rather long label 0.99"])
     assert drawn.shape == (*shape, 3) and (drawn != 128).any()
@@ -101,7 +101,7 @@ def test_label_of_a_box_at_the_top_right_is_moved_inside():
     assert (plate < 10).any() and rows.max() < 30  # and below the upper edge
 
 
-def test_pictures_side_by_side():
+def test_images_side_by_side():
     left, right = grey(40, 60), np.zeros((40, 30, 3), np.uint8)
     both = side_by_side(left, right)
     assert both.shape[0] == 40 and both.shape[1] > 90 and both.dtype == np.uint8
@@ -111,9 +111,9 @@ def test_pictures_side_by_side():
 
 
 @pytest.mark.parametrize(("number", "rows", "columns"), [(1, 1, 1), (2, 1, 2), (3, 2, 2), (5, 2, 3), (9, 3, 3)])
-def test_contact_sheet_shows_every_picture_whole(number, rows, columns):
+def test_contact_sheet_shows_every_image_whole(number, rows, columns):
     pictures = [np.full((100, 200, 3), (20 * (i + 1), 0, 255), np.uint8) for i in range(number)]
-    sheet = contact_sheet(pictures, [f"picture {i}" for i in range(number)])
+    sheet = contact_sheet(pictures, [f"image {i}" for i in range(number)])
     assert 100 * rows < sheet.shape[0] < 140 * rows and 200 * columns < sheet.shape[1] < 220 * columns
     corners = []
     for picture in pictures:
@@ -124,7 +124,7 @@ def test_contact_sheet_shows_every_picture_whole(number, rows, columns):
     assert corners == sorted(corners)  # row by row
 
 
-def test_captions_stand_above_their_pictures_and_fit():
+def test_captions_stand_above_their_images_and_fit():
     white = np.full((100, 200, 3), 255, np.uint8)
     short, long = (contact_sheet([white], [caption]) for caption in ("a", 40 * "long "))
     assert contact_sheet([white], [""]).min() == 255
@@ -157,12 +157,12 @@ def test_best_label_has_the_usual_place_above_the_box():
 
 
 @pytest.mark.parametrize("shape", [(300, 300), (2000, 300), (300, 4000), (3000, 4000)])
-def test_letters_suit_the_picture(shape):
+def test_letters_suit_the_image(shape):
     _, top, _, bottom = label_area("Ag", [shape[1] // 3, shape[0] // 2, 0.9 * shape[1], 0.9 * shape[0]], grey(*shape))
     assert 0.02 < (bottom - top) / np.sqrt(shape[0] * shape[1]) < 0.07
 
 
-def test_label_that_is_longer_than_the_picture_is_wide_gets_smaller_letters():
+def test_label_that_is_longer_than_the_image_is_wide_gets_smaller_letters():
     box, image = [100, 200, 300, 300], grey(480, 640)
     usual, long = (label_area(text, box, image) for text in ("person 0.50", 8 * "a long name " + "0.50"))
     assert long[2] - long[0] <= 640
@@ -184,7 +184,7 @@ def test_names_that_are_not_ascii_are_drawn(monkeypatch, unicode_font):
     assert (drawn("猫") != drawn("")).any()
 
 
-def test_labels_of_small_boxes_in_large_pictures_leave_them_to_be_seen():
+def test_labels_of_small_boxes_in_large_images_leave_them_to_be_seen():
     image = grey(3000, 4000)
     boxes = np.array([[x, y, x + 60, y + 60] for y in range(200, 1400, 200) for x in range(200, 1400, 200)])
     drawn = draw_boxes(image, boxes, [0] * len(boxes), ["person 0.50"] * len(boxes))
