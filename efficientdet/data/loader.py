@@ -105,6 +105,7 @@ class BatchLoader:
         sampler: EpochSampler | Sequence[int] | None = None,
         pin_memory: bool = False,
     ):
+        self.dataset = dataset
         self._batch_size = batch_size
         self._drawn: Sized = dataset if sampler is None else sampler
         self._loader = DataLoader(
@@ -121,6 +122,11 @@ class BatchLoader:
             # how often an epoch was begun.
             generator=torch.Generator(),
         )
+
+    def start_epoch(self, epoch: int, images_done: int = 0) -> None:
+        """Make the next iteration draw the images of `epoch` after its first `images_done`."""
+        assert isinstance(self._drawn, EpochSampler)
+        self._drawn.epoch, self._drawn.start = epoch, images_done
 
     @property
     def num_images(self) -> int:
