@@ -1,12 +1,15 @@
-"""Ctrl+C and SIGTERM, at the right moment."""
+"""Ctrl+C and SIGTERM, deferred to a suitable moment."""
 
 import signal
 
 
 class StopRequest:
-    """Ctrl+C or SIGTERM, remembered until the step in progress is done. A second Ctrl+C interrupts at once.
+    """Context manager that records Ctrl+C or SIGTERM, so that the step in progress can finish.
 
-    A context manager; outside its block the signals do what they did before.
+    A second signal raises KeyboardInterrupt at once. On exit the previous signal handlers are restored.
+
+    Attributes:
+        received: whether a signal has arrived.
     """
 
     def __init__(self) -> None:
