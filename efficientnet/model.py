@@ -56,14 +56,11 @@ def round_channels(channels: int, width_coefficient: float) -> int:
 def scaled_stages(index: int) -> list[Stage]:
     """Return the stages of B`index`: those of B0 after compound scaling (EfficientNet paper, section 3.3)."""
     width, depth = SCALING[index]
-    return [
-        replace(
-            stage,
-            repeats=math.ceil(stage.repeats * depth),
-            out_channels=round_channels(stage.out_channels, width),
-        )
-        for stage in BASELINE_STAGES
-    ]
+    scaled = []
+    for stage in BASELINE_STAGES:
+        repeats, channels = math.ceil(stage.repeats * depth), round_channels(stage.out_channels, width)
+        scaled.append(replace(stage, repeats=repeats, out_channels=channels))
+    return scaled
 
 
 class MBConvBlock(nn.Module):
@@ -110,9 +107,7 @@ class MBConvBlock(nn.Module):
 class EfficientNet(nn.Module):
     """Backbone B`index` (0 to 7).
 
-    Attributes:
-        feature_blocks: indices of the blocks whose outputs `forward` returns.
-        feature_channels: channels of these outputs.
+    `feature_blocks` are the indices of the blocks whose outputs `forward` returns, `feature_channels` their channels.
     """
 
     def __init__(self, index: int):
@@ -139,11 +134,7 @@ class EfficientNet(nn.Module):
         self.feature_channels = tuple(stages[number].out_channels for number in FEATURE_STAGES)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Return the features P3 (N, c3, H/8, W/8), P4 (N, c4, H/16, W/16) and P5 (N, c5, H/32, W/32).
-
-        Args:
-            images: (N, 3, H, W).
-        """
+        """Return P3 (N, c3, H/8, W/8), P4 (N, c4, H/16, W/16) and P5 (N, c5, H/32, W/32) of images (N, 3, H, W)."""
         x = self.swish(self._bn0(self._conv_stem(images)))
         features = []
         for i, block in enumerate(self._blocks):

@@ -28,11 +28,12 @@ from efficientnet.model import BASELINE_STAGES, BATCH_NORM, SCALING, EfficientNe
 
 _PYTORCH_EPS = 1e-5  # PyTorch's default, in the networks of torchvision and timm that differ from ours
 
-# Layer of the stem, or of an MBConv block with and without expansion -> its name in the other program.
 _TORCHVISION_STEM = {"_conv_stem.conv": "features.0.0", "_bn0": "features.0.1"}
+_TIMM_STEM = {"_conv_stem.conv": "conv_stem", "_bn0": "bn1"}
+# Layer of our MBConv block -> its name in the other program's block with expansion, and in that without.
 _TORCHVISION_BLOCK = {
-    "_expand_conv.conv": ("0.0", None),
-    "_bn0": ("0.1", None),
+    "_expand_conv.conv": ("0.0", ""),
+    "_bn0": ("0.1", ""),
     "_depthwise_conv.conv": ("1.0", "0.0"),
     "_bn1": ("1.1", "0.1"),
     "_se_reduce.conv": ("2.fc1", "1.fc1"),
@@ -40,10 +41,9 @@ _TORCHVISION_BLOCK = {
     "_project_conv.conv": ("3.0", "2.0"),
     "_bn2": ("3.1", "2.1"),
 }
-_TIMM_STEM = {"_conv_stem.conv": "conv_stem", "_bn0": "bn1"}
 _TIMM_BLOCK = {
-    "_expand_conv.conv": ("conv_pw", None),
-    "_bn0": ("bn1", None),
+    "_expand_conv.conv": ("conv_pw", ""),
+    "_bn0": ("bn1", ""),
     "_depthwise_conv.conv": ("conv_dw", "conv_dw"),
     "_bn1": ("bn2", "bn1"),
     "_se_reduce.conv": ("se.conv_reduce", "se.conv_reduce"),
@@ -72,8 +72,8 @@ def torchvision_key(key: str, index: int) -> str:
     layer, _, entry = key.rpartition(".")
     if layer in _TORCHVISION_STEM:
         return f"{_TORCHVISION_STEM[layer]}.{entry}"
-    stage, repeat, name = _locate(layer, index, _TORCHVISION_BLOCK)
-    return f"features.{stage + 1}.{repeat}.block.{name}.{entry}"
+    stage, position, name = _locate(layer, index, _TORCHVISION_BLOCK)
+    return f"features.{stage + 1}.{position}.block.{name}.{entry}"
 
 
 def timm_key(key: str, index: int) -> str:
@@ -81,22 +81,22 @@ def timm_key(key: str, index: int) -> str:
     layer, _, entry = key.rpartition(".")
     if layer in _TIMM_STEM:
         return f"{_TIMM_STEM[layer]}.{entry}"
-    stage, repeat, name = _locate(layer, index, _TIMM_BLOCK)
-    return f"blocks.{stage}.{repeat}.{name}.{entry}"
+    stage, position, name = _locate(layer, index, _TIMM_BLOCK)
+    return f"blocks.{stage}.{position}.{name}.{entry}"
 
 
-def _locate(layer: str, index: int, names: Mapping[str, tuple[str | None, str | None]]) -> tuple[int, int, str | None]:
-    """Return the stage of a block's layer, such as "_blocks.7._bn2", the block's position in it, and its other name."""
+def _locate(layer: str, index: int, names: Mapping[str, tuple[str, str]]) -> tuple[int, int, str]:
+    """Return the stage of a layer such as "_blocks.7._bn2", its block's position there, and its name in `names`."""
     _, block, name = layer.split(".", 2)
-    stage, repeat = _block_positions(index)[int(block)]
-    has_expansion = BASELINE_STAGES[stage].expand_ratio != 1
-    return stage, repeat, names[name][0 if has_expansion else 1]
+    stage, position = _block_positions(index)[int(block)]
+    with_expansion, without_expansion = names[name]
+    return stage, position, without_expansion if BASELINE_STAGES[stage].expand_ratio == 1 else with_expansion
 
 
 @cache
 def _block_positions(index: int) -> list[tuple[int, int]]:
     """Return (stage, position in the stage) of each block of B`index`."""
-    return [(number, repeat) for number, stage in enumerate(scaled_stages(index)) for repeat in range(stage.repeats)]
+    return [(number, i) for number, stage in enumerate(scaled_stages(index)) for i in range(stage.repeats)]
 
 
 EFFICIENTNET_PYTORCH = Family(
@@ -120,14 +120,10 @@ def guess_index(weights: Mapping[str, Tensor], family: Family) -> int | None:
 
 
 def convert_backbone_weights(weights: Mapping[str, Tensor], index: int, path: str = "") -> dict[str, Tensor]:
-    """Return a state dict of `EfficientNet(index)` from published weights, without their classification head.
+    """Return a state dict of `EfficientNet(index)` from the published `weights`, without their classification head.
 
-    `weights` is unchanged. Missing `num_batches_tracked` counters start at 0.
-
-    Args:
-        path: where the weights come from, which tells timm's two networks apart.
-
-    Raises ValueError if the weights are of another index or network, or if keys are missing or unexpected.
+    `path`, where they come from, tells timm's two networks apart. Raises ValueError if the weights are of another index
+    or network, or if keys are missing or unexpected.
     """
     family = next((family for family in FAMILIES if family.mark in weights), None)
     if family is None:
@@ -169,7 +165,7 @@ def renamed(
     Args:
         sources: new key -> key in `weights`.
         expected: new key -> tensor of the expected shape.
-        network: name of the network, for messages.
+        network: name for messages.
 
     Raises ValueError if keys are missing or unexpected, or if a shape differs.
     """

@@ -85,9 +85,7 @@ def _flag(*spellings: str, **arguments: Any) -> tuple[tuple[str, ...], dict[str,
 
 
 _SHARED = {
-    "project": _flag(
-        "-p", "--project", default="coco", help="name of a project in projects/, or a YAML file (default: coco)"
-    ),
+    "project": _flag("-p", "--project", default="coco", help="name in projects/, or a YAML file (default: coco)"),
     "compound_coef": _flag(
         "-c", "--compound_coef", type=int, default=0, choices=range(9), help="D0 to D7; 8 is D7X (default: 0)"
     ),
@@ -95,7 +93,7 @@ _SHARED = {
         "-w",
         "--weights",
         metavar="FILE|best|last",
-        help="weights or exported file (default: the project's own in weights/)",
+        help="weights or exported file (default: the project's in weights/)",
     ),
     "saved_path": _flag(
         "--saved_path", type=Path, default=Path("logs"), help="where -w best and -w last look (default: logs/)"
@@ -110,7 +108,7 @@ _SHARED = {
         help="input size in pixels, rounded up to a multiple that the network accepts (default: the project's, else "
         "the coefficient's)",
     ),
-    "max_images": _flag("--max_images", type=positive_int, metavar="N", help="use only the first N images of each set"),
+    "max_images": _flag("--max_images", type=positive_int, metavar="N", help="use only the first N images per set"),
     "batch_size": _flag("--batch_size", type=positive_int),
     "num_workers": _flag(
         "-n", "--num_workers", type=non_negative_int, default=WORKERS, help=f"loading workers (default: {WORKERS})"

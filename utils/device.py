@@ -41,21 +41,18 @@ def chosen_device(cuda: bool | None, index: int = 0) -> torch.device:
 
 
 def training_device(num_gpus: int, source: str) -> torch.device:
-    """Return this process's device for training, and make it PyTorch's current one.
+    """Return this process's device for training on `num_gpus` GPUs (0 means the CPU), and make it the current one.
 
-    Args:
-        num_gpus: total number of GPUs to train on; 0 means the CPU.
-        source: the YAML file that sets `num_gpus`, for messages.
-
-    Raises InputError if this machine has fewer GPUs. Under torchrun, only this process's own GPU is checked.
+    Raises InputError if they do not exist, naming `source`, the file that sets `num_gpus`. Under torchrun, which may
+    span several machines, only this process's own GPU is checked.
     """
     if num_gpus == 0:
         return torch.device("cpu")
     present = torch.cuda.device_count()
     if num_gpus > present and not distributed.is_started():
         raise InputError(
-            f"{source} asks for num_gpus: {num_gpus}, but PyTorch finds {present} here: "
-            f"set num_gpus to {present}" + ("" if present else " to train on the CPU")
+            f"{source} asks for num_gpus: {num_gpus}, but PyTorch finds {present} here: set num_gpus to {present}"
+            + ("" if present else " to train on the CPU")
         )
     device = cuda_device(distributed.local_rank())
     torch.cuda.set_device(device)

@@ -17,7 +17,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     The content reaches the disk before the rename, so that a crash or power loss leaves either the old file or the new
     one. Missing parent folders are created. Raises InputError if the file cannot be written.
     """
-    temporary = _temporary_path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with _report_os_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
     Raises InputError if the folder cannot be written, or if `folder` exists and is not empty.
     """
-    temporary = _temporary_path(folder)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         with _report_os_errors(folder):
             temporary.mkdir(parents=True)
@@ -47,19 +47,10 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def make_writable_folder(folder: Path) -> None:
-    """Create `folder` if needed and write a test file, so that hours of work are not lost when the first file is saved.
-
-    Raises InputError if that fails.
-    """
-    try:
+    """Create `folder` if needed and write a test file. Raises InputError now rather than after hours of work."""
+    with _report_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise InputError(f"cannot write into the folder {folder}: {error.strerror}; choose another") from error
-
-
-def _temporary_path(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 @contextlib.contextmanager

@@ -10,11 +10,7 @@ from utils.errors import InputError
 
 
 def require_packages(names: Sequence[str], needed_for: str) -> None:
-    """Check that packages are installed.
-
-    Args:
-        names: import names, which must also be the names on PyPI.
-        needed_for: subject of the message, such as "exporting to ONNX".
+    """Check that packages (by their names on PyPI, also those to import) are installed for the purpose `needed_for`.
 
     Raises InputError, with the command that installs them, if some are missing.
     """

@@ -24,8 +24,8 @@ def prefetch(iterable: Iterable[Item], depth: int, patience: float | None = None
     may be chained: closing the last one stops the threads of all.
 
     Args:
-        patience: seconds to wait for the thread at the end; None means forever. After that, a thread that is blocked,
-            as by a camera, is abandoned. It ends after its next item, or with the process.
+        patience: seconds to wait for the thread at the end (default: forever). A thread that is still blocked, as by a
+            camera, is abandoned; it ends after its next item, or with the process.
     """
     producer = _Producer(iterable, depth)
     producer.start()

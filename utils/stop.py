@@ -4,12 +4,9 @@ import signal
 
 
 class StopRequest:
-    """Context manager that records Ctrl+C or SIGTERM, so that the step in progress can finish.
+    """Context manager that sets `received` on Ctrl+C or SIGTERM, so that the step in progress can finish.
 
-    A second signal raises KeyboardInterrupt at once. On exit the previous signal handlers are restored.
-
-    Attributes:
-        received: whether a signal has arrived.
+    A second signal raises KeyboardInterrupt at once. The previous handlers are restored on exit.
     """
 
     def __init__(self) -> None:

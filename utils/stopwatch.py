@@ -6,11 +6,7 @@ from contextlib import contextmanager
 
 
 class Stopwatch:
-    """Accumulated seconds by activity.
-
-    Attributes:
-        seconds: activity -> seconds, in the order of first use.
-    """
+    """Accumulated seconds by activity, in order of first use."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

@@ -27,17 +27,10 @@ _MAX_WINDOW_WIDTH, _MAX_WINDOW_HEIGHT = 1280, 720  # pixels
 
 
 class VideoReader:
-    """An iterable over the frames of a video, (H, W, 3) uint8 RGB, up to its end or the first undecodable frame.
+    """The frames of a file (path), stream (URL) or camera (index), (H, W, 3) uint8 RGB, up to the first damaged one.
 
-    Args:
-        source: path of a file, URL of a stream, or index of a camera.
-        name: what messages call it.
-
-    Attributes:
-        rate: frames per second.
-        frame_count: number of frames according to the file (some formats estimate it); None for a live source.
-
-    Raises InputError if the video cannot be opened.
+    `rate` is in frames per second. `frame_count` is what the file reports (some formats estimate it), or None for a
+    live source. Raises InputError, which calls the video `name`, if it cannot be opened.
     """
 
     def __init__(self, source: str | int, name: str):
@@ -53,8 +46,7 @@ class VideoReader:
             self._capture = cv2.VideoCapture(source, cv2.CAP_FFMPEG, timeouts)
         if not self._capture.isOpened():
             raise InputError(f"cannot open {name}: {_guess_reason(source)}")
-        rate = self._capture.get(cv2.CAP_PROP_FPS)
-        count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        rate, count = self._capture.get(cv2.CAP_PROP_FPS), self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.rate = rate if 0 < rate <= _MAX_RATE else DEFAULT_RATE
         self.frame_count = round(count) if 0 < count < math.inf else None
 
@@ -73,10 +65,8 @@ class VideoReader:
 class VideoWriter:
     """A writer of MP4 files (MPEG-4) from (H, W, 3) uint8 RGB frames, which it resizes to `height` x `width`.
 
-    The video is written to a temporary file that replaces `path` when `close` is called. MPEG-4 has even sides only:
-    an odd side loses its last pixel.
-
-    Raises InputError if the file cannot be written.
+    A temporary file replaces `path` when `close` is called. MPEG-4 has even sides only: an odd one loses its last
+    pixel. Raises InputError if the file cannot be written.
     """
 
     def __init__(self, path: Path, rate: float, height: int, width: int):
@@ -115,7 +105,7 @@ class Window:
 
     def __init__(self, title: str):
         self._title = title
-        # Without a display, OpenCV aborts the process, so try in another one first.
+        # Without a screen, OpenCV aborts the process, so try in another one first.
         trial = [sys.executable, "-c", "import cv2; cv2.namedWindow('test')"]
         if subprocess.run(trial, capture_output=True).returncode:
             raise InputError(
@@ -125,13 +115,7 @@ class Window:
         cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
 
     def show(self, image: np.ndarray, wait: bool) -> bool:
-        """Show an (H, W, 3) uint8 RGB image.
-
-        Args:
-            wait: whether to wait for a key.
-
-        Returns False if the user pressed q or Esc, or closed the window.
-        """
+        """Show an (H, W, 3) uint8 RGB image, until a key is pressed if `wait`. Return False on q, Esc or closing."""
         height, width = image.shape[:2]
         scale = min(1.0, _MAX_WINDOW_WIDTH / width, _MAX_WINDOW_HEIGHT / height)
         cv2.resizeWindow(self._title, max(1, round(width * scale)), max(1, round(height * scale)))

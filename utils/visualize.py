@@ -37,16 +37,10 @@ def class_color(class_id: int) -> tuple[int, int, int]:
 def draw_boxes(
     image: np.ndarray, boxes: np.ndarray, class_ids: Sequence[int] | np.ndarray, labels: Sequence[str]
 ) -> np.ndarray:
-    """Return a copy of `image` with labeled boxes.
+    """Return a copy of `image`, (H, W, 3) uint8 RGB, with boxes, (K, 4) xyxy in pixels, and their labels.
 
     Line width and font size follow the image's size and, for small boxes, the box's. Later boxes are drawn over earlier
     ones, and their labels are placed first: pass the best detection last.
-
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        boxes: (K, 4) xyxy in pixels.
-        class_ids: (K,), which determine the colors.
-        labels: K texts; an empty one draws no label.
     """
     canvas = image.copy()
     height, width = image.shape[:2]
@@ -59,13 +53,11 @@ def draw_boxes(
         cv2.rectangle(canvas, (left, top), (right, bottom), color, max(1, round(2 * scale)), cv2.LINE_AA)
 
     texts = [_Label(text, scale, width) for text, scale in zip(labels, scales)]
-    places: list[tuple[int, int]] = []
-    taken = np.zeros((0, 4))
+    areas: list[tuple[int, int, int, int]] = []  # xyxy, of the labels from last to first
     for text, box in zip(reversed(texts), reversed(corners)):
-        left, top = _find_free_place(text.size, box, (width, height), taken)
-        places.append((left, top))
-        taken = np.vstack([taken, [left, top, left + text.size[0], top + text.size[1]]])
-    for text, (left, top), color in zip(texts, reversed(places), colors):
+        left, top = _find_free_place(text.size, box, (width, height), areas)
+        areas.append((left, top, left + text.size[0], top + text.size[1]))
+    for text, (left, top, _, _), color in zip(texts, reversed(areas), colors):
         text.draw(canvas, left, top, color)
     return canvas
 
@@ -109,19 +101,18 @@ class _Label:
 
 
 def _find_free_place(
-    size: tuple[int, int], box: Sequence[int], image_size: tuple[int, int], taken: np.ndarray
+    size: tuple[int, int], box: Sequence[int], image_size: tuple[int, int], areas: Sequence[tuple[int, int, int, int]]
 ) -> tuple[int, int]:
-    """Return the (left, top) of a label at a corner of its box: inside the image, and if possible outside `taken`.
+    """Return the (left, top) of a label at its box: inside the image, and if possible outside `areas` (xyxy).
 
-    Args:
-        size: (width, height) of the label; `image_size` likewise.
-        taken: (N, 4) xyxy areas of other labels.
+    Both sizes are (width, height).
     """
     left, top, right, bottom = box
     width, height = size
     max_x, max_y = max(0, image_size[0] - width), max(0, image_size[1] - height)
     corners = [(x, y) for y in (top - height, top, bottom, bottom - height) for x in (left, right - width)]
     places = [(min(max(x, 0), max_x), min(max(y, 0), max_y)) for x, y in corners]
+    taken = np.array(areas).reshape(-1, 4)
     for x, y in places:
         apart = (x >= taken[:, 2]) | (x + width <= taken[:, 0]) | (y >= taken[:, 3]) | (y + height <= taken[:, 1])
         if apart.all():
