@@ -106,11 +106,12 @@ def all_reduce_sum(values: Tensor) -> Tensor:
 
 
 def any_rank(*flags: bool) -> list[bool]:
-    """Return, for each flag, whether it is set in any process."""
+    """Return, for each flag, whether it is set in any process. Without flags, this is a barrier."""
     if world_size() == 1:
         return list(flags)
-    counts = torch.tensor([float(flag) for flag in flags], device=_communication_device())
-    return (all_reduce_sum(counts) > 0).tolist()
+    # The zero makes processes wait for each other even without flags: an empty tensor would not.
+    counts = torch.tensor([0.0, *map(float, flags)], device=_communication_device())
+    return (all_reduce_sum(counts) > 0).tolist()[1:]
 
 
 def all_gather(value: T) -> list[T]:
