@@ -1,4 +1,4 @@
-"""The objects of a data set at the network's input size, and how well anchors match them."""
+"""The objects of a data set at the network's input size, and how well the anchors match them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +11,49 @@ from efficientdet.boxes import pairwise_iou, yxyx_to_xyxy
 from efficientdet.config import ModelConfig
 from efficientdet.data.annotations import AnnotatedSet
 from efficientdet.data.transforms import Letterbox
-from efficientdet.model.anchors import _half_sizes
+from efficientdet.model.anchors import make_anchors
 
-_CHUNK = 2**16  # boxes that `best_anchor_iou` takes at once; a few tens of megabytes
+_CHUNK = 2**16  # boxes per step of `best_anchor_iou`, which takes a few tens of megabytes
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The K objects to learn from a set, in pixels of the network's input. Images of unknown size are left out."""
+
+    canvas: tuple[int, int]  # (height, width) of the input
+    rows: np.ndarray  # (K,) positions in the set's boxes
+    xyxy: np.ndarray  # (K, 4) float64
+    best_ious: np.ndarray  # (K,) the highest IoU with an anchor of the project
+
+    @property
+    def sides(self) -> np.ndarray:
+        """(K, 2): widths and heights."""
+        return self.xyxy[:, 2:] - self.xyxy[:, :2]
+
+
+def objects_on_canvas(annotated: AnnotatedSet, canvas: tuple[int, int], config: ModelConfig) -> Objects:
+    """Return the objects of a set as the letterbox places them on a `canvas` of (height, width) pixels."""
+    boxes, project = annotated.boxes, annotated.project
+    rows = np.flatnonzero(boxes.learnable & np.all(annotated.sizes > 0, axis=1)[boxes.images])
+    xyxy = boxes.xywh[rows]
+    xyxy[:, 2:] += xyxy[:, :2]
+    sizes, size_of = np.unique(annotated.sizes[boxes.images[rows]], axis=0, return_inverse=True)
+    for number, size in enumerate(sizes.tolist()):
+        of_size = size_of.ravel() == number
+        xyxy[of_size] = Letterbox.fit(tuple(size), canvas).boxes_to_canvas(xyxy[of_size])
+    return Objects(canvas, rows, xyxy, anchor_ious(xyxy, canvas, config, project.anchor_scales, project.anchor_ratios))
+
+
+def anchor_ious(
+    boxes_xyxy: np.ndarray,
+    canvas: tuple[int, int],
+    config: ModelConfig,
+    scales: Sequence[float],
+    ratios: Sequence[tuple[float, float]],
+) -> np.ndarray:
+    """Return the highest IoU of each box (K, 4) with a network's anchors on the canvas: (K,)."""
+    boxes = torch.from_numpy(boxes_xyxy)
+    return best_anchor_iou(boxes, *canvas, config.pyramid_levels, config.anchor_scale, scales, ratios).numpy()
 
 
 def best_anchor_iou(
@@ -25,67 +65,25 @@ def best_anchor_iou(
     scales: Sequence[float],
     ratios: Sequence[tuple[float, float]],
 ) -> Tensor:
-    """The IoU of each box (M, 4) with the anchor of the `height` x `width` input that overlaps it most: (M,).
+    """Return the highest IoU of each box (M, 4) with an anchor of a `height` x `width` input: (M,).
 
-    Only the anchors of one cell per level are compared, the one nearest to the box's centre. Among anchors of one size
-    the IoU grows with the intersection, and that is the overlap in x times the overlap in y: each depends on the
-    distance between the centres in its own axis alone, and never grows with it.
+    On each level only the anchors of one cell are compared: that whose centre is nearest to the box's. Among anchors of
+    one size the IoU grows with the intersection, which is the overlap in x times the overlap in y; each depends on the
+    distance of the centres along its own axis alone, and never grows with it.
 
-    The input's sides are multiples of the coarsest stride, as the network needs them.
+    The sides of the input are multiples of the coarsest stride.
     """
-    half_sizes = _half_sizes(scales, ratios).to(boxes_xyxy)
 
     def best(boxes: Tensor) -> Tensor:
-        centres_yx = ((boxes[:, :2] + boxes[:, 2:]) / 2).flip(-1)
+        centres = (boxes[:, :2] + boxes[:, 2:]) / 2
         ious = []
         for level in pyramid_levels:
             stride = 2**level
-            last_cell = centres_yx.new_tensor([height // stride - 1, width // stride - 1])
-            cell = (centres_yx / stride).floor().clamp(min=0).minimum(last_cell)
-            centres = ((cell + 0.5) * stride)[:, None]  # (M, 1, 2)
-            halves = half_sizes * (anchor_scale * stride)
-            anchors_xyxy = yxyx_to_xyxy(torch.cat((centres - halves, centres + halves), dim=-1))
-            ious.append(pairwise_iou(anchors_xyxy, boxes[:, None]).amax(dim=(1, 2)))
+            of_first_cell = yxyx_to_xyxy(make_anchors(stride, stride, (level,), anchor_scale, scales, ratios))
+            last_cell = centres.new_tensor([width // stride - 1, height // stride - 1])
+            offset = stride * (centres / stride).floor().clamp(min=0).minimum(last_cell)
+            anchors = of_first_cell.to(boxes) + offset.repeat(1, 2)[:, None]  # (M, anchors per cell, 4)
+            ious.append(pairwise_iou(anchors, boxes[:, None]).amax(dim=(1, 2)))
         return torch.stack(ious).amax(dim=0)
 
     return torch.cat([best(boxes) for boxes in boxes_xyxy.split(_CHUNK)])
-
-
-@dataclass(frozen=True)
-class Objects:
-    """What there is to learn in a set's images, as the network's input shows it. Without images of unknown size."""
-
-    canvas: tuple[int, int]  # (height, width) of the input
-    rows: np.ndarray  # (K,) of the set's boxes
-    xyxy: np.ndarray  # (K, 4) float64, pixels of the input
-    best_ious: np.ndarray  # (K,) with the project's anchors
-
-    @property
-    def sides(self) -> np.ndarray:
-        """(K, 2): widths and heights."""
-        return self.xyxy[:, 2:] - self.xyxy[:, :2]
-
-
-def objects_on_canvas(annotated: AnnotatedSet, canvas: tuple[int, int], config: ModelConfig) -> Objects:
-    """The set's objects in an input of `canvas` (height, width) pixels, and how well the anchors there reach them."""
-    boxes, project = annotated.boxes, annotated.project
-    rows = np.flatnonzero(boxes.learnable & np.all(annotated.sizes > 0, axis=1)[boxes.images])
-    xyxy = boxes.xywh[rows]
-    xyxy[:, 2:] += xyxy[:, :2]
-    sizes, size_of = np.unique(annotated.sizes[boxes.images[rows]], axis=0, return_inverse=True)
-    for number, size in enumerate(sizes.tolist()):
-        of_size = size_of.ravel() == number
-        xyxy[of_size] = Letterbox.fit(tuple(size), canvas).boxes_to_canvas(xyxy[of_size])
-    return Objects(canvas, rows, xyxy, best_ious(xyxy, canvas, config, project.anchor_scales, project.anchor_ratios))
-
-
-def best_ious(
-    boxes_xyxy: np.ndarray,
-    canvas: tuple[int, int],
-    config: ModelConfig,
-    scales: Sequence[float],
-    ratios: Sequence[tuple[float, float]],
-) -> np.ndarray:
-    """`best_anchor_iou` of boxes (K, 4) on the canvas with the anchors of a network: (K,)."""
-    boxes = torch.from_numpy(boxes_xyxy)
-    return best_anchor_iou(boxes, *canvas, config.pyramid_levels, config.anchor_scale, scales, ratios).numpy()
