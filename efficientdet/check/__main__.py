@@ -15,24 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
+from efficientdet.check import images, rules
 from efficientdet.check.anchors import anchor_report
-from efficientdet.check.images import (
-    ImageScan,
-    duplicate_images,
-    image_findings,
-    same_pixels,
-    scan_images,
-    with_scanned_sizes,
-)
 from efficientdet.check.objects import Objects, objects_on_canvas
 from efficientdet.check.report import boxes_by_class, headline, size_percentiles
-from efficientdet.check.rules import (
-    annotation_findings,
-    empty_images,
-    shared_file_names,
-    shared_images,
-    unlisted_images,
-)
 from efficientdet.config import model_config
 from efficientdet.data.annotations import AnnotatedSet, read_set
 from efficientdet.data.dataset import CocoDataset, SampleKey
@@ -51,15 +37,8 @@ MAX_CASES = 5  # of each kind that are listed without --all
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__, prog="python -m efficientdet.check")
     add = parser.add_argument
-    add_flags(
-        parser,
-        "project",
-        "compound_coef",
-        "data_path",
-        "image_size",
-        "max_images",
-        num_workers={"type": positive_int, "help": f"threads that decode (default: {WORKERS})"},
-    )
+    add_flags(parser, "project", "compound_coef", "data_path", "image_size", "max_images")
+    add_flags(parser, num_workers={"type": positive_int, "help": f"decoding threads (default: {WORKERS})"})
     add("--all", **BOOLEAN, default=False, help=f"list all cases of each finding, not only {MAX_CASES}")
     add("--anchors", **BOOLEAN, default=False, help="propose anchor scales and ratios, by k-means on IoU")
     add("--show", type=positive_int, metavar="N", help="draw N random training samples with their boxes on one sheet")
@@ -79,27 +58,27 @@ def main(args: argparse.Namespace) -> int:
     draw_if_absent(project, args.data_path)
     names = dict.fromkeys((project.train_set, project.val_set))
     sets = [read_set(args.data_path / project.name, name, project, args.max_images) for name in names]
-    scans = [scan_images(annotated, args.num_workers) for annotated in sets]
+    scans = [images.scan_images(annotated, args.num_workers) for annotated in sets]
 
     findings: list[Finding] = []
     objects: dict[str, Objects] = {}
     for annotated, scanned in zip(sets, scans):
-        sized = with_scanned_sizes(annotated, scanned)
+        sized = images.with_scanned_sizes(annotated, scanned)
         objects[annotated.name] = found = objects_on_canvas(sized, canvas, config)
         print(headline(annotated))
         if len(found.rows):
             for line in (*boxes_by_class(annotated, found), *size_percentiles(found)):
                 print(f"  {line}")
         findings += annotated.findings
-        findings += image_findings(annotated, scanned)
-        findings += duplicate_images(annotated, scanned)
-        findings += annotation_findings(sized, found)
-        findings += empty_images(annotated)
-    pairs = same_pixels(scans[0], scans[-1])
-    findings += shared_images(sets[0], sets[-1], pairs)
+        findings += images.image_findings(annotated, scanned)
+        findings += images.duplicate_images(annotated, scanned)
+        findings += rules.annotation_findings(sized, found)
+        findings += rules.empty_images(annotated)
+    pairs = images.same_pixels(scans[0], scans[-1])
+    findings += rules.shared_images(sets[0], sets[-1], pairs)
     if len(sets) > 1:
-        findings += shared_file_names(sets[0], sets[-1], pairs)
-    findings += unlisted_images(sets)
+        findings += rules.shared_file_names(sets[0], sets[-1], pairs)
+    findings += rules.unlisted_images(sets)
 
     if args.anchors:
         print(*anchor_report(objects, project, config), sep="\n")
@@ -116,12 +95,12 @@ def main(args: argparse.Namespace) -> int:
 
 
 def show_samples(
-    args: argparse.Namespace, train: AnnotatedSet, scans: Sequence[ImageScan | None], canvas: tuple[int, int]
+    args: argparse.Namespace, train: AnnotatedSet, scans: Sequence[images.ImageScan], canvas: tuple[int, int]
 ) -> str:
     """Draw random samples on a sheet, exactly as training gets them. Returns a line on the result."""
     if train.findings:
         return f"no samples drawn: training rejects {train.annotation_file} until its errors are corrected"
-    faulty = {finding.file for finding in image_findings(train, scans) if finding.level == "error"}
+    faulty = {finding.file for finding in images.image_findings(train, scans) if finding.level == "error"}
     usable = [index for index in range(len(scans)) if train.picture(index) not in faulty]
     if not usable:
         return f"no samples drawn: {train.pictures} has no usable image"

@@ -8,7 +8,7 @@ YOLO9000, 2017, section 2).
 
 import numpy as np
 
-from efficientdet.check.objects import Objects, anchor_ious
+from efficientdet.check.objects import Objects, best_ious
 from efficientdet.config import ModelConfig
 from efficientdet.model.loss import POSITIVE_IOU
 from efficientdet.project import Project
@@ -38,7 +38,7 @@ def propose_anchors(
     aspects = np.log2(_k_means(of_unit_area, num_ratios, rng)).dot((1, -1))
 
     def fitness(octaves: np.ndarray, aspects: np.ndarray) -> float:
-        return _fitness(anchor_ious(boxes_xyxy, canvas, config, *_rounded(octaves, aspects)))
+        return _fitness(best_ious(boxes_xyxy, canvas, config, *_rounded(octaves, aspects)))
 
     levels = config.anchor_scale * 2.0 ** np.array(config.pyramid_levels)
     starts = [
@@ -71,7 +71,7 @@ def anchor_report(objects_by_set: dict[str, Objects], project: Project, config: 
     lines = [f"anchors at {width} x {height}: share of boxes at IoU {POSITIVE_IOU} or more, and mean of the best IoUs"]
     gains = []
     for name, objects in objects_by_set.items():
-        before, after = objects.best_ious, anchor_ious(objects.xyxy, objects.canvas, config, scales, ratios)
+        before, after = objects.best_ious, best_ious(objects.xyxy, objects.canvas, config, scales, ratios)
         if len(before):
             lines.append(
                 f"  {name}: {(before >= POSITIVE_IOU).mean():.1%} and {before.mean():.2f} with the project's, "

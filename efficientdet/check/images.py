@@ -17,28 +17,22 @@ from utils.errors import InputError
 from utils.images import read_image
 
 EXIF_IGNORED = Rule(
-    "warning",
-    "images that are annotated as before their EXIF rotation",
-    "training uses it as stored; check with --show that the boxes were drawn that way",
+    "warning", "images annotated without their EXIF rotation", "training ignores it, too; check the boxes with --show"
 )
 WRONG_SIZE = Rule(
-    "error",
-    "images of another size than annotated",
-    "the boxes would not fit; correct the entry, or restore the image that was annotated",
+    "error", "images of another size than annotated", "its boxes would not fit; correct its entry, or the image"
 )
 DUPLICATE_IMAGE = Rule(
-    "warning",
-    "duplicate images",
-    "it counts twice, and objects that only one of the two annotates are learned as background; keep one",
+    "warning", "duplicate images", "it counts twice, and objects annotated in only one become background; keep one"
 )
 
 
 class ImageScan(NamedTuple):
-    """What decoding an image shows."""
+    """What decoding an image shows. The defaults mean a missing image."""
 
     size: tuple[int, int] = (0, 0)  # (height, width) after the EXIF rotation; 0 if it cannot be decoded
     exif_ignored: bool = False  # the annotated size is that before the EXIF rotation
-    digest: bytes = b""  # the same for images with the same pixels
+    digest: bytes = b""  # equal for images with equal pixels
     error: str = ""
 
 
@@ -58,40 +52,32 @@ def scan_image(path: Path, annotated_size: tuple[int, int]) -> ImageScan:
     return ImageScan(size, exif_ignored, digest)
 
 
-def scan_images(annotated: AnnotatedSet, num_threads: int) -> list[ImageScan | None]:
-    """Decode every image of the set; None for missing images."""
+def scan_images(annotated: AnnotatedSet, num_threads: int) -> list[ImageScan]:
+    """Decode every image of a set, in threads: decoding and hashing release the GIL."""
 
-    def scan(index: int) -> ImageScan | None:
-        if annotated.present[index]:
-            return scan_image(annotated.picture(index), tuple(annotated.sizes[index].tolist()))
-        return None
+    def scan(index: int) -> ImageScan:
+        if not annotated.present[index]:
+            return ImageScan()
+        return scan_image(annotated.picture(index), tuple(annotated.sizes[index].tolist()))
 
-    return thread_map(  # threads suffice: decoding and hashing release the GIL
-        scan,
-        range(len(annotated.images)),
-        max_workers=num_threads,
-        desc=f"decoding {annotated.name}",
-        unit="img",
-        dynamic_ncols=True,
-    )
+    progress = {"desc": f"decoding {annotated.name}", "unit": "image", "dynamic_ncols": True}
+    return thread_map(scan, range(len(annotated.images)), max_workers=num_threads, **progress)
 
 
-def with_scanned_sizes(annotated: AnnotatedSet, scans: Sequence[ImageScan | None]) -> AnnotatedSet:
+def with_scanned_sizes(annotated: AnnotatedSet, scans: Sequence[ImageScan]) -> AnnotatedSet:
     """Return the set with the decoded sizes where the annotation file has none."""
-    scanned = np.array([scan.size if scan else (0, 0) for scan in scans], np.int64).reshape(-1, 2)
+    scanned = np.array([scan.size for scan in scans], np.int64).reshape(-1, 2)
     known = (annotated.sizes > 0).all(axis=1, keepdims=True)
     return replace(annotated, sizes=np.where(known, annotated.sizes, scanned))
 
 
-def image_findings(annotated: AnnotatedSet, scans: Sequence[ImageScan | None]) -> Iterator[Finding]:
+def image_findings(annotated: AnnotatedSet, scans: Sequence[ImageScan]) -> Iterator[Finding]:
     """Find images that cannot be read, or that differ from their entries in the annotation file.
 
     Args:
         annotated: the set as it was read, with the sizes of the annotation file alone.
     """
     for index, scan in enumerate(scans):
-        if scan is None:
-            continue
         height, width = annotated.sizes[index].tolist()
         decoded = f"{scan.size[1]} x {scan.size[0]}"
         if scan.error:
@@ -100,22 +86,22 @@ def image_findings(annotated: AnnotatedSet, scans: Sequence[ImageScan | None]) -
         elif scan.exif_ignored:
             message = f"is {decoded} pixels as viewers show it, {width} x {height} as stored and annotated"
             yield EXIF_IGNORED.on_image(annotated, index, message)
-        elif height and width and (height, width) != scan.size:
+        elif scan.digest and height and width and (height, width) != scan.size:
             message = f"is {decoded} pixels, but annotated as {width} x {height}"
             yield WRONG_SIZE.on_image(annotated, index, message)
 
 
-def duplicate_images(annotated: AnnotatedSet, scans: Sequence[ImageScan | None]) -> Iterator[Finding]:
+def duplicate_images(annotated: AnnotatedSet, scans: Sequence[ImageScan]) -> Iterator[Finding]:
     """Find images that have the same pixels as an earlier one of the set."""
     first: dict[bytes, int] = {}
     for index, scan in enumerate(scans):
-        if scan and scan.digest and first.setdefault(scan.digest, index) != index:
+        if scan.digest and first.setdefault(scan.digest, index) != index:
             earlier = first[scan.digest]
             original = f"image {annotated.images[earlier]['id']!r} ({annotated.picture(earlier).name})"
             yield DUPLICATE_IMAGE.on_image(annotated, index, f"has the pixels of {original}")
 
 
-def same_pixels(train: Sequence[ImageScan | None], val: Sequence[ImageScan | None]) -> list[tuple[int, int]]:
+def same_pixels(train: Sequence[ImageScan], val: Sequence[ImageScan]) -> list[tuple[int, int]]:
     """Return the pairs of positions in two sets whose images have the same pixels."""
-    index_of = {scan.digest: index for index, scan in enumerate(train) if scan and scan.digest}
-    return [(index_of[scan.digest], index) for index, scan in enumerate(val) if scan and scan.digest in index_of]
+    index_of = {scan.digest: index for index, scan in enumerate(train) if scan.digest}
+    return [(index_of[scan.digest], index) for index, scan in enumerate(val) if scan.digest in index_of]

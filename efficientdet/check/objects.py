@@ -11,19 +11,52 @@ from efficientdet.boxes import pairwise_iou, yxyx_to_xyxy
 from efficientdet.config import ModelConfig
 from efficientdet.data.annotations import AnnotatedSet
 from efficientdet.data.transforms import Letterbox
-from efficientdet.model.anchors import make_anchors
+from efficientdet.model.anchors import _half_sizes
 
-_CHUNK = 2**16  # boxes per step of `best_anchor_iou`, which takes a few tens of megabytes
+_CHUNK = 2**16  # boxes that `best_anchor_iou` compares at once, in a few tens of megabytes
+
+
+def best_anchor_iou(
+    boxes_xyxy: Tensor,
+    height: int,
+    width: int,
+    pyramid_levels: Sequence[int],
+    anchor_scale: float,
+    scales: Sequence[float],
+    ratios: Sequence[tuple[float, float]],
+) -> Tensor:
+    """Return the highest IoU of each box (M, 4) with an anchor of a `height` x `width` input: (M,).
+
+    On each level, only the anchors of the cell nearest to the box's centre are compared. Among anchors of one size the
+    IoU grows with the intersection, which is the overlap in x times the overlap in y; each of these depends on the
+    distance of the centres along its own axis alone, and never grows with it.
+    """
+    half_sizes = _half_sizes(scales, ratios).to(boxes_xyxy)
+
+    def best(boxes: Tensor) -> Tensor:
+        centres_yx = ((boxes[:, :2] + boxes[:, 2:]) / 2).flip(-1)
+        ious = []
+        for level in pyramid_levels:
+            stride = 2**level
+            last_cell = centres_yx.new_tensor([height // stride - 1, width // stride - 1])
+            cell = (centres_yx / stride).floor().clamp(min=0).minimum(last_cell)
+            centres = ((cell + 0.5) * stride)[:, None]  # (M, 1, 2)
+            halves = half_sizes * (anchor_scale * stride)
+            anchors_xyxy = yxyx_to_xyxy(torch.cat((centres - halves, centres + halves), dim=-1))
+            ious.append(pairwise_iou(anchors_xyxy, boxes[:, None]).amax(dim=(1, 2)))
+        return torch.stack(ious).amax(dim=0)
+
+    return torch.cat([best(boxes) for boxes in boxes_xyxy.split(_CHUNK)])
 
 
 @dataclass(frozen=True)
 class Objects:
-    """The K objects to learn from a set, in pixels of the network's input. Images of unknown size are left out."""
+    """The K objects to learn from a set, at the input size. Images of unknown size are left out."""
 
     canvas: tuple[int, int]  # (height, width) of the input
     rows: np.ndarray  # (K,) positions in the set's boxes
-    xyxy: np.ndarray  # (K, 4) float64
-    best_ious: np.ndarray  # (K,) the highest IoU with an anchor of the project
+    xyxy: np.ndarray  # (K, 4) float64, in pixels of the input
+    best_ious: np.ndarray  # (K,) with the anchors of the project
 
     @property
     def sides(self) -> np.ndarray:
@@ -41,49 +74,16 @@ def objects_on_canvas(annotated: AnnotatedSet, canvas: tuple[int, int], config: 
     for number, size in enumerate(sizes.tolist()):
         of_size = size_of.ravel() == number
         xyxy[of_size] = Letterbox.fit(tuple(size), canvas).boxes_to_canvas(xyxy[of_size])
-    return Objects(canvas, rows, xyxy, anchor_ious(xyxy, canvas, config, project.anchor_scales, project.anchor_ratios))
+    return Objects(canvas, rows, xyxy, best_ious(xyxy, canvas, config, project.anchor_scales, project.anchor_ratios))
 
 
-def anchor_ious(
+def best_ious(
     boxes_xyxy: np.ndarray,
     canvas: tuple[int, int],
     config: ModelConfig,
     scales: Sequence[float],
     ratios: Sequence[tuple[float, float]],
 ) -> np.ndarray:
-    """Return the highest IoU of each box (K, 4) with a network's anchors on the canvas: (K,)."""
+    """Return `best_anchor_iou` of boxes (K, 4) on a canvas of (height, width) pixels: (K,)."""
     boxes = torch.from_numpy(boxes_xyxy)
     return best_anchor_iou(boxes, *canvas, config.pyramid_levels, config.anchor_scale, scales, ratios).numpy()
-
-
-def best_anchor_iou(
-    boxes_xyxy: Tensor,
-    height: int,
-    width: int,
-    pyramid_levels: Sequence[int],
-    anchor_scale: float,
-    scales: Sequence[float],
-    ratios: Sequence[tuple[float, float]],
-) -> Tensor:
-    """Return the highest IoU of each box (M, 4) with an anchor of a `height` x `width` input: (M,).
-
-    On each level only the anchors of one cell are compared: that whose centre is nearest to the box's. Among anchors of
-    one size the IoU grows with the intersection, which is the overlap in x times the overlap in y; each depends on the
-    distance of the centres along its own axis alone, and never grows with it.
-
-    The sides of the input are multiples of the coarsest stride.
-    """
-
-    def best(boxes: Tensor) -> Tensor:
-        centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-        ious = []
-        for level in pyramid_levels:
-            stride = 2**level
-            of_first_cell = yxyx_to_xyxy(make_anchors(stride, stride, (level,), anchor_scale, scales, ratios))
-            last_cell = centres.new_tensor([width // stride - 1, height // stride - 1])
-            offset = stride * (centres / stride).floor().clamp(min=0).minimum(last_cell)
-            anchors = of_first_cell.to(boxes) + offset.repeat(1, 2)[:, None]  # (M, anchors per cell, 4)
-            ious.append(pairwise_iou(anchors, boxes[:, None]).amax(dim=(1, 2)))
-        return torch.stack(ious).amax(dim=0)
-
-    return torch.cat([best(boxes) for boxes in boxes_xyxy.split(_CHUNK)])

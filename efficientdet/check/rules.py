@@ -41,31 +41,22 @@ class Rule(NamedTuple):
 
 
 NEGATIVE_BOX = Rule(
-    "error",
-    "boxes of negative width or height",
-    "training ignores it; it must be [x, y, width, height], not two corners",
+    "error", "boxes of negative size", "training ignores it; it must be [x, y, width, height], not two corners"
 )
 THIN_BOX = Rule(
-    "warning",
-    "boxes below a pixel in width or height",
-    "training ignores it; remove it, or write it in pixels if it is relative to the image size",
+    "warning", "boxes below one pixel", "training ignores it; remove it, or convert it to pixels if it is relative"
 )
 BOX_OUTSIDE = Rule(
-    "error",
-    "boxes outside of their images",
-    "it must be [x, y, width, height] in pixels of the image; correct or remove it",
+    "error", "boxes outside of their images", "it must be [x, y, width, height] in pixels; correct or remove it"
 )
 BOX_ACROSS_BORDER = Rule(
     "warning",
     "boxes across the border of their images",
-    "detections end at the border, so clip it; if there are many, make sure that they are [x, y, width, height], "
-    "not two corners",
+    "clip it, as detections end at the border; many such boxes may be two corners instead of [x, y, width, height]",
 )
 DUPLICATE_BOX = Rule("warning", "duplicate boxes", "one of the two counts as missed in every evaluation; remove it")
 NO_CATEGORY = Rule(
-    "warning",
-    "classes without a category",
-    "give the category the same name in both files, or remove the class",
+    "warning", "classes without a category", "give the category the same name in both files, or remove the class"
 )
 NO_BOX = Rule("warning", "classes without a box", "it is neither learned nor evaluated; add images of it")
 SMALL_OBJECT = Rule(
@@ -80,25 +71,17 @@ LOW_COVERAGE = Rule(
     "(python -m efficientdet.check --anchors proposes some)",
 )
 EMPTY_IMAGE = Rule(
-    "warning",
-    "images without boxes",
-    "fine if it shows no object of obj_list: training learns background from it; otherwise, annotate it",
+    "warning", "images without boxes", "fine if it shows no object: it teaches background; otherwise, annotate it"
 )
 UNLISTED_IMAGE = Rule(
-    "warning",
-    "images that no annotation file lists",
-    "it is not used; add its entry (without boxes if it shows no object), or remove it",
+    "warning", "unlisted images", "it is not used; add its entry (without boxes if it shows no object), or remove it"
 )
 SAME_SET = Rule("warning", "sets that are the same", "results on training images say nothing about new ones")
 IN_BOTH_SETS = Rule(
-    "error",
-    "images in both the training and the validation set",
-    "results on training images say nothing about new ones; remove it from one of the sets",
+    "error", "images in both sets", "results on training images say nothing about new ones; remove it from one set"
 )
 SAME_FILE_NAME = Rule(
-    "warning",
-    "file names that both sets use for different images",
-    "harmless while the folders stay separate; make sure that it is not another version of the same image",
+    "warning", "file names in both sets", "harmless in separate folders, unless it is another version of the same image"
 )
 
 

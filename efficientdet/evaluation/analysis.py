@@ -11,9 +11,9 @@ from efficientdet.evaluation.error_causes import (
     CAUSES,
     Errors,
     Pairs,
-    ap50_gains,
     find_errors,
     found_objects,
+    gains,
     overlapping_pairs,
 )
 
@@ -54,11 +54,8 @@ class ThresholdCurve(NamedTuple):
         return first + (length - 1) // 2
 
 
-# The fields of the next four are keys of report.json. Undefined numbers are NaN.
-
-
 class ClassResult(NamedTuple):
-    """The results of one class."""
+    """The results of one class. In this and the next results, fields are keys of report.json; NaN means undefined."""
 
     name: str
     boxes: int  # without crowd regions
@@ -139,7 +136,10 @@ def analyse(details: Details, class_names: Sequence[str], image_ids: Sequence[in
     pairs = overlapping_pairs(details)
     errors, all_errors = (find_errors(details, pairs, counted) for counted in (confident, ~detections.ignored))
     class_precision = np.where(details.precision >= 0, details.precision, np.nan)[..., 0]
-    causes = zip(CAUSES, _count(errors), _count(all_errors), ap50_gains(details, all_errors).tolist())
+    counts, all_counts = (_count_errors(details, part, len(image_ids)) for part in (errors, all_errors))
+    causes = zip(
+        CAUSES, counts.sum(axis=0).tolist(), all_counts.sum(axis=0).tolist(), gains(details, all_errors).tolist()
+    )
     return Analysis(
         score_threshold,
         all_classes,
@@ -151,7 +151,7 @@ def analyse(details: Details, class_names: Sequence[str], image_ids: Sequence[in
         confusion_matrix(details, pairs, confident),
         [CauseResult(*values) for values in causes],
         errors,
-        _image_results(details, errors, confident, image_ids),
+        _image_results(details, counts, confident, image_ids),
     )
 
 
@@ -230,24 +230,22 @@ def _size_result(details: Details, number: int, name: str) -> SizeResult:
 
 
 def _image_results(
-    details: Details, errors: Errors, counted: np.ndarray, image_ids: Sequence[int | str]
+    details: Details, error_counts: np.ndarray, counted: np.ndarray, image_ids: Sequence[int | str]
 ) -> list[ImageResult]:
-    ground_truth, detections = details.ground_truth, details.detections
-    counts = np.zeros((len(image_ids), len(CAUSES)), np.int64)
-    wrong = errors.causes >= 0
-    np.add.at(counts, (detections.images[wrong], errors.causes[wrong]), 1)
-    np.add.at(counts, (ground_truth.images[errors.missed], CAUSES.index("missed")), 1)
+    detections = details.detections
     right = np.bincount(detections.images[counted & (detections.matches >= 0)], minlength=len(image_ids))
-    return [
-        ImageResult(image_ids[i], int(right[i]), {name: int(count) for name, count in zip(CAUSES, counts[i]) if count})
-        for i in np.lexsort((right, -counts.sum(axis=1)))
-    ]
+    errors = [{name: count for name, count in zip(CAUSES, counts) if count} for counts in error_counts.tolist()]
+    order = np.lexsort((right, -error_counts.sum(axis=1)))
+    return [ImageResult(image_ids[i], int(right[i]), errors[i]) for i in order]
 
 
-def _count(errors: Errors) -> list[int]:
-    """Return the number of errors of each cause, in the order of CAUSES."""
-    of_detections = np.bincount(errors.causes[errors.causes >= 0], minlength=len(CAUSES))
-    return [*of_detections[:-1].tolist(), int(errors.missed.sum())]
+def _count_errors(details: Details, errors: Errors, num_images: int) -> np.ndarray:
+    """Return the number of errors in each image, by CAUSES: (num_images, 6) int64."""
+    counts = np.zeros((num_images, len(CAUSES)), np.int64)
+    wrong = errors.causes >= 0
+    np.add.at(counts, (details.detections.images[wrong], errors.causes[wrong]), 1)
+    np.add.at(counts, (details.ground_truth.images[errors.missed], CAUSES.index("missed")), 1)
+    return counts
 
 
 def _averages(precision: np.ndarray, recall: np.ndarray) -> list[float]:
@@ -259,7 +257,7 @@ def _averages(precision: np.ndarray, recall: np.ndarray) -> list[float]:
 
 
 def _mean_curve(curves: np.ndarray) -> np.ndarray:
-    """Return the mean of (101, K) curves over the classes that are not NaN: (101,)."""
+    """Return the mean of the (101, K) curves over the classes where it is defined: (101,)."""
     defined = ~np.isnan(curves[0])
     return curves[:, defined].mean(axis=1) if defined.any() else np.full(len(curves), np.nan)
 

@@ -74,23 +74,20 @@ def score(dataset: CocoDataset, results: Sequence[dict]) -> Evaluation:
 def score_in_detail(dataset: CocoDataset, results: Sequence[dict]) -> tuple[Evaluation, Details]:
     """Return the same as `score`, and what the numbers are computed from."""
     class_of = {category_id: class_index for class_index, category_id in dataset.category_ids.items()}
-    annotations = []
-    for number, result in enumerate(results, 1):
-        x, y, width, height = result["bbox"]
-        annotations.append(
-            {
-                "id": number,
-                "image_id": dataset.index_of[result["image_id"]],
-                "category_id": class_of[result["category_id"]],
-                "bbox": [x, y, width, height],
-                "score": result["score"],
-                "area": width * height,
-                "iscrowd": 0,
-            }
-        )
+    annotations = [
+        {
+            "id": number,
+            "image_id": dataset.index_of[result["image_id"]],
+            "category_id": class_of[result["category_id"]],
+            "bbox": result["bbox"],
+            "area": result["bbox"][2] * result["bbox"][3],
+            "score": result["score"],
+            "iscrowd": 0,
+        }
+        for number, result in enumerate(results, 1)
+    ]
     with contextlib.redirect_stdout(io.StringIO()):
-        # Not by COCO.loadRes, which fails on an empty list: an AP of 0 is a result, too.
-        detected = COCO()
+        detected = COCO()  # not by COCO.loadRes, which fails on an empty list
         detected.dataset = {**dataset.coco.dataset, "annotations": annotations}
         detected.createIndex()
         evaluation = COCOeval(dataset.coco, detected, "bbox")
@@ -98,13 +95,11 @@ def score_in_detail(dataset: CocoDataset, results: Sequence[dict]) -> tuple[Eval
         evaluation.accumulate()
     precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
     class_ids = np.asarray(evaluation.params.catIds)
-    details = Details(
-        class_ids,
-        precision[..., -1],
-        recall[..., -1],
-        _ground_truth(dataset, class_ids),
-        _scored_detections(dataset, results, evaluation),
-    )
+    boxes = dataset.annotated.boxes
+    classes = np.searchsorted(class_ids, boxes.class_ids)
+    ground_truth = GroundTruth(boxes.images, classes, _xywh_to_xyxy(boxes.xywh), boxes.areas, boxes.crowd)
+    detections = _scored_detections(evaluation, annotations)
+    details = Details(class_ids, precision[..., -1], recall[..., -1], ground_truth, detections)
     # pycocotools averages over classes in the order of the category ids; another order changes the last digit.
     ids = [dataset.category_ids[class_id] for class_id in evaluation.params.catIds]
     order = sorted(range(len(ids)), key=lambda k: (str(type(ids[k])), ids[k]))
@@ -114,29 +109,19 @@ def score_in_detail(dataset: CocoDataset, results: Sequence[dict]) -> tuple[Eval
     return Evaluation(np.asarray(evaluation.stats), summary.getvalue().rstrip()), details
 
 
-def _ground_truth(dataset: CocoDataset, class_ids: np.ndarray) -> GroundTruth:
-    boxes = dataset.annotated.boxes
-    classes = np.searchsorted(class_ids, boxes.class_ids)
-    return GroundTruth(boxes.images, classes, _xywh_to_xyxy(boxes.xywh), boxes.areas, boxes.crowd)
-
-
-def _scored_detections(dataset: CocoDataset, results: Sequence[dict], evaluation: COCOeval) -> ScoredDetections:
+def _scored_detections(evaluation: COCOeval, annotations: Sequence[dict]) -> ScoredDetections:
     """Return the detections that `evaluation` scored, with their matches at MATCH_IOU."""
     parameters = evaluation.params
     threshold = np.flatnonzero(parameters.iouThrs == MATCH_IOU)[0]
     parts = [part for part in evaluation.evalImgs if part is not None and part["aRng"] == parameters.areaRng[0]]
-    numbers = [number for part in parts for number in part["dtIds"]]
+    scored = [annotations[number - 1] for part in parts for number in part["dtIds"]]
     object_ids = np.array([match for part in parts for match in part["dtMatches"][threshold]], np.int64)
     ignored = np.array([flag for part in parts for flag in part["dtIgnore"][threshold]], bool)
-    scored = [results[number - 1] for number in numbers]
     return ScoredDetections(
-        np.array([dataset.index_of[result["image_id"]] for result in scored], np.int64),
-        np.repeat(
-            np.searchsorted(parameters.catIds, np.array([part["category_id"] for part in parts], np.int64)),
-            np.array([len(part["dtIds"]) for part in parts], np.int64),
-        ),
-        _xywh_to_xyxy(np.array([result["bbox"] for result in scored], np.float64).reshape(-1, 4)),
-        np.array([result["score"] for result in scored], np.float64),
+        np.array([entry["image_id"] for entry in scored], np.int64),
+        np.searchsorted(parameters.catIds, np.array([entry["category_id"] for entry in scored], np.int64)),
+        _xywh_to_xyxy(np.array([entry["bbox"] for entry in scored], np.float64).reshape(-1, 4)),
+        np.array([entry["score"] for entry in scored], np.float64),
         np.where(ignored, -1, object_ids - 1),  # `dataset.coco` counts the objects from 1; 0 means unmatched
         ignored,
     )

@@ -92,7 +92,7 @@ def find_errors(details: Details, pairs: Pairs, counted: np.ndarray) -> Errors:
     return Errors(causes, fixed_matches, missed)
 
 
-def ap50_gains(details: Details, errors: Errors) -> np.ndarray:
+def gains(details: Details, errors: Errors) -> np.ndarray:
     """Return how much AP50 would rise if all errors of one cause were fixed: (6,), by CAUSES; NaN without objects.
 
     A detection of the wrong class or with the wrong box becomes right if nothing else finds its object; otherwise it
