@@ -72,11 +72,7 @@ def with_scanned_sizes(annotated: AnnotatedSet, scans: Sequence[ImageScan]) -> A
 
 
 def image_findings(annotated: AnnotatedSet, scans: Sequence[ImageScan]) -> Iterator[Finding]:
-    """Find images that cannot be read, or that differ from their entries in the annotation file.
-
-    Args:
-        annotated: the set as it was read, with the sizes of the annotation file alone.
-    """
+    """Find images that cannot be read, or that differ from their entries in the annotation file."""
     for index, scan in enumerate(scans):
         height, width = annotated.sizes[index].tolist()
         decoded = f"{scan.size[1]} x {scan.size[0]}"

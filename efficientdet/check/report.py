@@ -34,9 +34,7 @@ def data_report(dataset: CocoDataset, config: ModelConfig) -> str:
     if len(objects.rows):
         coverage = (objects.best_ious >= POSITIVE_IOU).mean()
         height, width = objects.canvas
-        lines.append(
-            f"  {coverage:.1%} of the boxes match an anchor at IoU {POSITIVE_IOU} or more at {width} x {height}"
-        )
+        lines.append(f"  {coverage:.1%} of the boxes match an anchor (IoU >= {POSITIVE_IOU}) at {width} x {height}")
     return "\n".join(lines + _warnings(annotation_findings(annotated, objects)))
 
 

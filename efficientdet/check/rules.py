@@ -44,7 +44,7 @@ NEGATIVE_BOX = Rule(
     "error", "boxes of negative size", "training ignores it; it must be [x, y, width, height], not two corners"
 )
 THIN_BOX = Rule(
-    "warning", "boxes below one pixel", "training ignores it; remove it, or convert it to pixels if it is relative"
+    "warning", "boxes thinner than a pixel", "training ignores it; remove it, or convert it to pixels if it is relative"
 )
 BOX_OUTSIDE = Rule(
     "error", "boxes outside of their images", "it must be [x, y, width, height] in pixels; correct or remove it"
@@ -95,7 +95,7 @@ def annotation_findings(annotated: AnnotatedSet, objects: Objects) -> Iterator[F
 
 
 def box_findings(annotated: AnnotatedSet) -> Iterator[Finding]:
-    """Find boxes of no area, and boxes outside of their images."""
+    """Find boxes without a size, and boxes outside of their images."""
     boxes = annotated.boxes
     x, y, width, height = boxes.xywh.T
     image_height, image_width = annotated.sizes[boxes.images].T

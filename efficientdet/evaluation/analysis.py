@@ -119,12 +119,7 @@ class Analysis:
 
 
 def analyse(details: Details, class_names: Sequence[str], image_ids: Sequence[int | str]) -> Analysis:
-    """Return the analysis of a scored set.
-
-    Args:
-        class_names: by class index, as `Project.class_names`.
-        image_ids: as `CocoDataset.image_ids`.
-    """
+    """Return the analysis of a scored set. Names are by class index, ids in the order of the data set."""
     ground_truth, detections = details.ground_truth, details.detections
     names = [class_names[class_id] for class_id in details.class_ids]
     objects = np.bincount(ground_truth.classes[~ground_truth.crowd], minlength=len(names)).tolist()
@@ -135,35 +130,34 @@ def analyse(details: Details, class_names: Sequence[str], image_ids: Sequence[in
     confident = ~detections.ignored & (detections.scores >= score_threshold)
     pairs = overlapping_pairs(details)
     errors, all_errors = (find_errors(details, pairs, counted) for counted in (confident, ~detections.ignored))
-    class_precision = np.where(details.precision >= 0, details.precision, np.nan)[..., 0]
     counts, all_counts = (_count_errors(details, part, len(image_ids)) for part in (errors, all_errors))
-    causes = zip(
-        CAUSES, counts.sum(axis=0).tolist(), all_counts.sum(axis=0).tolist(), gains(details, all_errors).tolist()
-    )
+    totals, all_totals = counts.sum(axis=0).tolist(), all_counts.sum(axis=0).tolist()
+    right = np.bincount(detections.images[confident & (detections.matches >= 0)], minlength=len(image_ids))
+    class_precision = np.where(details.precision >= 0, details.precision, np.nan)[..., 0]
     return Analysis(
-        score_threshold,
-        all_classes,
-        curves,
-        [_class_result(details, k, name, curve) for k, (name, curve) in enumerate(zip(names, curves))],
-        [_size_result(details, number, name) for number, name in enumerate(SIZES, 1)],
-        {"AP50": _mean_curve(class_precision[_AP50]), "AP75": _mean_curve(class_precision[_AP75])},
-        class_precision[_AP50].T,
-        confusion_matrix(details, pairs, confident),
-        [CauseResult(*values) for values in causes],
-        errors,
-        _image_results(details, counts, confident, image_ids),
+        score_threshold=score_threshold,
+        all_classes=all_classes,
+        class_curves=curves,
+        classes=[_class_result(details, k, name, curve) for k, (name, curve) in enumerate(zip(names, curves))],
+        sizes=[_size_result(details, number, name) for number, name in enumerate(SIZES, 1)],
+        precision={"AP50": _mean_curve(class_precision[_AP50]), "AP75": _mean_curve(class_precision[_AP75])},
+        class_precision=class_precision[_AP50].T,
+        confusion=confusion_matrix(details, pairs, confident),
+        causes=list(map(CauseResult, CAUSES, totals, all_totals, gains(details, all_errors).tolist())),
+        errors=errors,
+        images=[
+            ImageResult(image_ids[i], int(right[i]), {name: n for name, n in zip(CAUSES, counts[i].tolist()) if n})
+            for i in np.lexsort((right, -counts.sum(axis=1)))
+        ],
     )
 
 
 def confusion_matrix(details: Details, pairs: Pairs, counted: np.ndarray) -> np.ndarray:
     """Return how often objects of each class (rows) are detected as each class (columns): (K + 1, K + 1) int64.
 
-    The diagonal holds COCO's matches. The remaining objects and detections are matched by descending IoU, down to 0.5,
-    whatever their classes. Those that still remain are in the last column (missed objects) or the last row (detections
-    of background, or of an object that is found already).
-
-    Args:
-        counted: (D,) bool, selects the detections.
+    Of the detections that the mask `counted` (D,) selects, the diagonal holds COCO's matches. Remaining objects and
+    detections are matched by descending IoU, down to 0.5, whatever their classes. What still remains is in the last
+    column (missed objects) or the last row (detections of background, or of an object that is found already).
     """
     ground_truth, detections = details.ground_truth, details.detections
     background = len(details.class_ids)
@@ -227,16 +221,6 @@ def _size_result(details: Details, number: int, name: str) -> SizeResult:
     areas = details.ground_truth.areas[~details.ground_truth.crowd]
     boxes = int(((areas >= smallest) & (areas <= largest)).sum())  # a border belongs to both sizes, as in COCO
     return SizeResult(name, boxes, *_averages(details.precision[..., number], details.recall[..., number]))
-
-
-def _image_results(
-    details: Details, error_counts: np.ndarray, counted: np.ndarray, image_ids: Sequence[int | str]
-) -> list[ImageResult]:
-    detections = details.detections
-    right = np.bincount(detections.images[counted & (detections.matches >= 0)], minlength=len(image_ids))
-    errors = [{name: count for name, count in zip(CAUSES, counts) if count} for counts in error_counts.tolist()]
-    order = np.lexsort((right, -error_counts.sum(axis=1)))
-    return [ImageResult(image_ids[i], int(right[i]), errors[i]) for i in order]
 
 
 def _count_errors(details: Details, errors: Errors, num_images: int) -> np.ndarray:

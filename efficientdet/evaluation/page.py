@@ -49,8 +49,8 @@ _NOTES = {  # by section
     "Bolya et al. 2020). AP50 lost is how much AP50 would rise without this cause. All errors are those among all "
     "detections, down to the lowest score in the results.",
     "Sizes": "Small objects are below 32 × 32 pixels of the image, large objects above 96 × 96.",
-    "Worst images": "The images with the most errors at that score threshold: detections on the left, ground truth "
-    "on the right.",
+    "Worst images": "The images with the most errors at the best score threshold: detections on the left, ground "
+    "truth on the right.",
 }
 
 

@@ -124,7 +124,7 @@ def box_across_border(project):
 def thin_box(project):
     box = {"id": 90, "image_id": 4, "category_id": 3, "bbox": [9, 9, 0, 9]}
     edit_annotations(project.data, "train", lambda content: content["annotations"].append(box))
-    return "warning", ("below one pixel: 1", "train/4.png: annotation 90 of image 4 ")
+    return "warning", ("thinner than a pixel: 1", "train/4.png: annotation 90 of image 4 ")
 
 
 def negative_box(project):

@@ -55,7 +55,7 @@ def test_boxes_that_are_anchors(report_of):
     assert lines == [
         "train: 3 images (1 without objects), 3 boxes",
         "  square 1, disc 2",
-        "  100.0% of the boxes match an anchor at IoU 0.5 or more at 128 x 128",
+        "  100.0% of the boxes match an anchor (IoU >= 0.5) at 128 x 128",
     ]
 
 
@@ -87,7 +87,7 @@ def test_low_coverage_is_a_warning_with_the_median_size(report_of):
             box(2, DISC, 50, 50, 20),
         ],
     )
-    assert lines[2] == "  40.0% of the boxes match an anchor at IoU 0.5 or more at 128 x 128"
+    assert lines[2] == "  40.0% of the boxes match an anchor (IoU >= 0.5) at 128 x 128"
     assert lines[3].startswith("  warning: ")
     assert "median size is 10 pixels" in lines[3]
     assert "--image_size" in lines[3] and "anchors_scales" in lines[3] and "made.yml" in lines[3]
@@ -136,7 +136,7 @@ def test_images_beyond_max_images_are_not_counted(report_of):
     assert lines == [
         "train: 1 images (0 without objects), 2 boxes",
         "  square 1, disc 1",
-        "  100.0% of the boxes match an anchor at IoU 0.5 or more at 128 x 128",
+        "  100.0% of the boxes match an anchor (IoU >= 0.5) at 128 x 128",
     ]
 
 
