@@ -64,15 +64,15 @@ def main(args: argparse.Namespace) -> int:
     objects: dict[str, Objects] = {}
     for annotated, scanned in zip(sets, scans):
         sized = images.with_scanned_sizes(annotated, scanned)
-        objects[annotated.name] = found = objects_on_canvas(sized, canvas, config)
+        objects[annotated.name] = learnable = objects_on_canvas(sized, canvas, config)
         print(headline(annotated))
-        if len(found.rows):
-            for line in (*boxes_by_class(annotated, found), *size_percentiles(found)):
+        if len(learnable.rows):
+            for line in (*boxes_by_class(annotated, learnable), *size_percentiles(learnable)):
                 print(f"  {line}")
         findings += annotated.findings
         findings += images.image_findings(annotated, scanned)
         findings += images.duplicate_images(annotated, scanned)
-        findings += rules.annotation_findings(sized, found)
+        findings += rules.annotation_findings(sized, learnable)
         findings += rules.empty_images(annotated)
     pairs = images.same_pixels(scans[0], scans[-1])
     findings += rules.shared_images(sets[0], sets[-1], pairs)

