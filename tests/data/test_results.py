@@ -19,7 +19,8 @@ def open_set(tmp_path, make_project):
 
 
 def test_no_detections_give_no_results():
-    assert coco_results(1, Detections.empty(), {0: 3}) == []
+    empty = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    assert coco_results(1, empty, {0: 3}) == []
 
 
 def test_results_have_xywh_boxes_and_the_category_ids_of_the_file():
