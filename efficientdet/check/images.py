@@ -50,7 +50,7 @@ def scan_images(annotated: AnnotatedSet, num_threads: int) -> list[ImageScan | N
 
     def scan(index: int) -> ImageScan | None:
         if annotated.present[index]:
-            return scan_image(annotated.picture(index), tuple(annotated.sizes[index].tolist()))
+            return scan_image(annotated.image_path(index), tuple(annotated.sizes[index].tolist()))
         return None
 
     return thread_map(
@@ -81,7 +81,7 @@ def image_findings(annotated: AnnotatedSet, scans: Sequence[ImageScan | None]) -
         if scan is None:
             continue
         if scan.error:
-            message, _, advice = scan.error.removeprefix(f"{annotated.picture(index)} ").partition(": ")
+            message, _, advice = scan.error.removeprefix(f"{annotated.image_path(index)} ").partition(": ")
             yield on_image("error", "images that cannot be read", annotated, index, message, advice)
         elif scan.turned:
             yield on_image(
@@ -114,7 +114,7 @@ def repeated_images(annotated: AnnotatedSet, scans: Sequence[ImageScan | None]) 
                 "images that are there twice",
                 annotated,
                 index,
-                f"has the pixels of image {annotated.images[earlier]['id']!r} ({annotated.picture(earlier).name})",
+                f"has the pixels of image {annotated.images[earlier]['id']!r} ({annotated.image_path(earlier).name})",
                 "it counts double, and boxes that one of the two lacks are taught to be background; keep one of them",
             )
 

@@ -173,12 +173,12 @@ def empty_images(annotated: AnnotatedSet) -> Iterator[Finding]:
 
 def unlisted_images(sets: Sequence[AnnotatedSet]) -> Iterator[Finding]:
     """Images that no annotation file of the sets lists, though they lie in a set's folder."""
-    folders = {annotated.pictures.resolve(): annotated.pictures for annotated in sets}
+    folders = {annotated.image_folder.resolve(): annotated.image_folder for annotated in sets}
     for real_folder, folder in folders.items():
         listed = {
             os.path.normpath(name)
             for annotated in sets
-            if annotated.pictures.resolve() == real_folder
+            if annotated.image_folder.resolve() == real_folder
             for name in annotated.listed
         }
         present = {
@@ -206,7 +206,7 @@ def equal_files(train: AnnotatedSet, val: AnnotatedSet) -> list[tuple[int, int]]
         for index, image in enumerate(val.images)
         if val.present[index] and image["file_name"] in index_of
     ]
-    return [(i, j) for i, j in pairs if filecmp.cmp(train.picture(i), val.picture(j), shallow=False)]
+    return [(i, j) for i, j in pairs if filecmp.cmp(train.image_path(i), val.image_path(j), shallow=False)]
 
 
 def overlap_findings(
@@ -229,7 +229,7 @@ def overlap_findings(
             "images that are trained on and validated on",
             val,
             val_index,
-            f"is the same image as {train.picture(train_index)}",
+            f"is the same image as {train.image_path(train_index)}",
             "what is measured on it says nothing about new images; take it out of one of the sets",
         )
 
@@ -245,17 +245,18 @@ def shared_names(train: AnnotatedSet, val: AnnotatedSet, equal_images: Sequence[
                 "file names that both sets have, for different images",
                 val,
                 index,
-                f"has the name of another image in {train.pictures}",
+                f"has the name of another image in {train.image_folder}",
                 "harmless while the folders stay apart; make sure that it is no other version of the same image",
             )
 
 
 def on_image(level: Level, kind: str, annotated: AnnotatedSet, index: int, message: str, advice: str) -> Finding:
     """A finding on an image of a set."""
-    return Finding(level, kind, annotated.picture(index), f"image {annotated.images[index]['id']!r}", message, advice)
+    subject = f"image {annotated.images[index]['id']!r}"
+    return Finding(level, kind, annotated.image_path(index), subject, message, advice)
 
 
 def _on_box(level: Level, kind: str, annotated: AnnotatedSet, row: int, message: str, advice: str) -> Finding:
     index = annotated.boxes.images[row]
     subject = f"annotation {annotated.boxes.annotation_ids[row]!r} of image {annotated.images[index]['id']!r}"
-    return Finding(level, kind, annotated.picture(index), subject, message, advice)
+    return Finding(level, kind, annotated.image_path(index), subject, message, advice)

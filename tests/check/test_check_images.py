@@ -71,8 +71,8 @@ def test_unreadable_image(some_set, content):
 
     annotated = some_set({1: noise(1), 2: noise(2)}, damage)
     (finding,) = image_findings(annotated, scan_images(annotated, 2))
-    assert (finding.level, finding.file, finding.subject) == ("error", annotated.pictures / "2.png", "image 2")
-    assert str(annotated.pictures) not in finding.message and finding.advice.startswith("replace or remove")
+    assert (finding.level, finding.file, finding.subject) == ("error", annotated.image_folder / "2.png", "image 2")
+    assert str(annotated.image_folder) not in finding.message and finding.advice.startswith("replace or remove")
 
 
 def test_image_of_another_size(some_set, tmp_path):
@@ -111,7 +111,7 @@ def test_equal_pixels_are_found_whatever_the_format(some_set):
         cv2.imwrite(str(folder / "4.png"), cv2.imread(str(folder / "2.png")), (cv2.IMWRITE_PNG_COMPRESSION, 0))
 
     annotated = some_set({1: noise(1), 2: noise(2), 3: noise(3), 4: noise(4)}, rewrite)
-    assert annotated.picture(1).read_bytes() != annotated.picture(3).read_bytes()
+    assert annotated.image_path(1).read_bytes() != annotated.image_path(3).read_bytes()
     (finding,) = repeated_images(annotated, scan_images(annotated, 2))
     assert finding.level == "warning" and finding.subject == "image 4" and "image 2 (2.png)" in finding.message
 

@@ -115,11 +115,11 @@ def test_nine_tenths_of_the_boxes_must_be_reached(boxes_in, good, warned):
 
 def test_unlisted_images_are_looked_for_in_folders_too(boxes_in):
     annotated = boxes_in()
-    (annotated.pictures / "inner").mkdir()
+    (annotated.image_folder / "inner").mkdir()
     for name in ("inner/a.JPG", "notes.txt", "b.png"):
-        (annotated.pictures / name).touch()
+        (annotated.image_folder / name).touch()
     assert [finding.file for finding in unlisted_images([annotated])] == [
-        annotated.pictures / name for name in ("b.png", "inner/a.JPG")
+        annotated.image_folder / name for name in ("b.png", "inner/a.JPG")
     ]
 
 

@@ -191,7 +191,7 @@ def test_folders_never_meet(tmp_path, monkeypatch):
 
 def test_report_that_fails_leaves_nothing(tmp_path, make_project):
     dataset, results = each_cause(tmp_path, make_project())
-    (dataset.pictures / "2.png").write_bytes(b"no image")
+    (dataset.annotated.image_folder / "2.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"2\.png"):
         write(tmp_path / "logs" / "eval", dataset, results)
     assert list((tmp_path / "logs").iterdir()) == []
