@@ -75,7 +75,7 @@ def find_last(folder: Path, compound_coef: int) -> Path:
     path = last_path(folder, compound_coef)
     if not path.is_file():
         others = sorted(file.name.split("_")[0].removeprefix("efficientdet-") for file in folder.glob("*_last.state"))
-        hint = f"pass -c for one of {', '.join(others)}" if others else "train first, or pass a file"
+        hint = f"there is one of {', '.join(others)}, pass its -c" if others else "train first, or pass a file"
         raise InputError(f"no checkpoint of d{compound_coef} in {folder}: {hint}")
     return path
 
