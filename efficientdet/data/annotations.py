@@ -114,24 +114,19 @@ def raise_first_error(annotated: AnnotatedSet) -> None:
 def _read_content(path: Path, note: _Note) -> dict[str, list[dict]]:
     """Return the three lists of the file without incomplete entries; empty lists if it is not a COCO file."""
 
-    def unusable(subject: str, message: str, advice: str) -> dict[str, list[dict]]:
-        note("unusable annotation files", subject, message, advice)
+    def unusable(message: str, advice: str) -> dict[str, list[dict]]:
+        note("unusable annotation files", "", message, advice)
         return {key: [] for key in _REQUIRED}
 
     try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return unusable("", "does not exist", "it must hold the boxes of the set in COCO format")
-    except json.JSONDecodeError as error:
-        return unusable(f"line {error.lineno}", "is not valid JSON", error.msg)
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a number of thousands of digits
-        return unusable("", "cannot be read", str(error))
-    if not isinstance(content, dict):
-        return unusable("", "is not in COCO format", "it must hold an object with images, annotations, categories")
+        return unusable("does not exist", "it must hold the boxes of the set in COCO format")
+    except (OSError, ValueError, RecursionError) as error:  # not readable, not UTF-8, or not JSON
+        return unusable("cannot be read", str(error))
     for key in _REQUIRED:
-        if not isinstance(content.get(key), list):
-            return unusable("", f"has no list {key!r}", "COCO format has images, annotations and categories")
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            return unusable(f"has no list {key!r}", "COCO format has the lists images, annotations and categories")
     return {key: _complete(content[key], key, note) for key in _REQUIRED}
 
 
