@@ -228,6 +228,17 @@ def test_training_drops_the_incomplete_last_batch_unless_it_is_the_only_one(shap
     assert loader.num_images == sum(sizes)
 
 
+def test_training_resumes_in_the_middle_of_an_epoch(shapes_project):
+    dataset = shapes_set(shapes_project, scale_range=JITTER)
+    loader = BatchLoader(dataset, 2, 0, EpochSampler(len(dataset), seed=0))
+    loader.start_epoch(3)
+    whole = list(loader)
+    loader.start_epoch(3, images_done=2)
+    resumed = list(loader)
+    assert [batch.image_ids for batch in resumed] == [batch.image_ids for batch in whole[1:]]
+    assert all(torch.equal(a.images, b.images) for a, b in zip(resumed, whole[1:]))
+
+
 def message_of_the_error(batches) -> str:
     """Return the message of the InputError raised by iterating. The error is dropped: it refers to the loader."""
     try:
