@@ -9,7 +9,7 @@ from utils.download import download
 from utils.errors import InputError
 
 EXPORT_SUFFIXES = {"onnx": ".onnx", "torchscript": ".torchscript", "pt2": ".pt2", "openvino": ".xml"}
-WEIGHTS_FOLDER = Path("weights")
+_WEIGHTS_FOLDER = Path("weights")
 
 _RELEASES = "https://github.com/zylo117/Yet-Another-Efficient-Pytorch/releases/download"
 _PUBLISHED_BYTES = {0: 15_862_583}  # other sizes are taken from the server
@@ -31,7 +31,7 @@ def published_url(compound_coef: int) -> str:
 
 def published_path(compound_coef: int) -> Path:
     """Return where the published COCO weights are stored after their download."""
-    return WEIGHTS_FOLDER / f"efficientdet-d{compound_coef}.pth"
+    return _WEIGHTS_FOLDER / f"efficientdet-d{compound_coef}.pth"
 
 
 def last_path(folder: Path, compound_coef: int) -> Path:
@@ -103,7 +103,7 @@ def find_backbone(index: int) -> Path:
     Raises InputError if the file is not the published one.
     """
     expected = _BACKBONE_SHA256[index]
-    path = WEIGHTS_FOLDER / f"efficientnet-b{index}-{expected}.pth"
+    path = _WEIGHTS_FOLDER / f"efficientnet-b{index}-{expected}.pth"
     if not path.is_file():
         download(f"{_BACKBONE_RELEASE}/{path.name}", path)
     try:
