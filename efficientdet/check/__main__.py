@@ -101,9 +101,9 @@ def show_samples(
     if train.findings:
         return f"no samples drawn: training rejects {train.annotation_file} until its errors are corrected"
     faulty = {finding.file for finding in images.image_findings(train, scans) if finding.level == "error"}
-    usable = [index for index in range(len(scans)) if train.picture(index) not in faulty]
+    usable = [index for index in range(len(scans)) if train.image_path(index) not in faulty]
     if not usable:
-        return f"no samples drawn: {train.pictures} has no usable image"
+        return f"no samples drawn: {train.image_folder} has no usable image"
     recipe, project = RECIPES[args.recipe], train.project
     scale_range = (
         recipe.min_scale if args.min_scale is None else args.min_scale,
@@ -119,7 +119,7 @@ def show_samples(
         boxes, class_ids = sample.target
         labels = [project.class_names[class_id] for class_id in class_ids]
         drawn.append(draw_boxes(np.rint(pixels).clip(0, 255).astype(np.uint8), boxes, class_ids, labels))
-        scale = sample.letterbox.resized[1] / sample.letterbox.picture[1]
+        scale = sample.letterbox.resized[1] / sample.letterbox.original[1]
         captions.append(f"{train.images[index]['file_name']}, scaled by {scale:.2f}")
     path = args.output / f"check_{project.name}_{train.name}.jpg"
     write_image(path, contact_sheet(drawn, captions))

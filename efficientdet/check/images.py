@@ -58,7 +58,7 @@ def scan_images(annotated: AnnotatedSet, num_threads: int) -> list[ImageScan]:
     def scan(index: int) -> ImageScan:
         if not annotated.present[index]:
             return ImageScan()
-        return scan_image(annotated.picture(index), tuple(annotated.sizes[index].tolist()))
+        return scan_image(annotated.image_path(index), tuple(annotated.sizes[index].tolist()))
 
     progress = {"desc": f"decoding {annotated.name}", "unit": "image", "dynamic_ncols": True}
     return thread_map(scan, range(len(annotated.images)), max_workers=num_threads, **progress)
@@ -77,7 +77,7 @@ def image_findings(annotated: AnnotatedSet, scans: Sequence[ImageScan]) -> Itera
         height, width = annotated.sizes[index].tolist()
         decoded = f"{scan.size[1]} x {scan.size[0]}"
         if scan.error:
-            message, _, advice = scan.error.removeprefix(f"{annotated.picture(index)} ").partition(": ")
+            message, _, advice = scan.error.removeprefix(f"{annotated.image_path(index)} ").partition(": ")
             yield Rule("error", "images that cannot be read", advice).on_image(annotated, index, message)
         elif scan.exif_ignored:
             message = f"is {decoded} pixels as viewers show it, {width} x {height} as stored and annotated"
@@ -93,7 +93,7 @@ def duplicate_images(annotated: AnnotatedSet, scans: Sequence[ImageScan]) -> Ite
     for index, scan in enumerate(scans):
         if scan.digest and first.setdefault(scan.digest, index) != index:
             earlier = first[scan.digest]
-            original = f"image {annotated.images[earlier]['id']!r} ({annotated.picture(earlier).name})"
+            original = f"image {annotated.images[earlier]['id']!r} ({annotated.image_path(earlier).name})"
             yield DUPLICATE_IMAGE.on_image(annotated, index, f"has the pixels of {original}")
 
 

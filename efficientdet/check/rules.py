@@ -32,12 +32,12 @@ class Rule(NamedTuple):
 
     def on_image(self, annotated: AnnotatedSet, index: int, message: str) -> Finding:
         subject = f"image {annotated.images[index]['id']!r}"
-        return Finding(self.level, self.kind, annotated.picture(index), subject, message, self.advice)
+        return Finding(self.level, self.kind, annotated.image_path(index), subject, message, self.advice)
 
     def on_box(self, annotated: AnnotatedSet, row: int, message: str) -> Finding:
         index = annotated.boxes.images[row]
         subject = f"annotation {annotated.boxes.annotation_ids[row]!r} of image {annotated.images[index]['id']!r}"
-        return Finding(self.level, self.kind, annotated.picture(index), subject, message, self.advice)
+        return Finding(self.level, self.kind, annotated.image_path(index), subject, message, self.advice)
 
 
 NEGATIVE_BOX = Rule(
@@ -172,9 +172,9 @@ def empty_images(annotated: AnnotatedSet) -> Iterator[Finding]:
 
 def unlisted_images(sets: Sequence[AnnotatedSet]) -> Iterator[Finding]:
     """Find images in the folders of the sets that none of their annotation files lists."""
-    folders = {annotated.pictures.resolve(): annotated.pictures for annotated in sets}
+    folders = {annotated.image_folder.resolve(): annotated.image_folder for annotated in sets}
     for real_folder, folder in folders.items():
-        sharing = [annotated for annotated in sets if annotated.pictures.resolve() == real_folder]
+        sharing = [annotated for annotated in sets if annotated.image_folder.resolve() == real_folder]
         listed = {os.path.normpath(name) for annotated in sharing for name in annotated.listed}
         present = {
             os.path.relpath(os.path.join(root, name), folder)
@@ -194,7 +194,7 @@ def same_files(train: AnnotatedSet, val: AnnotatedSet) -> list[tuple[int, int]]:
         for index, image in enumerate(val.images)
         if val.present[index] and image["file_name"] in index_of
     ]
-    return [(i, j) for i, j in pairs if filecmp.cmp(train.picture(i), val.picture(j), shallow=False)]
+    return [(i, j) for i, j in pairs if filecmp.cmp(train.image_path(i), val.image_path(j), shallow=False)]
 
 
 def shared_images(train: AnnotatedSet, val: AnnotatedSet, pairs: Sequence[tuple[int, int]]) -> Iterator[Finding]:
@@ -203,7 +203,7 @@ def shared_images(train: AnnotatedSet, val: AnnotatedSet, pairs: Sequence[tuple[
         yield SAME_SET.on_file(train.project.path, f"has {train.name!r} as train_set and as val_set")
         return
     for train_index, val_index in pairs:
-        yield IN_BOTH_SETS.on_image(val, val_index, f"is the same image as {train.picture(train_index)}")
+        yield IN_BOTH_SETS.on_image(val, val_index, f"is the same image as {train.image_path(train_index)}")
 
 
 def shared_file_names(train: AnnotatedSet, val: AnnotatedSet, pairs: Sequence[tuple[int, int]]) -> Iterator[Finding]:
@@ -212,4 +212,4 @@ def shared_file_names(train: AnnotatedSet, val: AnnotatedSet, pairs: Sequence[tu
     names = {image["file_name"] for image in train.images}
     for index, image in enumerate(val.images):
         if image["file_name"] in names and index not in equal:
-            yield SAME_FILE_NAME.on_image(val, index, f"has the name of another image in {train.pictures}")
+            yield SAME_FILE_NAME.on_image(val, index, f"has the name of another image in {train.image_folder}")

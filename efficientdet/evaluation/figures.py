@@ -43,7 +43,7 @@ def draw_errors(dataset: CocoDataset, details: Details, analysis: Analysis, imag
     """
     names = dataset.project.class_names
     position = dataset.index_of[image_id]
-    image = dataset.picture(image_id)
+    image = dataset.load_image(image_id)
     scale = min(1, LONGEST_SIDE / max(image.shape[:2]))
     size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
     image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)

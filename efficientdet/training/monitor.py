@@ -78,7 +78,7 @@ class Monitor:
         for image_id, detections in validated[best_of(validated)].shown.items():
             shown = detections[detections.scores >= SHOWN_SCORE_THRESHOLD]
             drawn = draw_beside_ground_truth(
-                dataset.picture(image_id), shown, *dataset.target(image_id), dataset.project
+                dataset.load_image(image_id), shown, *dataset.target(image_id), dataset.project
             )
             self._writer.add_image(f"val/{image_id}", drawn, row["step"], dataformats="HWC")
 

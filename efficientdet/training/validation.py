@@ -12,7 +12,6 @@ from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRES
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.loader import Batch
 from efficientdet.data.results import coco_results
-from efficientdet.data.transforms import detections_to_image
 from efficientdet.evaluation.coco import Evaluation, score
 from efficientdet.model.loss import DetectionLoss, Losses
 from efficientdet.model.postprocess import postprocess
@@ -133,4 +132,5 @@ def _predict(
         outputs = network(batch.images)
     height, width = batch.images.shape[-2:]
     detections = postprocess(outputs, height, width, EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD)
-    return loss(outputs, batch.targets), [detections_to_image(*pair) for pair in zip(detections, batch.letterboxes)]
+    pairs = zip(batch.letterboxes, detections)
+    return loss(outputs, batch.targets), [letterbox.detections_to_image(raw) for letterbox, raw in pairs]

@@ -71,8 +71,8 @@ def test_unreadable_image_is_an_error(some_set, content):
 
     annotated = some_set({1: noise(1), 2: noise(2)}, damage)
     (finding,) = image_findings(annotated, scan_images(annotated, 2))
-    assert (finding.level, finding.file, finding.subject) == ("error", annotated.picture(1), "image 2")
-    assert str(annotated.picture(1)) not in finding.message and finding.advice
+    assert (finding.level, finding.file, finding.subject) == ("error", annotated.image_path(1), "image 2")
+    assert str(annotated.image_path(1)) not in finding.message and finding.advice
 
 
 def test_image_of_another_size_is_an_error(some_set):
@@ -111,7 +111,7 @@ def test_equal_pixels_in_different_files_are_duplicates(some_set):
         cv2.imwrite(str(folder / "4.png"), cv2.imread(str(folder / "2.png")), (cv2.IMWRITE_PNG_COMPRESSION, 0))
 
     annotated = some_set({1: noise(1), 2: noise(2), 3: noise(3), 4: noise(4)}, rewrite)
-    assert annotated.picture(1).read_bytes() != annotated.picture(3).read_bytes()
+    assert annotated.image_path(1).read_bytes() != annotated.image_path(3).read_bytes()
     (finding,) = duplicate_images(annotated, scan_images(annotated, 2))
     assert finding.level == "warning" and finding.subject == "image 4" and "image 2 (2.png)" in finding.message
 

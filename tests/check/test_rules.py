@@ -115,7 +115,7 @@ def test_nine_tenths_of_the_boxes_must_match_an_anchor(boxes_in, good, warned):
 
 def test_unlisted_images_are_found_in_subfolders(boxes_in):
     annotated = boxes_in()
-    folder = annotated.picture(0).parent
+    folder = annotated.image_path(0).parent
     (folder / "inner").mkdir()
     for name in ("inner/a.JPG", "notes.txt", "b.png"):
         (folder / name).touch()
