@@ -20,7 +20,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
@@ -80,51 +80,36 @@ def with_values(args: Sequence[str]) -> Iterator[str]:
 
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
-    parser.add_argument(
-        "sources",
-        nargs="*",
-        metavar="SOURCE",
-        help="image, video, folder, pattern, URL (http, https, rtsp and others), number of a camera, or - for a list "
-        "of these on stdin, one per line (default: projects/shapes/)",
+    sources = (
+        "image, video, folder, pattern, URL (http, https, rtsp and others), number of a camera, or - for a list of "
+        "these on stdin, one per line (default: projects/shapes/)"
     )
+    parser.add_argument("sources", nargs="*", metavar="SOURCE", help=sources)
     group = parser.add_argument_group("detector")
-    default = "name in projects/, or a YAML file (default: coco; without sources, shapes)"
-    add_flags(group, project={"default": None, "help": default})
+    project = "name in projects/, or a YAML file (default: coco; without sources, shapes)"
+    add_flags(group, project={"default": None, "help": project})
     add_flags(group, "compound_coef", "weights", "saved_path", "image_size", "cuda", "device", "amp", "compile")
     add_flags(group, batch_size={"default": 1, "help": "images per pass, of any sizes (default: 1)"})
     group = parser.add_argument_group("detections")
     add_flags(group, score_threshold={"default": DEMO_SCORE_THRESHOLD}, iou_threshold={"default": DEMO_IOU_THRESHOLD})
-    group.add_argument("--classes", type=names, metavar="NAME,NAME", help="detect these only (default: all)")
     add_flags(group, "max_detections", "flip")
-    group.add_argument("--rect", **BOOLEAN, default=False, help="less padding: faster for images that are not square")
-    group.add_argument(
-        "--tile",
-        type=positive_int,
-        nargs="?",
-        const=TILE,
-        metavar="PIXELS",
-        help=f"also detect in overlapping tiles of this side, for small objects in large images (alone: {TILE})",
-    )
+    add = group.add_argument
+    add("--classes", type=names, metavar="NAME,NAME", help="detect these only (default: all)")
+    add("--rect", **BOOLEAN, default=False, help="less padding: faster for images that are not square")
+    tile = f"also detect in overlapping tiles of this side, for small objects in large images (alone: {TILE})"
+    add("--tile", type=positive_int, nargs="?", const=TILE, metavar="PIXELS", help=tile)
     group = parser.add_argument_group("output")
     add_flags(group, output={"default": Path("test"), "help": "folder of all files written (default: test/)"})
-    group.add_argument(
-        "--save",
-        type=formats,
-        default=("image",),
-        metavar="FORMAT,FORMAT",
-        help=f"{', '.join(SAVE_FORMATS)} or none: annotated images and videos, COCO results, a table, YOLO labels, a "
-        "crop of each detection (default: image)",
+    add = group.add_argument
+    save = (
+        f"{', '.join(SAVE_FORMATS)} or none: annotated images and videos, COCO results, a table, YOLO labels, a crop of "
+        "each detection (default: image)"
     )
-    group.add_argument(
-        "--json", metavar="FILE|-", help="one JSON object per line and image; with - to stdout, all else to stderr"
-    )
-    group.add_argument("--quiet", **BOOLEAN, default=False, help="print only the summary and errors")
-    group.add_argument(
-        "--show", **BOOLEAN, default=False, help="show results in a window; q or Esc ends, any other key continues"
-    )
-    group.add_argument(
-        "--speed_runs", type=non_negative_int, default=10, metavar="N", help="runs of the speed test (default: 10)"
-    )
+    add("--save", type=formats, default=("image",), metavar="FORMAT,FORMAT", help=save)
+    add("--json", metavar="FILE|-", help="one JSON object per line and image; with - to stdout, all else to stderr")
+    add("--quiet", **BOOLEAN, default=False, help="print only the summary and errors")
+    add("--show", **BOOLEAN, default=False, help="show results in a window; q or Esc ends, any other key continues")
+    add("--speed_runs", type=non_negative_int, default=10, metavar="N", help="runs of the speed test (default: 10)")
     return parser.parse_args(list(with_values(sys.argv[1:] if args is None else args)))
 
 
@@ -138,8 +123,27 @@ def main(args: argparse.Namespace) -> int:
     class_indices(args.classes or (), detector.project)  # reports an unknown name before the work begins
     if args.compile:
         print("compiling the network with the first batch ...", file=sys.stderr)
-    report = Report(args, detector.project.class_names)
-    interrupted = detect_all(detector, entries, options, args.batch_size, report)
+    interrupted = False
+    with ExitStack() as stack:
+        report = Report(args, detector.project.class_names, stack)
+        results = stack.enter_context(closing(detect_frames(detector, open_sources(entries), options, args.batch_size)))
+        try:
+            for result in results:
+                with StopRequest() as stop:  # Ctrl+C waits until the frame is written
+                    report.add(result)
+                if stop.received:
+                    raise KeyboardInterrupt
+                if not report.show():
+                    break
+        except KeyboardInterrupt:
+            interrupted = True
+        except torch.OutOfMemoryError as error:
+            less = "a smaller --image_size or --amp bf16" if args.batch_size == 1 else "a smaller one"
+            raise InputError(
+                f"--batch_size {args.batch_size} does not fit into the GPU's memory: pass {less}"
+            ) from error
+        with StopRequest():  # Ctrl+C waits until all files are complete
+            stack.close()
     print(report.summary(), file=report.messages)
     if interrupted:
         return 130  # the shell's convention for Ctrl+C
@@ -185,40 +189,10 @@ def make_detector(args: argparse.Namespace) -> Detector:
     return load_detector(args.compound_coef, weights, project, device, args.image_size, dtype, mode)
 
 
-def detect_all(
-    detector: Detector,
-    entries: Iterable[Entry | Failure],
-    options: DetectionOptions,
-    batch_size: int,
-    report: "Report",
-) -> bool:
-    """Detect in all sources, report the results, and close the report. Return whether the user interrupted it."""
-    interrupted = False
-    with ExitStack() as stack:
-        stack.enter_context(closing(report))
-        results = stack.enter_context(closing(detect_frames(detector, open_sources(entries), options, batch_size)))
-        try:
-            for result in results:
-                with StopRequest() as stop:  # Ctrl+C waits until the frame is written
-                    report.add(result)
-                if stop.received:
-                    raise KeyboardInterrupt
-                if not report.show():
-                    break
-        except KeyboardInterrupt:
-            interrupted = True
-        except torch.OutOfMemoryError as error:
-            less = "a smaller --image_size or --amp bf16" if batch_size == 1 else "a smaller one"
-            raise InputError(f"--batch_size {batch_size} does not fit into the GPU's memory: pass {less}") from error
-        with StopRequest():  # Ctrl+C waits until all files are complete
-            stack.close()
-    return interrupted
-
-
 class Report:
-    """Prints, writes, shows and counts results."""
+    """Prints, writes, shows and counts results. Closes its files and window with `stack`."""
 
-    def __init__(self, args: argparse.Namespace, class_names: tuple[str, ...]):
+    def __init__(self, args: argparse.Namespace, class_names: tuple[str, ...], stack: ExitStack):
         self.messages = sys.stderr if args.json == "-" else sys.stdout
         self.counts: Counter[str] = Counter()
         self.frame: Frame | None = None  # the last one
@@ -226,11 +200,9 @@ class Report:
         self._args = args
         self._class_names = class_names
         self._start = time.perf_counter()
-        with ExitStack() as stack:
-            self._window = stack.enter_context(closing(Window("EfficientDet"))) if args.show else None
-            self._writers = stack.enter_context(closing(ResultWriters(args.output, args.save, class_names)))
-            self._lines = stack.enter_context(closing(JsonLines(args.json, class_names))) if args.json else None
-            self._stack = stack.pop_all()
+        self._window = stack.enter_context(closing(Window("EfficientDet"))) if args.show else None
+        self._writers = stack.enter_context(closing(ResultWriters(args.output, args.save, class_names)))
+        self._lines = stack.enter_context(closing(JsonLines(args.json, class_names))) if args.json else None
 
     def add(self, result: tuple[Frame, Detections] | Failure) -> None:
         if isinstance(result, Failure):
@@ -263,9 +235,6 @@ class Report:
         rate = (self.counts["image"] + self.counts["video frame"]) / seconds
         written = f"; results in {self._args.output}/" if self._args.save else ""
         return f"{', '.join(parts)} in {seconds:.1f} s ({rate:.1f} images and frames a second){written}"
-
-    def close(self) -> None:
-        self._stack.close()
 
 
 def plural(number: int, noun: str) -> str:

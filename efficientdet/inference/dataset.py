@@ -1,6 +1,5 @@
 """Detect in a whole data set, and measure where the time goes."""
 
-from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
 
@@ -36,16 +35,22 @@ def detect_dataset(
     Raises InputError for an unusable image.
     """
     share = range(distributed.rank(), len(dataset), distributed.world_size())
-    bar = tqdm(
-        desc=f"{dataset.set_name} on {detector.device}",
-        total=len(share),
-        unit="image",
-        dynamic_ncols=True,
-        disable=distributed.rank() > 0,
-    )
+    whole_images = replace(options, tile=None)
+
+    def load(start: int) -> tuple[list[int | str], PreparedBatch]:
+        image_ids = [dataset.image_ids[index] for index in share[start : start + batch_size]]
+        arrays = [dataset.picture(image_id) for image_id in image_ids]
+        (batch,) = detector.prepare(arrays, whole_images, batch_size).batches
+        return image_ids, batch
+
+    starts = range(0, len(share), batch_size)
+    # Threads, not the processes of `BatchLoader`: those take longer to start than a small set takes in all.
+    loaded = ordered_map(load, starts, num_threads, num_threads) if num_threads else (load(start) for start in starts)
+    description, silent = f"{dataset.set_name} on {detector.device}", distributed.rank() > 0
+    bar = tqdm(desc=description, total=len(share), unit="image", dynamic_ncols=True, disable=silent)
     found: dict[int | str, list[dict]] = {}
     problem: str | None = None
-    with bar, closing(_batches(detector, dataset, share, options, batch_size, num_threads)) as batches:
+    with bar, closing(loaded) as batches:
         try:
             while True:
                 with stopwatch.measuring("loading"):
@@ -65,27 +70,3 @@ def detect_dataset(
             raise InputError(reason)
         found.update(part)
     return [result for image_id in dataset.image_ids for result in found[image_id]]
-
-
-def _batches(
-    detector: Detector,
-    dataset: CocoDataset,
-    share: Sequence[int],
-    options: DetectionOptions,
-    batch_size: int,
-    num_threads: int,
-) -> Generator[tuple[list[int | str], PreparedBatch]]:
-    """Yield image ids and the prepared batch of the images in `share`, in order.
-
-    Threads load them, not the processes of `BatchLoader`, which take longer to start than a small set to detect in.
-    """
-    whole = replace(options, tile=None)
-
-    def load(start: int) -> tuple[list[int | str], PreparedBatch]:
-        image_ids = [dataset.image_ids[index] for index in share[start : start + batch_size]]
-        arrays = [dataset.picture(image_id) for image_id in image_ids]
-        (batch,) = detector.prepare(arrays, whole, batch_size).batches
-        return image_ids, batch
-
-    starts = range(0, len(share), batch_size)
-    yield from ordered_map(load, starts, num_threads, depth=num_threads) if num_threads else map(load, starts)

@@ -27,19 +27,16 @@ def check_options(options: DetectionOptions, runner: Runner, project: Project) -
     """Raise InputError for options that a network with a fixed input or with NMS inside cannot follow."""
     if options.rect and not runner.takes_any_shape:
         raise InputError("--rect changes the input's shape from batch to batch, and this network accepts one: omit it")
-    if runner.limits is None:
-        return
-    score, iou = runner.limits.score_threshold, runner.limits.iou_threshold
-    max_detections = runner.limits.max_detections
-    requested = ""
-    if options.score_threshold < score:
-        requested = f"scores of {options.score_threshold:g} (its threshold is {score:g})"
-    elif options.iou_threshold > iou:
-        requested = f"boxes that overlap by {options.iou_threshold:g} (its NMS keeps up to {iou:g})"
-    elif options.max_detections is not None and options.max_detections > max_detections:
-        requested = f"{options.max_detections} detections per image (it returns {max_detections})"
-    if requested:
-        raise InputError(f"{project.path} was exported with --nms and has no {requested}: relax it, or export again")
+    limits = runner.limits
+    if limits is not None and (
+        options.score_threshold < limits.score_threshold
+        or options.iou_threshold > limits.iou_threshold
+        or (options.max_detections or 0) > limits.max_detections
+    ):
+        raise InputError(
+            f"{project.path} was exported with --nms: pass a score threshold of {limits.score_threshold:g} or more, an "
+            f"IoU threshold of {limits.iou_threshold:g} or less, and at most {limits.max_detections} as max_detections"
+        )
 
 
 def class_indices(names: Sequence[str], project: Project) -> list[int]:

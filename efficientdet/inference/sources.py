@@ -145,27 +145,26 @@ def _read_video(address: str | int, name: str, stem: str, live: bool = True) -> 
 
 
 def _connections(address: str | int, name: str) -> Iterator[VideoReader]:
-    """Open a live source, and open it again when its frames end, until _MAX_RECONNECTIONS in succession have failed.
+    """Open a video, and open it again when its frames end, until _MAX_RECONNECTIONS in succession have failed.
 
     Raises InputError if it cannot be opened the first time.
     """
-    attempts = _MAX_RECONNECTIONS
-    reader: VideoReader | None = VideoReader(address, name)
-    while True:
-        if reader is not None:
-            opened = time.monotonic()
-            with closing(reader):
-                yield reader
-            if time.monotonic() - opened > _STABLE_SECONDS:
-                attempts = _MAX_RECONNECTIONS
-        if not attempts:
-            return
-        attempts -= 1
-        time.sleep(_RECONNECTION_PAUSE)
+    failures = 0
+    while failures <= _MAX_RECONNECTIONS:
+        if failures:
+            time.sleep(_RECONNECTION_PAUSE)
+        start = time.monotonic()
         try:
             reader = VideoReader(address, name)
         except InputError:
-            reader = None
+            if not failures:
+                raise
+        else:
+            with closing(reader):
+                yield reader
+            if time.monotonic() - start > _STABLE_SECONDS:
+                failures = 0
+        failures += 1
 
 
 def _read_url(address: str) -> Iterator[Frame | Failure]:
@@ -180,7 +179,7 @@ def _read_url(address: str) -> Iterator[Frame | Failure]:
     stem = re.sub(r"\W+", "_", PurePosixPath(url.path).stem or host)
     if url.scheme in ("http", "https"):
         try:
-            image = _download_image(name, _authorization(url))
+            image = _download_image(name, url)
         except InputError as error:
             yield Failure(name, str(error))
             return
@@ -190,10 +189,18 @@ def _read_url(address: str) -> Iterator[Frame | Failure]:
     yield from _read_video(address, name, stem)
 
 
-def _download_image(address: str, headers: dict[str, str]) -> np.ndarray | None:
-    """Return the image (H, W, 3), uint8 RGB, at `address`, or None if it is something else."""
+def _download_image(address: str, url: SplitResult) -> np.ndarray | None:
+    """Return the image (H, W, 3), uint8 RGB, at `address`, or None if it is something else.
+
+    Args:
+        url: the same with a user and password, if any, for HTTP's basic authentication.
+    """
+    request = urllib.request.Request(address)
+    if url.username is not None:
+        secret = f"{unquote(url.username)}:{unquote(url.password or '')}"
+        request.add_header("Authorization", f"Basic {base64.b64encode(secret.encode()).decode()}")
     try:
-        with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=_TIMEOUT) as response:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
             if response.headers.get_content_maintype() != "image":
                 return None
             data = response.read(_MAX_DOWNLOAD + 1)
@@ -203,11 +210,3 @@ def _download_image(address: str, headers: dict[str, str]) -> np.ndarray | None:
     if len(data) > _MAX_DOWNLOAD:
         raise InputError(f"the image {address} has more than {_MAX_DOWNLOAD} bytes: download it manually")
     return decode_image(data, address)
-
-
-def _authorization(url: SplitResult) -> dict[str, str]:
-    """Return the HTTP header for a URL's user and password."""
-    if url.username is None:
-        return {}
-    secret = f"{unquote(url.username)}:{unquote(url.password or '')}"
-    return {"Authorization": f"Basic {base64.b64encode(secret.encode()).decode()}"}

@@ -9,7 +9,7 @@ from efficientdet.checkpoints.find import FORMATS
 from efficientdet.config import model_config
 from efficientdet.model.postprocess import Candidates, find_candidates
 from efficientdet.project import Project
-from efficientdet.runtime.engines import ENGINES
+from efficientdet.runtime.engines import open_engine
 from efficientdet.runtime.metadata import DETECTION_OUTPUTS, RAW_OUTPUTS, Metadata
 from efficientdet.runtime.runner import measuring
 from efficientdet.structures import Outputs
@@ -28,14 +28,12 @@ class ExportedModel:
 
     def __init__(self, path: str | Path, device: torch.device, dtype: torch.dtype = torch.float32):
         self.path = Path(path)
-        suffix = self.path.suffix.lower()
         if not self.path.is_file():
             raise InputError(f"the exported file {self.path} does not exist")
-        if dtype != torch.float32 and (suffix, dtype) != (FORMATS["openvino"], torch.bfloat16):
+        if dtype != torch.float32 and (self.path.suffix.lower(), dtype) != (FORMATS["openvino"], torch.bfloat16):
             raise InputError(f"the precision of {self.path} is fixed: leave --amp out, or export it with --half")
-        engine = ENGINES[suffix](self.path, device, dtype)
-        self._run = engine.run
-        self.metadata = Metadata.from_texts(engine.texts, self.path)
+        self._run, texts = open_engine(self.path, device, dtype)
+        self.metadata = Metadata.from_texts(texts, self.path)
         self.device = device
         self.compound_coef = self.metadata.compound_coef
         self.size_divisor = model_config(self.compound_coef).size_divisor
