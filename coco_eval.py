@@ -52,8 +52,8 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     add("--override", **BOOLEAN, default=True, help="False scores the results file of an earlier run (default: True)")
     add("--results", type=Path, metavar="FILE", help="score this COCO results file; needs no weights")
     report = (
-        "also write logs/{project}/eval-.../ with report.html (classes, thresholds, confusions, causes of errors, worst "
-        "images), its images, and report.json (default: False)"
+        "also write logs/{project}/eval-.../ with report.html (classes, thresholds, confusions, causes of errors, "
+        "worst images), its images, and report.json (default: False)"
     )
     add("--report", **BOOLEAN, default=False, help=report)
     add("--set", dest="set_name", help="the set to evaluate (default: the project's val_set)")

@@ -102,8 +102,8 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     add_flags(group, output={"default": Path("test"), "help": "folder of all files written (default: test/)"})
     add = group.add_argument
     save = (
-        f"{', '.join(SAVE_FORMATS)} or none: annotated images and videos, COCO results, a table, YOLO labels, a crop of "
-        "each detection (default: image)"
+        f"{', '.join(SAVE_FORMATS)} or none: annotated images and videos, COCO results, a table, YOLO labels, a "
+        "crop of each detection (default: image)"
     )
     add("--save", type=formats, default=("image",), metavar="FORMAT,FORMAT", help=save)
     add("--json", metavar="FILE|-", help="one JSON object per line and image; with - to stdout, all else to stderr")
