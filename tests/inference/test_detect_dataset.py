@@ -86,7 +86,7 @@ def test_time_is_measured_by_activity(detector, dataset):
 
 @pytest.mark.slow
 def test_half_precision_keeps_the_average_precision(tmp_path):
-    write_shapes(tmp_path / "shapes", train_images=0, val_images=60)
+    write_shapes(tmp_path / "shapes", train_images=0, val_images=100)
     project = load_project("shapes")
     dataset = CocoDataset(tmp_path / "shapes", project.val_set, project, (384, 384))
     options = DetectionOptions(EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD)
@@ -97,4 +97,4 @@ def test_half_precision_keeps_the_average_precision(tmp_path):
         )
     )
     assert exact > 0.85
-    assert abs(half - exact) < 0.002
+    assert abs(half - exact) < 0.003
