@@ -44,7 +44,7 @@ def detect_dataset(
         return image_ids, batch
 
     starts = range(0, len(share), batch_size)
-    # Threads, not the processes of `BatchLoader`: those take longer to start than a small set takes in all.
+    # Threads, because the processes of `BatchLoader` take longer to start than detection in a small set.
     loaded = ordered_map(load, starts, num_threads, num_threads) if num_threads else (load(start) for start in starts)
     description, silent = f"{dataset.set_name} on {detector.device}", distributed.rank() > 0
     bar = tqdm(desc=description, total=len(share), unit="image", dynamic_ncols=True, disable=silent)

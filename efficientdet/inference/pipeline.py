@@ -11,6 +11,8 @@ from efficientdet.structures import Detections
 from utils.cli import default_workers
 from utils.overlap import Allowance, ordered_map, prefetch
 
+Result = tuple[Frame, Detections] | Failure
+
 MAX_PIXELS_IN_FLIGHT = 2**28  # of all frames together; a single larger one is allowed
 _MAX_DECODERS = 4  # threads; more would not speed up a GPU, and hold too many large images
 _SOURCE_PATIENCE = 1.0  # seconds to wait, at the end, for a camera or a stream
@@ -18,7 +20,7 @@ _SOURCE_PATIENCE = 1.0  # seconds to wait, at the end, for a camera or a stream
 
 def detect_frames(
     detector: Detector, items: Iterable[Path | Frame | Failure], options: DetectionOptions, batch_size: int = 1
-) -> Generator[tuple[Frame, Detections] | Failure]:
+) -> Generator[Result]:
     """Yield all frames of `items`, which `open_sources` returns, with their detections, in order.
 
     Threads decode the next frames, prepare the next batch and run the network on this one while the caller handles the
@@ -36,16 +38,16 @@ def detect_frames(
         arrays = [item.image for item in batch if isinstance(item, Frame)]
         return batch, detector.prepare(arrays, options, batch_size) if arrays else None
 
-    def detect(batch: tuple[list[Frame | Failure], Prepared | None]) -> list[tuple[Frame, Detections] | Failure]:
-        items, prepared = batch
+    def detect(prepared_batch: tuple[list[Frame | Failure], Prepared | None]) -> list[Result]:
+        batch, prepared = prepared_batch
         found = iter(detector.detect(prepared, options) if prepared else ())
-        return [(item, next(found)) if isinstance(item, Frame) else item for item in items]
+        return [(item, next(found)) if isinstance(item, Frame) else item for item in batch]
 
-    reserved = iter(allowance.reserve, None)  # waits until there is room
     decoders = min(_MAX_DECODERS, default_workers())
-    # Stages are functions, not generators, whose local variables would keep frames alive that are already handed on.
+    # Stages are functions, because a generator's variables would keep frames alive that it has handed on.
     with ExitStack() as stack:  # each stage ends before those that it draws from
-        frames = ordered_map(decode, zip(reserved, items), decoders, max(decoders, batch_size), _SOURCE_PATIENCE)
+        reserved_items = zip(iter(allowance.reserve, None), items)  # waits for room before it opens the next item
+        frames = ordered_map(decode, reserved_items, decoders, max(decoders, batch_size), _SOURCE_PATIENCE)
         stack.enter_context(closing(frames))
         prepared = prefetch(map(prepare, iter(lambda: _next_batch(frames, batch_size), [])), depth=1)
         stack.enter_context(closing(prepared))
@@ -72,6 +74,6 @@ def _next_batch(items: Iterator[Frame | Failure], batch_size: int) -> list[Frame
     return batch
 
 
-def _pixels(item: Frame | Failure | tuple[Frame, Detections]) -> int:
+def _pixels(item: Frame | Result) -> int:
     frame = item[0] if isinstance(item, tuple) else item
     return frame.image.shape[0] * frame.image.shape[1] if isinstance(frame, Frame) else 0

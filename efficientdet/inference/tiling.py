@@ -32,7 +32,7 @@ class Tile(NamedTuple):
 def make_tiles(height: int, width: int, side: int | None) -> list[Tile]:
     """Return the whole image, for large objects, and evenly spread squares of `side` pixels that cover it.
 
-    None, or an image no larger than a square, gives the whole image alone.
+    With None, or for an image no larger than a square, return the whole image alone.
     """
     whole = Tile(0, 0, height, width)
     if side is None or max(height, width) <= side:

@@ -66,7 +66,7 @@ def check_json_target(target: str, folder: Path) -> None:
 
 
 class JsonLines:
-    """One JSON object per line: a frame with its objects, or a failure with its error.
+    """One JSON object per line: a frame with its objects (boxes xyxy in pixels), or a failure with its error.
 
     Args:
         target: a file, which is whole or absent, or `-` for stdout, line by line.
@@ -80,13 +80,8 @@ class JsonLines:
     def write(self, frame: Frame, found: Detections) -> None:
         height, width = frame.image.shape[:2]
         objects = [
-            {
-                "class": self._class_names[class_id],
-                "class_id": class_id,
-                "score": round(score, 4),
-                "box": [round(value, 2) for value in box],  # x1, y1, x2, y2 in pixels of the image
-            }
-            for class_id, score, box in _rows(found)
+            {"class": self._class_names[n], "class_id": n, "score": round(score, 4), "box": [round(x, 2) for x in xyxy]}
+            for n, score, xyxy in _rows(found)
         ]
         where = {"file": frame.source.name, "frame": frame.number, "width": width, "height": height}
         self._write_line({**where, "objects": objects})
@@ -102,10 +97,10 @@ class JsonLines:
 
 
 class ResultWriters:
-    """Writes frames and their detections into `folder`, in each of `formats`. Files are whole or absent.
+    """Writes frames and their detections into `folder`, in each of `formats`.
 
-    Call `write` for each frame, and `close` to finish the files, after an interruption as well. For an image `a.jpg`,
-    and frame 7 of a video `b.avi`, the files are
+    Files are whole or absent: `close` completes them, after an interruption as well. For an image `a.jpg`, and frame 7
+    of a video `b.avi`, they are
 
     - image: `a.jpg` with boxes drawn, and `b.mp4`
     - json: `detections.json`, COCO results. `image_id` is the image's name, here "a" and "b/000007", or the number

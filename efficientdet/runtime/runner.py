@@ -32,7 +32,7 @@ class Runner(Protocol):
     def find(self, images: Tensor, score_threshold: float, stopwatch: Stopwatch | None = None) -> Candidates:
         """Return the candidates above the score threshold in images (N, 3, H, W) of `input_dtype`.
 
-        The time goes to `stopwatch`: "network", and "post-processing" as far as it can be told apart.
+        The time goes to `stopwatch`: "network", and "post-processing" where it can be separated.
         """
 
 
