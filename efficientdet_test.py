@@ -28,11 +28,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from efficientdet import Detections, Detector, load_detector
+from efficientdet import Detector, load_detector
 from efficientdet.checkpoints.find import chosen_weights, is_exported
 from efficientdet.config import DEMO_IOU_THRESHOLD, DEMO_SCORE_THRESHOLD
 from efficientdet.inference.options import DetectionOptions, class_indices
-from efficientdet.inference.pipeline import detect_frames
+from efficientdet.inference.pipeline import Result, detect_frames
 from efficientdet.inference.sources import Entry, Failure, Frame, list_sources, open_sources
 from efficientdet.inference.writers import (
     SAVE_FORMATS,
@@ -204,7 +204,7 @@ class Report:
         self._writers = stack.enter_context(closing(ResultWriters(args.output, args.save, class_names)))
         self._lines = stack.enter_context(closing(JsonLines(args.json, class_names))) if args.json else None
 
-    def add(self, result: tuple[Frame, Detections] | Failure) -> None:
+    def add(self, result: Result) -> None:
         if isinstance(result, Failure):
             self.counts["failure"] += 1
             print(f"error: {result.reason}", file=sys.stderr)

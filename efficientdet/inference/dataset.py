@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.results import coco_results
-from efficientdet.inference.detector import Detector, PreparedBatch
+from efficientdet.inference.detector import Detector, Prepared
 from efficientdet.inference.options import DetectionOptions
 from utils import distributed
 from utils.errors import InputError
@@ -37,11 +37,10 @@ def detect_dataset(
     share = range(distributed.rank(), len(dataset), distributed.world_size())
     whole_images = replace(options, tile=None)
 
-    def load(start: int) -> tuple[list[int | str], PreparedBatch]:
+    def load(start: int) -> tuple[list[int | str], Prepared]:
         image_ids = [dataset.image_ids[index] for index in share[start : start + batch_size]]
         arrays = [dataset.picture(image_id) for image_id in image_ids]
-        (batch,) = detector.prepare(arrays, whole_images, batch_size).batches
-        return image_ids, batch
+        return image_ids, detector.prepare(arrays, whole_images, batch_size)
 
     starts = range(0, len(share), batch_size)
     # Threads, because the processes of `BatchLoader` take longer to start than detection in a small set.
@@ -57,8 +56,8 @@ def detect_dataset(
                     batch = next(batches, None)
                 if batch is None:
                     break
-                image_ids, (images, letterboxes, _) = batch
-                detections = detector.detect_batch(images, letterboxes, options, stopwatch)
+                image_ids, prepared = batch
+                detections = detector.detect(prepared, whole_images, stopwatch)
                 with stopwatch.measuring("post-processing"):
                     for image_id, of_image in zip(image_ids, detections):
                         found[image_id] = coco_results(image_id, of_image, dataset.category_ids)

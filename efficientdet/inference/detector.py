@@ -62,7 +62,6 @@ class Detector:
     ):
         self.project = project
         self.device = device
-        self.dtype = dtype
         self.runner: Runner = optimize(network, device, dtype, mode) if isinstance(network, EfficientDet) else network
         self.compound_coef = self.runner.compound_coef
         self.limits = self.runner.limits
@@ -151,12 +150,15 @@ class Detector:
     def detect(
         self, prepared: Prepared, options: DetectionOptions, stopwatch: Stopwatch | None = None
     ) -> list[Detections]:
-        """Return the detections in each image, as `__call__` does. `stopwatch` is that of `detect_batch`."""
+        """Return the detections in each image, as `__call__` does.
+
+        The time goes to `stopwatch`, as "network" and "post-processing". Measuring adds a host-device sync per batch.
+        """
         parts: list[list[tuple[Tile, Detections]]] = [[] for _ in prepared.sizes]
         # The best detections in a tile may be parts of objects that another tile shows entirely.
         in_tiles = options if options.tile is None else replace(options, max_detections=None)
-        for images, letterboxes, tiles in prepared.batches:
-            for (n, tile), found in zip(tiles, self.detect_batch(images, letterboxes, in_tiles, stopwatch)):
+        for batch in prepared.batches:
+            for (n, tile), found in zip(batch.tiles, self._detect_batch(batch, in_tiles, stopwatch)):
                 parts[n].append((tile, found))
         return [
             join_tiles(of_image, *size, options.iou_threshold, options.max_detections)
@@ -164,25 +166,18 @@ class Detector:
         ]
 
     @torch.inference_mode()
-    def detect_batch(
-        self,
-        images: Tensor,
-        letterboxes: Sequence[Letterbox],
-        options: DetectionOptions,
-        stopwatch: Stopwatch | None = None,
+    def _detect_batch(
+        self, batch: PreparedBatch, options: DetectionOptions, stopwatch: Stopwatch | None = None
     ) -> list[Detections]:
-        """Return the detections in the images of a prepared batch (N, 3, H, W), as `__call__` does.
-
-        The time goes to `stopwatch`, as "network" and "post-processing". Measuring adds a host-device sync per batch.
-        """
-        images = images.to(self.device, self.runner.input_dtype)
+        """Return the detections in each tile of a batch, with boxes in pixels of the tile."""
+        images = batch.images.to(self.device, self.runner.input_dtype)
         found = self._detect_on_canvas(images, options, stopwatch)
         if options.flip:
-            mirrored = self._detect_on_canvas(mirror(images, letterboxes), options, stopwatch)
+            mirrored = self._detect_on_canvas(mirror(images, batch.letterboxes), options, stopwatch)
             limits = options.iou_threshold, options.max_detections
-            found = [join_mirrored(*views, *limits) for views in zip(found, mirrored, letterboxes)]
+            found = [join_mirrored(*views, *limits) for views in zip(found, mirrored, batch.letterboxes)]
         with measuring(stopwatch, "post-processing", self.device):
-            return [detections_to_image(*pair) for pair in zip(found, letterboxes)]
+            return [detections_to_image(*pair) for pair in zip(found, batch.letterboxes)]
 
     def _detect_on_canvas(
         self, images: Tensor, options: DetectionOptions, stopwatch: Stopwatch | None

@@ -276,8 +276,8 @@ def test_the_best_are_chosen_after_tiles_are_joined(detector, monkeypatch):
     ]
     monkeypatch.setattr(
         detector,
-        "detect_batch",
-        lambda images, letterboxes, options, stopwatch: [found[: options.max_detections] for found in in_tiles],
+        "_detect_batch",
+        lambda batch, options, stopwatch: [found[: options.max_detections] for found in in_tiles],
     )
     (best,) = detector([noise(64, 100)], tile=64, batch_size=3, max_detections=1)
     assert best.scores.tolist() == pytest.approx([0.85])
@@ -409,7 +409,7 @@ def test_defaults_are_coco_at_the_coefficients_own_size(monkeypatch, tmp_path):
     detector = load_detector(device="cpu")
     assert detector.canvas == (512, 512)
     assert detector.project.name == "coco" and detector.project.class_names[0] == "person"
-    assert detector.device == CPU and detector.dtype == torch.float32
+    assert detector.device == CPU and detector.runner.input_dtype == torch.float32
 
 
 def test_project_by_file_name(shapes_project):
