@@ -140,7 +140,8 @@ def test_threshold_zero_lists_and_draws_every_box(demo):
     assert np.abs(before.astype(int) - after).mean() > 5
 
 
-def test_everything_mixed_with_what_is_broken(demo):
+@pytest.mark.slow
+def test_sources_of_all_kinds_and_broken_ones_in_all_formats(demo):
     mixed = demo.root / "mixed"
     write_image(mixed / "000000000007.png", 40, 50)
     (mixed / "b.jpg").write_text("no image")

@@ -16,6 +16,9 @@ from efficientdet.runtime.pt2_safety import check_pt2, no_pickled_code
 from utils.errors import InputError
 
 
+pytestmark = pytest.mark.slow  # exports and loads a file
+
+
 @pytest.fixture(scope="module")
 def valid(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("pt2") / "model.pt2"
@@ -34,7 +37,6 @@ def edited(path: Path, copy: Path, edit: Callable[[str], str] = str, extra: dict
     return copy
 
 
-@pytest.mark.slow
 def test_exported_file_is_accepted(valid, tmp_path):
     check_pt2(valid)
     assert ExportedModel(edited(valid, tmp_path / "copy.pt2"), CPU).compound_coef == 0
