@@ -15,7 +15,6 @@ from efficientdet.runtime.exported import ExportedModel
 from efficientdet.runtime.pt2_safety import check_pt2, no_pickled_code
 from utils.errors import InputError
 
-
 pytestmark = pytest.mark.slow  # exports and loads a file
 
 
