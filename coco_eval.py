@@ -1,19 +1,20 @@
 """Evaluate weights on a project's validation set by COCO's average precision.
 
   python coco_eval.py -p coco -c 0                                     the published weights, downloaded on first use
-  python coco_eval.py -p shapes                                        the weights and data that come with the project
-  python coco_eval.py -p my_project -c 2 -w best                       the best that train.py has made so far
+  python coco_eval.py -p shapes                                        the weights and data of the project shapes
+  python coco_eval.py -p my_project -c 2 -w best                       the best weights of train.py so far
   python coco_eval.py -p my_project -c 2 -w logs/my_project/efficientdet-d2_30_4000.pth
   python coco_eval.py -p my_project -w model.onnx                      a file of efficientdet.export, in its own engine
-  python coco_eval.py -p my_project -c 2 -w best --report              and a page on what is wrong
+  python coco_eval.py -p my_project -c 2 -w best --report              also a page that analyses the errors
   python coco_eval.py -p my_project --results detections.json          any detector's results, without weights
 
-The detections go to logs/{project}/{set}_bbox_results.json, in COCO's results format. With num_gpus above 1 in the
-project's YAML file, so many GPUs share the images; torchrun works, too.
+Detections are written to logs/{project}/{set}_bbox_results.json, in COCO's results format. If num_gpus in the
+project's YAML file is above 1, that many GPUs share the images; torchrun works as well.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -27,75 +28,42 @@ from efficientdet.evaluation.analysis import analyse, class_table
 from efficientdet.evaluation.coco import score_in_detail
 from efficientdet.evaluation.report import report_folder, write_report
 from efficientdet.inference.dataset import detect_dataset
-from efficientdet.inference.detector import DetectionOptions, load_detector
+from efficientdet.inference.detector import load_detector
+from efficientdet.inference.options import DetectionOptions
 from efficientdet.project import Project, load_project
 from utils import distributed
-from utils.cli import BOOLEAN, default_workers, fraction, image_size, non_negative_int, positive_int
+from utils.cli import BOOLEAN, WORKERS, add_flags, make_parser
 from utils.device import chosen_device, inference_dtype, keep_freed_memory, network_mode
 from utils.errors import exit_on_input_error
 from utils.files import make_writable_folder
 from utils.stopwatch import Stopwatch
 
 LOGS = Path("logs")
-WORKERS = default_workers()
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = make_parser(__doc__)
+    add_flags(parser, "project", "compound_coef", "weights", iou_threshold={"default": EVALUATION_IOU_THRESHOLD})
+    best = "keep the N best detections of each image (default: all; COCO scores 100)"
+    add_flags(parser, "flip", "cuda", "amp", "compile", max_detections={"help": best})
+    add_flags(parser, device={"default": None, "help": "index of the GPU (default: the first, or num_gpus of them)"})
     add = parser.add_argument
-    add("-p", "--project", default="coco", help="a name under projects/, or a YAML file (default: coco)")
-    add(
-        "-c",
-        "--compound_coef",
-        type=int,
-        default=0,
-        choices=range(9),
-        help="D0 to D7, 8 is D7X (default: 0, or the exported file's)",
-    )
-    add("-w", "--weights", metavar="FILE|best|last", help="weights, or an exported file (default: the one in weights/)")
-    add(
-        "--nms_threshold",
-        type=fraction,
-        default=EVALUATION_IOU_THRESHOLD,
-        help="IoU above which the weaker of two boxes of a class goes (default: %(default)s)",
-    )
-    add("--max_detections", type=positive_int, help="of an image, the best so many (default: all; COCO scores 100)")
-    add("--flip", **BOOLEAN, default=False, help="search the mirror images, too: twice the time, a little better")
-    add("--cuda", **BOOLEAN, help="run on a GPU (default: if there is one)")
-    add("--device", type=non_negative_int, help="which GPU (default: the first, or num_gpus of them)")
-    add("--amp", choices=("off", "bf16", "fp16"), default="off", help="less precision, more speed (default: off)")
-    add(
-        "--compile",
-        **BOOLEAN,
-        default=False,
-        help="compile the network first, for many images: takes a minute, from the cache ten seconds (needs a C++ "
-        "compiler)",
-    )
     add("--float16", **BOOLEAN, default=False, help="the same as --amp fp16: half precision, on a GPU")
     add("--override", **BOOLEAN, default=True, help="False scores the results file of an earlier run (default: True)")
     add("--results", type=Path, metavar="FILE", help="score this COCO results file; needs no weights")
-    add(
-        "--report",
-        **BOOLEAN,
-        default=False,
-        help="also write logs/{project}/eval-.../ with report.html (classes, thresholds, confusions, causes of errors, "
-        "worst images), its images, and report.json (default: False)",
+    report = (
+        "also write logs/{project}/eval-.../ with report.html (classes, thresholds, confusions, causes of errors, "
+        "worst images), its images, and report.json (default: False)"
     )
-    add("--batch_size", type=positive_int, default=4, help="images per pass (default: 4)")
-    add("-n", "--num_workers", type=non_negative_int, default=WORKERS, help=f"loading threads (default: {WORKERS})")
-    add(
-        "--saved_path",
-        type=Path,
-        default=Path("logs"),
-        help="where -w best and last look (default: logs/)",
+    add("--report", **BOOLEAN, default=False, help=report)
+    add("--set", dest="set_name", help="the set to evaluate (default: the project's val_set)")
+    add_flags(parser, "saved_path", "data_path", "image_size", "max_images")
+    add_flags(
+        parser,
+        batch_size={"default": 4, "help": "images per pass (default: 4)"},
+        num_workers={"help": f"loading threads (default: {WORKERS})"},
     )
-    add("--data_path", type=Path, default=Path("datasets"), help="folder of the projects' data (default: datasets/)")
-    add("--set", dest="set_name", help="which set to evaluate (default: the project's val_set)")
-    add(
-        "--image_size", type=image_size, help="side of the input, or WIDTHxHEIGHT (default: project's or coefficient's)"
-    )
-    add("--max_images", type=positive_int, help="use only the first so many images of the set")
-    return parser.parse_args()
+    return parser.parse_args(args)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -106,7 +74,7 @@ def main(args: argparse.Namespace) -> None:
     device = chosen_device(args.cuda, distributed.local_rank() if args.device is None else args.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if device.type == "cpu":
+    else:
         keep_freed_memory()
     with distributed.report_once(), distributed.process_group(device):
         evaluate(args, project, device)
@@ -128,7 +96,7 @@ def evaluate(args: argparse.Namespace, project: Project, device: torch.device) -
     source = args.results or (results_path if not args.override and results_path.is_file() else None)
     if source:
         facts = {"results": str(source)}
-        distributed.print_rank0(f"scoring {source} as it is")
+        distributed.print_rank0(f"scoring {source} unchanged")
         results = read_results(source, dataset)
     else:
         weights = chosen_weights(args.weights, project.name, args.compound_coef, args.saved_path)
@@ -138,7 +106,7 @@ def evaluate(args: argparse.Namespace, project: Project, device: torch.device) -
         if args.compile:
             distributed.print_rank0("compiling the network with the first batch ...")
         options = DetectionOptions(
-            EVALUATION_SCORE_THRESHOLD, args.nms_threshold, max_detections=args.max_detections, flip=args.flip
+            EVALUATION_SCORE_THRESHOLD, args.iou_threshold, max_detections=args.max_detections, flip=args.flip
         )
         results = detect_dataset(detector, dataset, options, args.batch_size, args.num_workers, stopwatch)
         if distributed.rank() == 0:
@@ -147,7 +115,7 @@ def evaluate(args: argparse.Namespace, project: Project, device: torch.device) -
     if distributed.rank() > 0:
         return
 
-    print(f"scoring {len(results):,} detections ...", file=sys.stderr)  # COCO's way takes a minute for a large set
+    print(f"scoring {len(results):,} detections ...", file=sys.stderr)  # takes a minute for a large set
     with stopwatch.measuring("scoring"):
         evaluation, details = score_in_detail(dataset, results)
     if not source:
@@ -162,7 +130,7 @@ def evaluate(args: argparse.Namespace, project: Project, device: torch.device) -
 
 
 def command() -> None:
-    """The script, and `efficientdet-eval`."""
+    """Run the script; also the command `efficientdet-eval`."""
     with exit_on_input_error():
         main(parse_args())
 

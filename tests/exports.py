@@ -1,4 +1,4 @@
-"""Networks to export in tests, and what the files say of themselves."""
+"""Networks to export in tests, and the metadata of the files."""
 
 import math
 from dataclasses import replace
@@ -25,7 +25,7 @@ def small_project() -> Project:
 
 @cache
 def network_that_finds(compound_coef: int = 0) -> EfficientDet:
-    """Recorded weights, by which 300 anchors of the first of `images` pass 0.05. It is shared: not to be changed."""
+    """Return a network with 300 anchors above 0.05 in the first of `images`. It is shared: do not modify it."""
     with torch.device("meta"):
         network = EfficientDet(compound_coef, len(CLASS_NAMES))
     fill(network, torch.float32).eval()
@@ -34,17 +34,17 @@ def network_that_finds(compound_coef: int = 0) -> EfficientDet:
     header = network.classifier.header.pointwise_conv.conv
 
     with torch.no_grad():
-        # Statistics of images: with others, little of an image would be left in the outputs. Larger ones, because
-        # those of the smallest suit no other size.
+        # Batch norm statistics of images: with others, the outputs would hardly depend on the image. Larger images,
+        # because the statistics of the smallest do not fit other sizes.
         height, width = metadata.image_size
         for norm in norms:
             norm.train().momentum = 1.0
         network(images(metadata, 2, 2 * height, 2 * width))
         for norm in norms:
-            norm.eval().running_var.clamp_(min=0.1)  # less would make chaos of rounding errors
+            norm.eval().running_var.clamp_(min=0.1)  # a smaller one would amplify rounding errors
         batch = images(metadata)
         outputs = network(batch)
-        header.weight *= 2 / outputs.class_logits[0].amax(dim=-1).std()  # scores of all kinds
+        header.weight *= 2 / outputs.class_logits[0].amax(dim=-1).std()  # low and high scores
         network.regressor.header.pointwise_conv.conv.weight *= 0.3 / outputs.box_deltas.std()  # boxes inside the image
         best = network(batch).class_logits[0].amax(dim=-1)
         header.bias += math.log(0.05 / 0.95) - best.sort(descending=True).values[300]
@@ -52,7 +52,7 @@ def network_that_finds(compound_coef: int = 0) -> EfficientDet:
 
 
 def describe(compound_coef: int = 0, **changes: object) -> Metadata:
-    """Of the smallest input, raw outputs, float32, normalised inside, unless `changes` say otherwise."""
+    """Return metadata of the smallest input, raw outputs, float32 and normalization inside, except for `changes`."""
     config, project = model_config(compound_coef), small_project()
     metadata = Metadata(
         compound_coef=compound_coef,
@@ -75,7 +75,7 @@ def describe(compound_coef: int = 0, **changes: object) -> Metadata:
 
 
 def images(metadata: Metadata, number: int = 1, height: int | None = None, width: int | None = None) -> Tensor:
-    """Smooth noise (N, 3, H, W), as the file takes it; of its own size by default."""
+    """Return smooth noise (N, 3, H, W) for the file's input, by default in its size."""
     height, width = height or metadata.image_size[0], width or metadata.image_size[1]
     coarse = torch.rand(number, 3, height // 16, width // 16, generator=torch.Generator().manual_seed(0))
     pixels = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear")

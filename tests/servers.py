@@ -1,4 +1,4 @@
-"""A server on this machine for tests of sources: images, and a stream that breaks."""
+"""A local server for tests of sources: images, and a stream that breaks."""
 
 import contextlib
 import threading
@@ -27,13 +27,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_error(404)
 
     def _stream(self):
-        """Motion JPEG: so many frames as this connection is to get, and the end in the middle of the next."""
+        """Send the frames of this connection as motion JPEG, and end in the middle of the next frame."""
         self.server.connections += 1
         if self.server.connections > len(self.server.stream_lengths):
             self.send_error(503)
             return
         self._head("multipart/x-mixed-replace; boundary=frame")
-        with contextlib.suppress(OSError):  # the other side has gone
+        with contextlib.suppress(OSError):  # the client has disconnected
             for number in range(self.server.stream_lengths[self.server.connections - 1]):
                 self._part(jpeg(value=10 * number % 250))
                 time.sleep(0.01)
@@ -56,12 +56,12 @@ class _Handler(BaseHTTPRequestHandler):
 def serve(
     files: dict[str, tuple[str, bytes]] | None = None, stream_lengths: Sequence[int] = ()
 ) -> Iterator[ThreadingHTTPServer]:
-    """A server; `server.url` is its address, `server.seen` the (path, authorization) of each request.
+    """Start a server; `server.url` is its address, `server.seen` the (path, authorization) of each request.
 
     Args:
         files: path -> content type, content.
-        stream_lengths: frames that each connection to `/stream` gets before it breaks; further ones are refused.
-            The first connection only asks what is there.
+        stream_lengths: number of frames for each connection to `/stream` before it breaks; further connections are
+            refused. The first one only asks for the content type.
     """
     with ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
         server.files, server.stream_lengths, server.connections, server.seen = files or {}, stream_lengths, 0, []

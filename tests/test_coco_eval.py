@@ -1,31 +1,35 @@
-"""coco_eval.py as its users run it: detections to a results file, and COCO's twelve numbers."""
+"""coco_eval.py: detections to a results file, and COCO's twelve numbers."""
 
+import io
 import json
 import re
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from scripts import (
-    SMALL,
-    assert_one_error,
-    assert_succeeded,
-    run_script,
-    untrained,
-    write_shapes_project,
-    write_weights,
-)
+from scripts import SMALL, assert_succeeded, run_script, untrained, write_shapes_project, write_weights
 
+import coco_eval
 from efficientdet.data.shapes import write_shapes
 from efficientdet.training.checkpoints import Checkpoints
+from utils.errors import InputError
 
 SHAPES_AP = 0.861  # of weights/efficientdet-d0_shapes.pth, on the first 40 images to validate
 
-EVALUATE = ("coco_eval.py", "-p", "drawn", *SMALL, "-n", "0")
+
+def evaluate(folder: Path, *args: str | Path) -> SimpleNamespace:
+    """Run the script in this process, in `folder`. Return its stdout and stderr."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
+        patch.chdir(folder)
+        coco_eval.main(coco_eval.parse_args(["-p", "drawn", *SMALL, "-n", "0", *map(str, args)]))
+    return SimpleNamespace(stdout=stdout.getvalue(), stderr=stderr.getvalue())
 
 
 def coco_numbers(stdout: str) -> list[float]:
-    """The numbers of COCO's twelve lines, which must be the last that are printed."""
+    """Return the numbers of COCO's twelve lines, which must be the last."""
     lines = stdout.rstrip().splitlines()[-12:]
     numbers = [re.fullmatch(r" Average (?:Precision|Recall) +\(A[PR]\) .* = (-?[01]\.\d{3})", line) for line in lines]
     assert all(numbers), stdout
@@ -34,15 +38,14 @@ def coco_numbers(stdout: str) -> list[float]:
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory) -> SimpleNamespace:
-    """A project, weights that find nothing, and an evaluation of them."""
+    """A project, weights that detect nothing, and their evaluation."""
     project = write_shapes_project(tmp_path_factory.mktemp("evaluated"))
     weights = write_weights(project.root / "untrained.pth")
-    run = run_script(*EVALUATE, "-w", weights, "--batch_size", "2", cwd=project.root)
+    run = evaluate(project.root, "-w", weights, "--batch_size", "2")
     return SimpleNamespace(project=project, weights=weights, run=run)
 
 
 def test_nothing_detected_is_a_result(evaluated):
-    assert_succeeded(evaluated.run)
     assert "0 detections in 3 images -> logs/drawn/val_bbox_results.json" in evaluated.run.stdout
     assert json.loads((evaluated.project.root / "logs/drawn/val_bbox_results.json").read_text()) == []
     numbers = coco_numbers(evaluated.run.stdout)
@@ -53,39 +56,38 @@ def test_images_per_second_are_shown(evaluated):
     assert re.search(r"val on \S+: 100%.* 3/3 .*(image/s|s/image)", evaluated.run.stderr)
 
 
-def test_weights_that_come_with_the_project_know_its_shapes(tmp_path):
+@pytest.mark.slow
+def test_weights_of_the_project_detect_its_shapes(tmp_path):
     write_shapes(tmp_path / "datasets" / "shapes", train_images=0, val_images=40)
     run = run_script("coco_eval.py", "-p", "shapes", "-n", "0", cwd=tmp_path)
     assert_succeeded(run)
     assert coco_numbers(run.stdout)[0] == pytest.approx(SHAPES_AP, abs=0.005)
 
 
-def test_override_false_scores_the_file_that_is_there(evaluated, shapes_project):
-    truth = json.loads((shapes_project.data / "annotations/instances_val.json").read_text())["annotations"]
+def test_override_false_scores_the_existing_file(evaluated, shapes_project):
+    ground_truth = json.loads((shapes_project.data / "annotations/instances_val.json").read_text())["annotations"]
     results = [
-        {key: annotation[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9} for annotation in truth
+        {key: annotation[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9}
+        for annotation in ground_truth
     ]
     path = shapes_project.root / "logs/drawn/val_bbox_results.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(results))
-    # Without weights: none are needed.
-    run = run_script(*EVALUATE, "--override", "False", cwd=shapes_project.root)
-    assert_succeeded(run)
+    run = evaluate(shapes_project.root, "--override", "False")  # needs no weights
     assert str(path.relative_to(shapes_project.root)) in run.stdout
     assert coco_numbers(run.stdout)[0] == 1
     assert json.loads(path.read_text()) == results
 
 
 def test_results_of_any_detector_are_scored_and_reported_without_weights(shapes_project):
-    truth = json.loads((shapes_project.data / "annotations/instances_val.json").read_text())["annotations"]
+    ground_truth = json.loads((shapes_project.data / "annotations/instances_val.json").read_text())["annotations"]
     results = [
         {"image_id": str(annotation["image_id"]), "category_id": annotation["category_id"], "score": 0.9}
         | {"bbox": annotation["bbox"], "area": 5}
-        for annotation in truth[1:]
+        for annotation in ground_truth[1:]
     ]
     (shapes_project.root / "theirs.json").write_text(json.dumps(results))
-    run = run_script(*EVALUATE, "--results", "theirs.json", "--report", cwd=shapes_project.root)
-    assert_succeeded(run)
+    run = evaluate(shapes_project.root, "--results", "theirs.json", "--report")
     assert 0 < coco_numbers(run.stdout)[0] < 1
     assert re.search(r"^class +boxes +AP .*\n(square|disc) +\d", run.stdout, re.MULTILINE)
     (folder,) = (shapes_project.root / "logs/drawn").glob("eval-val-theirs-*")
@@ -96,12 +98,14 @@ def test_results_of_any_detector_are_scored_and_reported_without_weights(shapes_
     assert not (shapes_project.root / "logs/drawn/val_bbox_results.json").exists()
 
 
-def test_results_that_cannot_be_scored_are_one_error(shapes_project):
+def test_results_that_cannot_be_scored_are_an_error(shapes_project):
     (shapes_project.root / "theirs.json").write_text('[{"image_id": 1}]')
-    assert_one_error(run_script(*EVALUATE, "--results", "theirs.json", cwd=shapes_project.root), "theirs.json", "entry")
+    with pytest.raises(InputError, match=r"theirs\.json"):
+        evaluate(shapes_project.root, "--results", "theirs.json")
 
 
-def test_last_is_the_newest_checkpoint_and_detections_carry_the_data_sets_ids(shapes_project):
+@pytest.mark.slow
+def test_last_is_the_newest_checkpoint_and_results_have_the_ids_of_the_data_set(shapes_project):
     network = untrained()
     with torch.no_grad():
         network.classifier.header.pointwise_conv.conv.bias += 6  # scores about 0.8 instead of 0.01
@@ -109,8 +113,7 @@ def test_last_is_the_newest_checkpoint_and_detections_carry_the_data_sets_ids(sh
     checkpoints.save(untrained(), {}, 1, 3)
     checkpoints.save(network, {}, 2, 6).unlink()  # `last` needs no other file
     checkpoints.save_best(untrained())
-    run = run_script(*EVALUATE, "-w", "last", "--nms_threshold", "0.9", "--set", "train", cwd=shapes_project.root)
-    assert_succeeded(run)
+    run = evaluate(shapes_project.root, "-w", "last", "--nms_threshold", "0.9", "--set", "train")
     results = json.loads((shapes_project.root / "logs/drawn/train_bbox_results.json").read_text())
     assert f"{len(results)} detections in 6 images" in run.stdout
     assert {result["image_id"] for result in results} == set(shapes_project.train_ids)
@@ -120,23 +123,28 @@ def test_last_is_the_newest_checkpoint_and_detections_carry_the_data_sets_ids(sh
         assert x >= 0 and y >= 0 and width >= 0 and height >= 0 and x + width <= 160 and y + height <= 160
     assert len(coco_numbers(run.stdout)) == 12
 
-    # The best weights are others, which find nothing.
-    run = run_script(*EVALUATE, "-w", "best", cwd=shapes_project.root)
-    assert_succeeded(run)
+    # The best weights are others, which detect nothing.
+    run = evaluate(shapes_project.root, "-w", "best")
     assert "0 detections in 3 images" in run.stdout
 
 
 @pytest.mark.parametrize("name", ["last", "best"])
-def test_last_or_best_without_a_checkpoint_says_so(shapes_project, name):
-    assert_one_error(run_script(*EVALUATE, "-w", name, cwd=shapes_project.root), name, "logs/drawn")
+def test_last_or_best_without_a_checkpoint_is_an_error(shapes_project, name):
+    with pytest.raises(InputError, match=f"(?s)(?=.*{name})(?=.*logs/drawn)"):
+        evaluate(shapes_project.root, "-w", name)
 
 
 def test_float16_needs_a_gpu(evaluated):
-    run = run_script(*EVALUATE, "-w", evaluated.weights, "--float16", "--cuda", "False", cwd=evaluated.project.root)
-    assert_one_error(run, "--float16", "GPU")
+    with pytest.raises(InputError, match="--float16.*GPU"):
+        evaluate(evaluated.project.root, "-w", evaluated.weights, "--float16", "--cuda", "False")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_cuda_without_a_gpu_says_what_to_pass(evaluated):
-    run = run_script(*EVALUATE, "-w", evaluated.weights, "--cuda", "True", cwd=evaluated.project.root)
-    assert_one_error(run, "CUDA device 0", "--cuda False")
+    with pytest.raises(InputError, match="CUDA device 0.*--cuda False"):
+        evaluate(evaluated.project.root, "-w", evaluated.weights, "--cuda", "True")
+
+
+def test_iou_threshold_has_two_spellings():
+    values = [coco_eval.parse_args([flag, "0.4"]).iou_threshold for flag in ("--nms_threshold", "--iou_threshold")]
+    assert values == [0.4, 0.4]

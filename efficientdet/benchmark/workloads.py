@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from efficientdet.inference.dataset import detect_dataset
 from efficientdet.inference.detector import DetectionOptions, Detector
 from efficientdet.model.loss import DetectionLoss
 from efficientdet.model.network import EfficientDet
-from efficientdet.model.postprocess import find_candidates, postprocess
+from efficientdet.model.postprocess import postprocess
 from efficientdet.project import Project
 from efficientdet.runtime.exported import ExportedModel
 from efficientdet.runtime.modes import MODES, compile_network, optimize
@@ -42,7 +42,7 @@ from efficientdet.training.optimization import make_optimizer
 from efficientdet.training.recipe import RECIPES
 from efficientdet.training.step import TrainingStep
 from utils.device import keep_freed_memory
-from utils.measuring import Workload, synchronize
+from utils.measuring import Workload
 from utils.stopwatch import Stopwatch
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -149,22 +149,7 @@ def detections_of_ours(
         return lambda pictures: baseline_detections(plain, pictures, canvas, material.project, stopwatch)
     detector = make_detector(contender, material, canvas)
     options = DetectionOptions(EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD)
-    # The choice of candidates is one graph with the network then, or may be.
-    finds = contender.name == "compiled" or is_exported(contender.name)
-
-    @torch.inference_mode()
-    def detect(pictures: Sequence[np.ndarray]) -> list[Detections]:
-        ((images, letterboxes, _),) = detector.prepare(pictures, options, len(pictures)).batches
-        network: Any = (
-            partial(detector.find, letterboxes=letterboxes, options=options) if finds else detector.finder.network
-        )
-        found = network(images)
-        synchronize(material.device)
-        with stopwatch.measuring("post-processing"):
-            candidates = found if finds else [find_candidates(found, *canvas, options.score_threshold)]
-            return detector.choose(candidates, letterboxes, options)
-
-    return detect
+    return lambda pictures: detector.detect(detector.prepare(pictures, options, len(pictures)), options, stopwatch)
 
 
 def train(contender: Contender, material: Material) -> Workload:

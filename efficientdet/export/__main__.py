@@ -256,7 +256,7 @@ def describe(args: argparse.Namespace, network: EfficientDet, project: Project) 
 def images_for_proof(args: argparse.Namespace, project: Project) -> list[Frame]:
     """The first images of --images, of the validation set, or of those that come with the project."""
     validation_set = args.data_path / project.name / project.val_set
-    chosen = args.pictures or str(validation_set if validation_set.is_dir() else SHAPES_IMAGES)
+    chosen = args.images or str(validation_set if validation_set.is_dir() else SHAPES_IMAGES)
     return list(islice(read_frames(list_sources([chosen])), args.max_images))
 
 

@@ -1,6 +1,5 @@
-"""A whole data set through the detector, and where the time went."""
+"""Detect in a whole data set, and measure where the time goes."""
 
-from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
 
@@ -8,7 +7,8 @@ from tqdm import tqdm
 
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.results import coco_results
-from efficientdet.inference.detector import DetectionOptions, Detector, PreparedBatch
+from efficientdet.inference.detector import Detector, Prepared
+from efficientdet.inference.options import DetectionOptions
 from utils import distributed
 from utils.errors import InputError
 from utils.overlap import ordered_map
@@ -23,74 +23,49 @@ def detect_dataset(
     num_threads: int,
     stopwatch: Stopwatch,
 ) -> list[dict]:
-    """COCO results of all images, in the data set's order; the same in all processes, which share the images.
+    """Return the COCO results of all images, in the data set's order.
+
+    Processes share the images; each returns the results of all.
 
     Args:
-        options: of them `tile` has no effect.
-        num_threads: that load the next batches while the network works; 0 loads in turn with it.
-        stopwatch: takes the time of loading (as far as the network waits for it), network and post-processing.
+        options: `tile` has no effect.
+        num_threads: threads that load the next batches while the network runs; 0 loads between batches.
+        stopwatch: receives the time of "loading" (as far as the network waits for it), "network", "post-processing".
 
-    Raises InputError for an image that cannot be used.
+    Raises InputError for an unusable image.
     """
     share = range(distributed.rank(), len(dataset), distributed.world_size())
-    found, problem = {}, None
-    with (
-        closing(_batches(detector, dataset, share, options, batch_size, num_threads)) as batches,
-        tqdm(
-            desc=f"{dataset.set_name} on {detector.device}",
-            total=len(share),
-            unit="image",
-            dynamic_ncols=True,
-            disable=distributed.rank() > 0,
-        ) as bar,
-    ):
-        while True:
-            try:
-                with stopwatch.measuring("loading"):
-                    batch = next(batches, None)
-            except InputError as error:  # the other processes must not wait for this one
-                problem = str(error)
-                break
-            if batch is None:
-                break
-            image_ids, (images, letterboxes, _) = batch
-            with stopwatch.measuring("network"):  # to the candidates, whose number only a finished pass can tell
-                candidates = detector.find(images, letterboxes, options)
-            with stopwatch.measuring("post-processing"):
-                detections = detector.choose(candidates, letterboxes, options)
-                for image_id, objects in zip(image_ids, detections):
-                    found[image_id] = coco_results(image_id, objects, dataset.category_ids)
-            bar.update(len(detections))
-    parts = distributed.all_gather((found, problem))
-    for _, problem in parts:
-        if problem:
-            raise InputError(problem)
-    found = {image_id: entries for part, _ in parts for image_id, entries in part.items()}
-    return [entry for image_id in dataset.image_ids for entry in found[image_id]]
+    whole_images = replace(options, tile=None)
 
-
-def _batches(
-    detector: Detector,
-    dataset: CocoDataset,
-    share: Sequence[int],
-    options: DetectionOptions,
-    batch_size: int,
-    num_threads: int,
-) -> Generator[tuple[list[int | str], PreparedBatch]]:
-    """The images of `share` in their order: their ids, and what the network takes.
-
-    By threads, not by `BatchLoader`'s processes: a pass through a few images is over before those have started.
-    """
-    whole = replace(options, tile=None)
-
-    def load(start: int) -> tuple[list[int | str], PreparedBatch]:
+    def load(start: int) -> tuple[list[int | str], Prepared]:
         image_ids = [dataset.image_ids[index] for index in share[start : start + batch_size]]
         arrays = [dataset.load_image(image_id) for image_id in image_ids]
-        (batch,) = detector.prepare(arrays, whole, batch_size).batches
-        return image_ids, batch
+        return image_ids, detector.prepare(arrays, whole_images, batch_size)
 
     starts = range(0, len(share), batch_size)
-    if num_threads:
-        yield from ordered_map(load, starts, num_threads, depth=num_threads)
-    else:
-        yield from map(load, starts)
+    # Threads, because the processes of `BatchLoader` take longer to start than detection in a small set.
+    loaded = ordered_map(load, starts, num_threads, num_threads) if num_threads else (load(start) for start in starts)
+    description, silent = f"{dataset.set_name} on {detector.device}", distributed.rank() > 0
+    bar = tqdm(desc=description, total=len(share), unit="image", dynamic_ncols=True, disable=silent)
+    found: dict[int | str, list[dict]] = {}
+    problem: str | None = None
+    with bar, closing(loaded) as batches:
+        try:
+            while True:
+                with stopwatch.measuring("loading"):
+                    batch = next(batches, None)
+                if batch is None:
+                    break
+                image_ids, prepared = batch
+                detections = detector.detect(prepared, whole_images, stopwatch)
+                with stopwatch.measuring("post-processing"):
+                    for image_id, of_image in zip(image_ids, detections):
+                        found[image_id] = coco_results(image_id, of_image, dataset.category_ids)
+                bar.update(len(detections))
+        except InputError as error:  # raised below, because the other processes wait for this one
+            problem = str(error)
+    for part, reason in distributed.all_gather((found, problem)):
+        if reason is not None:
+            raise InputError(reason)
+        found.update(part)
+    return [result for image_id in dataset.image_ids for result in found[image_id]]

@@ -1,8 +1,7 @@
-"""The detector that other programs use: images in, `Detections` in their own pixels out."""
+"""The detector that other programs use: images in, `Detections` in pixels of each image out."""
 
-import difflib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,61 +9,51 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from efficientdet.boxes import clip_boxes, flip_boxes
 from efficientdet.checkpoints.find import find_weights, is_exported
 from efficientdet.checkpoints.loading import load_weights
 from efficientdet.config import DEMO_IOU_THRESHOLD, DEMO_SCORE_THRESHOLD
 from efficientdet.data.transforms import Letterbox
-from efficientdet.inference.tiling import Window, join, windows
+from efficientdet.inference.flip import join_mirrored, mirror
+from efficientdet.inference.options import DetectionOptions, check_options, class_indices
+from efficientdet.inference.tiling import Tile, join_tiles, make_tiles
 from efficientdet.model.network import EfficientDet
-from efficientdet.model.postprocess import Candidates, choose_detections, suppress
+from efficientdet.model.postprocess import choose_detections
 from efficientdet.project import Project, load_project
-from efficientdet.runtime.exported import ExportedFinder, ExportedModel
-from efficientdet.runtime.metadata import Suppression
-from efficientdet.runtime.modes import CandidateFinder, CompiledFinder, optimize
-from efficientdet.structures import Detections, concatenate
+from efficientdet.runtime.exported import ExportedModel
+from efficientdet.runtime.modes import optimize
+from efficientdet.runtime.runner import Runner, measuring
+from efficientdet.structures import Detections
 from utils.device import available_device
 from utils.errors import InputError
 from utils.images import read_image
-
-
-@dataclass(frozen=True)
-class DetectionOptions:
-    """What to look for, and how."""
-
-    score_threshold: float = DEMO_SCORE_THRESHOLD
-    iou_threshold: float = DEMO_IOU_THRESHOLD
-    max_detections: int | None = None  # of an image, the best; None: all
-    classes: Sequence[str] | None = None  # names; others are left out
-    flip: bool = False  # search the mirror image, too
-    rect: bool = False  # no more padding than the images of a batch need
-    tile: int | None = None  # search windows of this side, too, in pixels of the image
+from utils.stopwatch import Stopwatch
 
 
 class PreparedBatch(NamedTuple):
-    """Windows of images, ready for the network."""
+    """Tiles of images, ready for the network."""
 
-    images: Tensor  # (N, 3, H, W) float, normalised; uint8 for an exported network that normalises by itself
+    images: Tensor  # (N, 3, H, W) of the network's input dtype
     letterboxes: list[Letterbox]
-    windows: list[tuple[int, Window]]  # of which image, and which part of it
+    tiles: list[tuple[int, Tile]]  # index of the image, and which part of it
 
 
 class Prepared(NamedTuple):
     """Images, ready for the network."""
 
-    sizes: list[tuple[int, int]]  # (height, width) of each
+    sizes: list[tuple[int, int]]  # (height, width) of each image
     batches: Iterable[PreparedBatch]
 
 
 class Detector:
-    """A network made ready for inference, with the project's normalisation and class names.
+    """A network ready for inference, with a project's normalisation and class names. `load_detector` makes one.
 
-    Make one with `load_detector`.
+    Attributes:
+        canvas: (height, width) of the network's input, in pixels.
     """
 
     def __init__(
         self,
-        network: EfficientDet | ExportedModel,
+        network: EfficientDet | Runner,
         project: Project,
         device: torch.device,
         image_size: int | tuple[int, int] | None = None,
@@ -73,28 +62,13 @@ class Detector:
     ):
         self.project = project
         self.device = device
-        self.compound_coef = network.compound_coef
-        self.size_divisor = network.config.size_divisor
-        self.dtype = dtype
-        self.mode = mode
-        self.limits: Suppression | None = None  # inside of an exported graph
-        self._padding = (0, 0, 0)
-        self._takes_any_shape = mode != "compiled"
-        self._input_dtype = torch.promote_types(dtype, torch.float32)
-        self.finder: CandidateFinder | CompiledFinder | ExportedFinder
-        if isinstance(network, ExportedModel):
-            self.canvas = network.canvas(image_size)
-            self.finder = ExportedFinder(network)
-            self._takes_any_shape = network.metadata.dynamic
-            self._input_dtype = network.input_dtype
-            self._padding = network.metadata.padding
-            self.limits = network.metadata.suppression
-        else:
-            self.canvas = network.config.input_shape(project.image_size if image_size is None else image_size)
-            self.finder = optimize(network, device, dtype, mode)
-        self._normalization = [
+        self.runner: Runner = optimize(network, device, dtype, mode) if isinstance(network, EfficientDet) else network
+        self.compound_coef = self.runner.compound_coef
+        self.limits = self.runner.limits
+        self.canvas = self.runner.canvas(image_size, project)
+        self._mean_255, self._std_255 = (
             255 * torch.tensor(values, device=device).view(3, 1, 1) for values in (project.mean, project.std)
-        ]
+        )
 
     def __call__(
         self,
@@ -108,163 +82,125 @@ class Detector:
         rect: bool = False,
         tile: int | None = None,
     ) -> list[Detections]:
-        """The objects in each image, on the CPU, boxes (x1, y1, x2, y2) in the image's own pixels.
+        """Return the detections in each image, on the CPU, with boxes (x1, y1, x2, y2) in pixels of the image.
 
         Args:
             images: file names, or (H, W, 3) uint8 RGB arrays.
-            score_threshold: least score of an object.
-            iou_threshold: IoU above which the weaker of two boxes of a class goes.
-            batch_size: how many images, or windows of images, go through the network together.
-            max_detections: of an image, the best; None gives all.
-            classes: names; objects of other classes are left out.
-            flip: search the mirror image, too, and join what both give.
-            rect: no more padding than the images of a batch need. Faster, and alike but for the padding's effect.
-            tile: search overlapping square windows of this side, too, in pixels of the image. For small objects.
+            score_threshold: lowest score of a detection.
+            iou_threshold: IoU above which NMS drops the lower-scoring of two boxes of a class.
+            batch_size: how many images, or tiles of images, pass through the network together.
+            max_detections: keep the best of each image; None keeps all.
+            classes: names; detections of other classes are dropped.
+            flip: also detect in the mirror image, and join both by NMS.
+            rect: pad no more than the images of a batch need. Faster; results differ by the padding's effect only.
+            tile: also detect in overlapping square tiles of this side, in pixels of the image. For small objects.
 
         Raises InputError for a file that is no image and for an unknown class, ValueError for an array of another
         shape or type.
         """
         if isinstance(images, str | Path | np.ndarray):
-            raise ValueError("the detector takes a list of images: put a single one into a list")
+            raise ValueError("the detector accepts a list of images: pass [image]")
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
         options = DetectionOptions(score_threshold, iou_threshold, max_detections, classes, flip, rect, tile)
         detections = []
         for start in range(0, len(images), batch_size):
-            arrays = [self._array(image) for image in images[start : start + batch_size]]
+            arrays = [_as_array(image) for image in images[start : start + batch_size]]
             detections += self.detect(self.prepare(arrays, options, batch_size), options)
         return detections
 
     def prepare(self, arrays: Sequence[np.ndarray], options: DetectionOptions, batch_size: int) -> Prepared:
-        """(H, W, 3) uint8 RGB arrays -> what `detect` takes, in batches of up to `batch_size` of their windows.
+        """Return (H, W, 3) uint8 RGB arrays as `detect` accepts them, in batches of up to `batch_size` tiles.
 
-        May run in a thread, beside `detect`. InputError for options that this network cannot follow.
+        May run in another thread than `detect`. Raises InputError for options that the network cannot follow.
         """
-        self._check(options)
+        check_options(options, self.runner, self.project)
         sizes = [array.shape[:2] for array in arrays]
-        parts = [(n, window) for n, (h, w) in enumerate(sizes) for window in windows(h, w, options.tile)]
+        tiles = [(n, tile) for n, (h, w) in enumerate(sizes) for tile in make_tiles(h, w, options.tile)]
         batches = (
-            self._prepare_batch(parts[start : start + batch_size], arrays, options.rect)
-            for start in range(0, len(parts), batch_size)
+            self._prepare_batch(tiles[start : start + batch_size], arrays, options.rect)
+            for start in range(0, len(tiles), batch_size)
         )
-        # A large image has thousands of windows: these are prepared when their turn comes.
+        # A large image has thousands of tiles: those are prepared when they are due.
         return Prepared(sizes, list(batches) if options.tile is None else batches)
 
-    def _check(self, options: DetectionOptions) -> None:
-        """InputError for another shape than a network takes, and for more than an exported file's graph gives."""
-        if options.rect and not self._takes_any_shape:
-            raise InputError(
-                "less padding (--rect) changes the input's shape from batch to batch, and this network takes one only: "
-                "leave it out"
-            )
-        if self.limits is None:
-            return
-        score, iou, most = self.limits.score_threshold, self.limits.iou_threshold, self.limits.max_detections
-        asked = ""
-        if options.score_threshold < score:
-            asked = f"scores of {options.score_threshold:g} (its threshold is {score:g})"
-        elif options.iou_threshold > iou:
-            asked = f"boxes that overlap by {options.iou_threshold:g} (its suppression leaves {iou:g})"
-        elif options.max_detections is not None and options.max_detections > most:
-            asked = f"{options.max_detections} detections of an image (it gives {most})"
-        if asked:
-            raise InputError(
-                f"{self.project.path} was exported with --nms and cannot give {asked}: ask for less, or export it anew"
-            )
-
-    def _prepare_batch(
-        self, parts: Sequence[tuple[int, Window]], arrays: Sequence[np.ndarray], rect: bool
-    ) -> PreparedBatch:
-        letterboxes = [Letterbox.fit((window.height, window.width), self.canvas) for _, window in parts]
+    def _prepare_batch(self, tiles: list[tuple[int, Tile]], arrays: Sequence[np.ndarray], rect: bool) -> PreparedBatch:
+        letterboxes = [Letterbox.fit((tile.height, tile.width), self.canvas) for _, tile in tiles]
         if rect:
+            divisor = self.runner.size_divisor
             needed = (max(letterbox.resized[axis] for letterbox in letterboxes) for axis in (0, 1))
-            height, width = (-(-side // self.size_divisor) * self.size_divisor for side in needed)
+            height, width = (-(-side // divisor) * divisor for side in needed)
             letterboxes = [replace(letterbox, canvas=(height, width)) for letterbox in letterboxes]
-        cuts = [window.of(arrays[n]) for n, window in parts]
-        images = torch.stack([self._input(*pair) for pair in zip(cuts, letterboxes)])
-        return PreparedBatch(images.permute(0, 3, 1, 2), letterboxes, list(parts))
+        images = [
+            self._network_input(tile.crop(arrays[n]), letterbox) for (n, tile), letterbox in zip(tiles, letterboxes)
+        ]
+        return PreparedBatch(torch.stack(images).permute(0, 3, 1, 2), letterboxes, tiles)
 
-    def _input(self, picture: np.ndarray, letterbox: Letterbox) -> Tensor:
-        """(H, W, 3) uint8 RGB -> (canvas height, canvas width, 3), as the network takes it, on the device."""
-        if self._input_dtype == torch.uint8:
-            return _sent(torch.from_numpy(letterbox.apply_uint8(picture, self._padding)), self.device)
+    def _network_input(self, image: np.ndarray, letterbox: Letterbox) -> Tensor:
+        """Return an image (H, W, 3), uint8 RGB, as the network's input (canvas height, canvas width, 3)."""
+        if self.runner.input_dtype == torch.uint8:
+            return _to_device(letterbox.apply_uint8(image, self.runner.padding), self.device)
         canvas_bytes = 4 * 3 * letterbox.canvas[0] * letterbox.canvas[1]
-        if self.device.type == "cpu" or picture.nbytes > canvas_bytes:
-            prepared = letterbox.apply(picture, self.project.mean, self.project.std)
-            return _sent(torch.from_numpy(prepared), self.device)
-        # Fewer bytes travel, and the GPU does the rest.
-        pixels = _sent(torch.from_numpy(np.array(picture)), self.device)
-        return letterbox.apply_on_device(pixels, *self._normalization).permute(1, 2, 0)
+        if self.device.type == "cpu" or image.nbytes > canvas_bytes:
+            return _to_device(letterbox.apply(image, self.project.mean, self.project.std), self.device)
+        # Transfer the smaller of the two, and let the GPU do the rest.
+        pixels = _to_device(np.array(image), self.device)
+        return letterbox.apply_on_device(pixels, self._mean_255, self._std_255).permute(1, 2, 0)
 
-    def detect(self, prepared: Prepared, options: DetectionOptions) -> list[Detections]:
-        """The objects in each image, as `__call__` gives them."""
-        parts: list[list[tuple[Window, Detections]]] = [[] for _ in prepared.sizes]
-        # The best of a window may be parts of objects that another window shows whole.
-        in_windows = options if options.tile is None else replace(options, max_detections=None)
-        for images, letterboxes, batch_windows in prepared.batches:
-            for (n, window), found in zip(batch_windows, self.detect_batch(images, letterboxes, in_windows)):
-                parts[n].append((window, found))
+    def detect(
+        self, prepared: Prepared, options: DetectionOptions, stopwatch: Stopwatch | None = None
+    ) -> list[Detections]:
+        """Return the detections in each image, as `__call__` does.
+
+        The time goes to `stopwatch`, as "network" and "post-processing". Measuring adds a host-device sync per batch.
+        """
+        parts: list[list[tuple[Tile, Detections]]] = [[] for _ in prepared.sizes]
+        # The best detections in a tile may be parts of objects that another tile shows entirely.
+        in_tiles = options if options.tile is None else replace(options, max_detections=None)
+        for batch in prepared.batches:
+            for (n, tile), found in zip(batch.tiles, self._detect_batch(batch, in_tiles, stopwatch)):
+                parts[n].append((tile, found))
         return [
-            join(image_parts, *size, options.iou_threshold, options.max_detections)
-            for image_parts, size in zip(parts, prepared.sizes)
+            join_tiles(of_image, *size, options.iou_threshold, options.max_detections)
+            for of_image, size in zip(parts, prepared.sizes)
         ]
 
-    def detect_batch(
-        self, images: Tensor, letterboxes: Sequence[Letterbox], options: DetectionOptions
-    ) -> list[Detections]:
-        """As `__call__`, for a batch (N, 3, H, W) that is letterboxed and normalised already."""
-        return self.choose(self.find(images, letterboxes, options), letterboxes, options)
-
     @torch.inference_mode()
-    def find(self, images: Tensor, letterboxes: Sequence[Letterbox], options: DetectionOptions) -> list[Candidates]:
-        """What may be objects in a batch (N, 3, H, W), and with `options.flip` in its images' mirror images."""
-        images = images.to(self.device, self._input_dtype)
-        found = [self.finder(images, options.score_threshold)]
+    def _detect_batch(
+        self, batch: PreparedBatch, options: DetectionOptions, stopwatch: Stopwatch | None = None
+    ) -> list[Detections]:
+        """Return the detections in each tile of a batch, with boxes in pixels of the tile."""
+        images = batch.images.to(self.device, self.runner.input_dtype)
+        found = self._detect_on_canvas(images, options, stopwatch)
         if options.flip:
-            mirrored = images.clone()
-            for image, letterbox in zip(mirrored, letterboxes):  # the image stays at the left, as in training
-                height, width = letterbox.resized
-                image[:, :height, :width] = image[:, :height, :width].flip(-1)
-            found.append(self.finder(mirrored, options.score_threshold))
-        return found
+            mirrored = self._detect_on_canvas(mirror(images, batch.letterboxes), options, stopwatch)
+            limits = options.iou_threshold, options.max_detections
+            found = [join_mirrored(*views, *limits) for views in zip(found, mirrored, batch.letterboxes)]
+        with measuring(stopwatch, "post-processing", self.device):
+            return [letterbox.detections_to_image(raw) for raw, letterbox in zip(found, batch.letterboxes)]
 
-    @torch.inference_mode()
-    def choose(
-        self, candidates: Sequence[Candidates], letterboxes: Sequence[Letterbox], options: DetectionOptions
+    def _detect_on_canvas(
+        self, images: Tensor, options: DetectionOptions, stopwatch: Stopwatch | None
     ) -> list[Detections]:
-        """What `find` gives for a batch -> as `__call__`."""
-        class_ids = None if options.classes is None else self.class_ids(options.classes)
-        most = options.max_detections if len(candidates) == 1 else None  # counted when both directions are joined
-        limits = len(letterboxes), options.iou_threshold, most, class_ids
-        found, *of_mirrored = (choose_detections(part, *limits) for part in candidates)
-        for mirrored in of_mirrored:
-            for n, (there, letterbox) in enumerate(zip(mirrored, letterboxes)):
-                boxes = clip_boxes(flip_boxes(there.boxes, letterbox.resized[1]), *letterbox.canvas)
-                both = concatenate([found[n], Detections(boxes, there.scores, there.class_ids)])
-                found[n] = suppress(both, options.iou_threshold, options.max_detections)
-        return [letterbox.detections_to_image(raw) for raw, letterbox in zip(found, letterboxes)]
-
-    def class_ids(self, names: Sequence[str]) -> list[int]:
-        """The indices of classes by their names; InputError for a name that the project does not know."""
-        known = [name for name in self.project.class_names if name]
-        for name in names:
-            if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
-                raise InputError(f"{self.project.path} has no class {name!r}: {hint}")
-        return [self.project.class_names.index(name) for name in names]
-
-    @staticmethod
-    def _array(image: str | Path | np.ndarray) -> np.ndarray:
-        if not isinstance(image, np.ndarray):
-            return read_image(image)
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-            raise ValueError(f"an image must be an (H, W, 3) uint8 RGB array, not {image.shape} {image.dtype}")
-        return image
+        """Return the detections in each image of a batch, in pixels of the canvas."""
+        class_ids = None if options.classes is None else class_indices(options.classes, self.project)
+        max_detections = None if options.flip else options.max_detections  # applied once both directions are joined
+        candidates = self.runner.find(images, options.score_threshold, stopwatch)
+        with measuring(stopwatch, "post-processing", self.device):
+            return choose_detections(candidates, len(images), options.iou_threshold, max_detections, class_ids)
 
 
-def _sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy on `device`, for which nobody waits; on the CPU the tensor itself."""
+def _as_array(image: str | Path | np.ndarray) -> np.ndarray:
+    if not isinstance(image, np.ndarray):
+        return read_image(image)
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        raise ValueError(f"an image must be an (H, W, 3) uint8 RGB array, not {image.shape} {image.dtype}")
+    return image
+
+
+def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """Copy an array to a GPU without waiting for it; on the CPU, share its memory."""
+    tensor = torch.from_numpy(array)
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
@@ -277,28 +213,27 @@ def load_detector(
     dtype: torch.dtype = torch.float32,
     mode: str = "fused",
 ) -> Detector:
-    """A detector ready for inference.
+    """Load a network and return a `Detector`.
 
     Args:
-        compound_coef: 0 (D0) to 7 (D7), 8 for D7X. Exported files know their own.
-        weights: a weights file; published ones are downloaded into `weights/` on first use. Or a file of
+        compound_coef: 0 (D0) to 7 (D7), 8 for D7X. Exported files contain their own.
+        weights: a weights file (published ones are downloaded to `weights/` on first use), or a file written by
             `efficientdet.export`, which runs in its own engine. None leaves the weights random, for benchmarks.
-        project: a name under `projects/`, a YAML file, or a `Project`. None is what an exported file was made with,
-            and "coco" for all others.
-        device: None takes the first GPU if there is one, else the CPU.
-        image_size: side of the square input, or its (height, width), in pixels, rounded up to what the pyramid can
-            take; None takes the project's or the coefficient's own.
-        dtype: bfloat16 (or float16 on a GPU) is faster where the hardware has it, and less exact.
+        project: a name in `projects/`, a YAML file, or a `Project`. None means an exported file's own, else "coco".
+        device: None means the first GPU if there is one, else the CPU.
+        image_size: side of the square input, or its (height, width), in pixels, rounded up to what the pyramid
+            accepts. None means the project's, else the coefficient's.
+        dtype: bfloat16 (or float16 on a GPU) is faster where the hardware supports it, and less precise.
         mode: how the network runs, see `efficientdet.runtime.modes.optimize`. Not for exported files.
 
-    Raises InputError for files that cannot be used, ValueError for values that make no detector.
+    Raises InputError for unusable files, ValueError for invalid values.
     """
     device = available_device() if device is None else torch.device(device)
     if isinstance(project, str | Path):
         project = load_project(project)
     if weights is not None and is_exported(weights):
         if mode != "fused":
-            raise InputError(f"{weights} is a finished graph, which cannot be compiled: leave --compile out")
+            raise InputError(f"{weights} is an exported graph, which cannot be compiled: leave --compile out")
         exported = ExportedModel(weights, device, dtype)
         return Detector(exported, exported.project(project), device, image_size)
     if project is None:

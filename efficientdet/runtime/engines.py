@@ -1,11 +1,9 @@
-"""Open an exported file in the engine of its format."""
+"""The engines that run exported files, one for each format."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,25 +13,20 @@ from efficientdet.runtime.pt2_safety import check_pt2, no_pickled_code
 from utils.errors import InputError
 from utils.optional import quietly, require_packages
 
-
-class Engine(NamedTuple):
-    """A file that is ready to run."""
-
-    run: Callable[[Tensor], Sequence[Tensor]]  # images -> the graph's outputs
-    texts: Mapping[str, str]  # the entries of `Metadata`
+# What a file becomes: a function from images to the graph's outputs, and the entries of `Metadata` as JSON.
+Engine = tuple[Callable[[Tensor], Sequence[Tensor]], Mapping[str, str]]
 
 
-@contextmanager
-def _readable(path: Path, engine: str) -> Iterator[None]:
-    """Whatever `engine` raises at a file that it cannot read becomes an InputError."""
+def open_engine(path: Path, device: torch.device, dtype: torch.dtype) -> Engine:
+    """Open an exported file in the engine of its format. Raises InputError if the engine cannot run it."""
     try:
-        yield
+        return _OPENERS[path.suffix.lower()](path, device, dtype)
     except InputError:
         raise
-    except Exception as error:  # each engine has exceptions of its own
+    except Exception as error:  # every engine has its own exceptions
         lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Exception from")]
         reason = lines[0].strip() if lines else type(error).__name__
-        raise InputError(f"{engine} cannot run {path}: {reason}") from error
+        raise InputError(f"cannot run {path}: {reason}") from error
 
 
 def _open_onnx(path: Path, device: torch.device, dtype: torch.dtype) -> Engine:
@@ -43,60 +36,52 @@ def _open_onnx(path: Path, device: torch.device, dtype: torch.dtype) -> Engine:
     provider = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
     if provider not in onnxruntime.get_available_providers():
         raise InputError(
-            "this ONNX Runtime knows no GPU: pip install onnxruntime-gpu, or run on the CPU (--cuda False)"
+            "this build of ONNX Runtime has no GPU support: pip install onnxruntime-gpu, or pass --cuda False"
         )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors
-    providers = [(provider, {"device_id": device.index or 0} if device.type == "cuda" else {})]
-    with _readable(path, "ONNX Runtime"):
-        session = onnxruntime.InferenceSession(path, options, providers)
+    settings = {"device_id": device.index or 0} if device.type == "cuda" else {}
+    session = onnxruntime.InferenceSession(path, options, [(provider, settings)])
 
     def run(images: Tensor) -> list[Tensor]:
         return [torch.from_numpy(output) for output in session.run(None, {"images": images.cpu().numpy()})]
 
-    return Engine(run, session.get_modelmeta().custom_metadata_map)
+    return run, session.get_modelmeta().custom_metadata_map
 
 
 def _open_openvino(path: Path, device: torch.device, dtype: torch.dtype) -> Engine:
     require_packages(["openvino"], f"running {path.name}")
+    weights = path.with_suffix(".bin")
     if device.type != "cpu":
         raise InputError(f"{path} runs on the CPU: pass --cuda False")
-    if not path.with_suffix(".bin").is_file():
-        raise InputError(f"{path} needs {path.with_suffix('.bin').name} beside it: copy both files")
+    if not weights.is_file():
+        raise InputError(f"{path} needs {weights.name} in the same folder: copy both files")
     import openvino
 
     settings = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",  # its own choice would be bf16
+        "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",  # its default may be bf16
         "PERFORMANCE_HINT": "LATENCY",
     }
-    with _readable(path, "OpenVINO"):
-        core = openvino.Core()
-        model = core.read_model(path)
-        names = [field.name for field in fields(Metadata) if model.has_rt_info([RT_INFO, field.name])]
-        texts = {name: model.get_rt_info([RT_INFO, name]).astype(str) for name in names}
-        compiled = core.compile_model(model, "CPU", settings)
+    core = openvino.Core()
+    model = core.read_model(path)
+    names = [field.name for field in fields(Metadata) if model.has_rt_info([RT_INFO, field.name])]
+    texts = {name: model.get_rt_info([RT_INFO, name]).astype(str) for name in names}
+    compiled = core.compile_model(model, "CPU", settings)
 
     def run(images: Tensor) -> list[Tensor]:
         return [torch.from_numpy(output) for output in compiled(images.numpy(), share_inputs=True).to_tuple()]
 
-    return Engine(run, texts)
+    return run, texts
 
 
 def _open_torchscript(path: Path, device: torch.device, dtype: torch.dtype) -> Engine:
     import torchvision  # noqa: F401  (registers its operators)
 
     files = {METADATA_FILE: ""}
-    with _readable(path, "TorchScript"), quietly():
-        module = torch.jit.load(path, map_location=device, _extra_files=files)
-        texts = json.loads(files[METADATA_FILE] or "{}")
-
-    @torch.inference_mode()
-    def run(images: Tensor) -> Sequence[Tensor]:
-        return module(images.to(device))
-
-    return Engine(run, texts)
+    with quietly():
+        return _run_module(torch.jit.load(path, map_location=device, _extra_files=files), device, files)
 
 
 def _open_pt2(path: Path, device: torch.device, dtype: torch.dtype) -> Engine:
@@ -104,20 +89,20 @@ def _open_pt2(path: Path, device: torch.device, dtype: torch.dtype) -> Engine:
     from torch.export.passes import move_to_device_pass
 
     files = {METADATA_FILE: ""}
-    with _readable(path, "torch.export"):
-        check_pt2(path)
-        with quietly("torch"), no_pickled_code():
-            program = torch.export.load(path, extra_files=files)
-        if device.type != "cpu":
-            program = move_to_device_pass(program, device)
-        module = program.module()
-        texts = json.loads(files[METADATA_FILE] or "{}")
+    check_pt2(path)
+    with quietly("torch"), no_pickled_code():
+        program = torch.export.load(path, extra_files=files)
+    if device.type != "cpu":
+        program = move_to_device_pass(program, device)
+    return _run_module(program.module(), device, files)
 
+
+def _run_module(module: Callable[[Tensor], Sequence[Tensor]], device: torch.device, files: dict[str, str]) -> Engine:
     @torch.inference_mode()
     def run(images: Tensor) -> Sequence[Tensor]:
         return module(images.to(device))
 
-    return Engine(run, texts)
+    return run, json.loads(files[METADATA_FILE] or "{}")
 
 
-_ENGINES = {".onnx": _open_onnx, ".xml": _open_openvino, ".torchscript": _open_torchscript, ".pt2": _open_pt2}
+_OPENERS = {".onnx": _open_onnx, ".xml": _open_openvino, ".torchscript": _open_torchscript, ".pt2": _open_pt2}

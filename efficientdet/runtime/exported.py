@@ -1,4 +1,4 @@
-"""Exported files: what they say of themselves, and how each is run in its own engine."""
+"""Exported files as networks that the detector can run."""
 
 from pathlib import Path
 
@@ -9,55 +9,58 @@ from efficientdet.checkpoints.find import EXPORT_SUFFIXES
 from efficientdet.config import model_config
 from efficientdet.model.postprocess import Candidates, find_candidates
 from efficientdet.project import Project
-from efficientdet.runtime.engines import _ENGINES
+from efficientdet.runtime.engines import open_engine
 from efficientdet.runtime.metadata import DETECTION_OUTPUTS, RAW_OUTPUTS, Metadata
+from efficientdet.runtime.runner import measuring
 from efficientdet.structures import Outputs
 from utils.errors import InputError
+from utils.stopwatch import Stopwatch
 
 
 class ExportedModel:
-    """A file of `efficientdet.export`, ready to run on `device`.
+    """A file written by `efficientdet.export`, ready to run on `device`, as `Runner`.
 
     Args:
-        dtype: bfloat16 lets OpenVINO compute in it; all other files know their own.
+        dtype: bfloat16 makes OpenVINO compute in it; the precision of all other files is fixed.
 
-    Raises InputError for a file that cannot be used, a package that is missing, and a device or dtype that the file's
-    engine does not have.
+    Raises InputError for an unusable file, a missing package, and a device or dtype that the engine does not support.
     """
 
     def __init__(self, path: str | Path, device: torch.device, dtype: torch.dtype = torch.float32):
         self.path = Path(path)
         if not self.path.is_file():
-            raise InputError(f"there is no exported file {self.path}")
-        suffix = self.path.suffix.lower()
-        if dtype != torch.float32 and (suffix, dtype) != (EXPORT_SUFFIXES["openvino"], torch.bfloat16):
-            raise InputError(f"{self.path} has a precision of its own: leave --amp out, or export it with --half")
-        engine = _ENGINES[self.path.suffix.lower()](self.path, device, dtype)
-        self.metadata = Metadata.from_texts(engine.texts, self.path)
+            raise InputError(f"the exported file {self.path} does not exist")
+        if dtype != torch.float32 and (self.path.suffix.lower(), dtype) != (
+            EXPORT_SUFFIXES["openvino"],
+            torch.bfloat16,
+        ):
+            raise InputError(f"the precision of {self.path} is fixed: leave --amp out, or export it with --half")
+        self._run, texts = open_engine(self.path, device, dtype)
+        self.metadata = Metadata.from_texts(texts, self.path)
+        self.device = device
         self.compound_coef = self.metadata.compound_coef
-        self.config = model_config(self.compound_coef)
-        self._run = engine.run
+        self.size_divisor = model_config(self.compound_coef).size_divisor
+        self.input_dtype = torch.uint8 if self.metadata.normalization == "inside" else torch.float32
+        self.padding = self.metadata.padding
+        self.takes_any_shape = self.metadata.dynamic
+        self.limits = self.metadata.suppression
 
-    @property
-    def input_dtype(self) -> torch.dtype:
-        return torch.uint8 if self.metadata.normalization == "inside" else torch.float32
+    def canvas(self, image_size: int | tuple[int, int] | None, project: Project | None = None) -> tuple[int, int]:
+        """Return the (height, width) of the input for an image size; None means the file's own, not the project's.
 
-    def canvas(self, image_size: int | tuple[int, int] | None) -> tuple[int, int]:
-        """(height, width) of the input for an `image_size`, as `ModelConfig.input_shape`.
-
-        InputError when the file was made for another one.
+        Raises InputError if the file was exported for another one.
         """
         own = self.metadata.image_size
-        canvas = own if image_size is None else self.config.input_shape(image_size)
+        canvas = own if image_size is None else model_config(self.compound_coef).input_shape(image_size)
         if canvas != own and not self.metadata.dynamic:
             raise InputError(
-                f"{self.path} takes {own[1]} x {own[0]} pixels, not {canvas[1]} x {canvas[0]} (width x height): "
-                "export the weights anew, with that --image_size or with --dynamic"
+                f"{self.path} accepts {own[1]} x {own[0]} pixels, not {canvas[1]} x {canvas[0]} (width x height): "
+                "export the weights again, with that --image_size or with --dynamic"
             )
         return canvas
 
     def project(self, given: Project | None) -> Project:
-        """The file's own, which must have the class names of the `given` one. InputError when they differ."""
+        """Return the file's project. Raises InputError if a `given` one has other class names."""
         own = self.metadata.project(self.path)
         if given is not None and given.class_names != own.class_names:
             differing = [f"{a!r} is {b!r} there" for a, b in zip(own.class_names, given.class_names) if a != b]
@@ -68,35 +71,30 @@ class ExportedModel:
         return own
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The file's outputs, which `Deployable.forward` describes, for images (N, 3, H, W) of `input_dtype`.
+        """Return the outputs described in `Deployable.forward` for images (N, 3, H, W) of `input_dtype`.
 
-        InputError when the file has others than it says.
+        Raises InputError if they do not match the metadata.
         """
         outputs = tuple(self._run(self.graph_input(images)))
-        expected = RAW_OUTPUTS if self.metadata.suppression is None else DETECTION_OUTPUTS
+        expected = RAW_OUTPUTS if self.limits is None else DETECTION_OUTPUTS
         if len(outputs) != len(expected) or (
-            self.metadata.suppression is None and outputs[0].shape[-1] != len(self.metadata.class_names)
+            self.limits is None and outputs[0].shape[-1] != len(self.metadata.class_names)
         ):
-            raise InputError(f"{self.path} has other outputs than its metadata tell: export the weights anew")
+            raise InputError(f"the outputs of {self.path} do not match its metadata: export the weights again")
         return outputs
 
     def graph_input(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) of `input_dtype` as the graph has its dimensions."""
+        """Return images (N, 3, H, W) of `input_dtype` in the layout of the graph's input."""
         return (images.permute(0, 2, 3, 1) if self.input_dtype == torch.uint8 else images).contiguous()
 
-
-class ExportedFinder:
-    """An exported file with the choice of its candidates, as `CandidateFinder`."""
-
-    def __init__(self, network: ExportedModel):
-        self.network = network
-
-    def __call__(self, images: Tensor, score_threshold: float) -> Candidates:
-        """A graph with suppression has left out those below its own threshold already."""
-        outputs = self.network(images)
-        if self.network.metadata.suppression is None:
-            height, width = images.shape[-2:]
-            return find_candidates(Outputs(*outputs), height, width, score_threshold)
-        boxes, scores, classes, _ = outputs
-        image_indices, rows = (scores > score_threshold).nonzero(as_tuple=True)
-        return Candidates(image_indices, *(values[image_indices, rows] for values in (boxes, scores, classes)))
+    def find(self, images: Tensor, score_threshold: float, stopwatch: Stopwatch | None = None) -> Candidates:
+        """See `Runner.find`. A graph with NMS has dropped everything below its own threshold already."""
+        with measuring(stopwatch, "network", self.device):
+            outputs = self(images)
+        with measuring(stopwatch, "post-processing", self.device):
+            if self.limits is None:
+                height, width = images.shape[-2:]
+                return find_candidates(Outputs(*outputs), height, width, score_threshold)
+            boxes, scores, classes, _ = outputs
+            image_indices, rows = (scores > score_threshold).nonzero(as_tuple=True)
+            return Candidates(image_indices, *(values[image_indices, rows] for values in (boxes, scores, classes)))

@@ -1,4 +1,4 @@
-"""The trained network -> an equal one that runs faster, for inference only."""
+"""Turn a trained network into an equivalent one that runs faster, for inference only."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -18,12 +18,12 @@ from efficientnet.model import EfficientNet, MBConvBlock
 
 
 def fuse_for_inference(network: EfficientDet, device: torch.device) -> EfficientDet:
-    """A copy of `network` on `device`, in evaluation mode, with every batch norm folded into the convolution before it.
+    """Return a copy of `network` on `device`, with every batch norm folded into the convolution before it.
 
-    Fusion weights become numbers. The copy is channels-last in memory, keeps no gradients, and overwrites activations
-    in place. Its state dict is not the published one any more.
+    The BiFPN's fusion weights become constants. The copy is in evaluation mode, channels-last in memory, without
+    gradients, and overwrites activations in place. Its state dict no longer has the published keys.
     """
-    # Modules take the places of others of another type from here on: hence Any.
+    # Any, because modules are replaced by modules of other types.
     fused: Any = copy.deepcopy(network).eval().requires_grad_(False)
     for module in list(fused.modules()):
         match module:
@@ -34,7 +34,7 @@ def fuse_for_inference(network: EfficientDet, device: torch.device) -> Efficient
                     module._bn0 = _fold(module._expand_conv, module._bn0)
                 module._bn1 = _fold(module._depthwise_conv, module._bn1)
                 if module._depthwise_conv.stride == 2 and device.type == "cpu":
-                    module._depthwise_conv = _evenly_padded(module._depthwise_conv)
+                    module._depthwise_conv = _with_even_padding(module._depthwise_conv)
                 module._bn2 = _fold(module._project_conv, module._bn2)
             case BiFPNCell():
                 if module.fast_attention:
@@ -42,7 +42,7 @@ def fuse_for_inference(network: EfficientDet, device: torch.device) -> Efficient
                 for child in module.children():
                     if isinstance(child, SeparableConv):
                         child.bn = _fold(child.pointwise_conv, child.bn)
-                    elif isinstance(child, nn.Sequential):  # a projection of a backbone feature
+                    elif isinstance(child, nn.Sequential):  # the projection of a backbone feature
                         child[1] = _fold(child[0], child[1])
             case nn.SiLU():
                 module.inplace = True
@@ -51,23 +51,23 @@ def fuse_for_inference(network: EfficientDet, device: torch.device) -> Efficient
     for module in list(fused.modules()):
         for name, child in module.named_children():
             if isinstance(child, SameConv2d | SameMaxPool2d):
-                setattr(module, name, _padded_as_ever(child))
+                setattr(module, name, _with_fixed_padding(child))
     return fused.to(device, memory_format=torch.channels_last)
 
 
 def _fold(conv: Any, norm: Any) -> Any:
-    """Scale and shift a `SameConv2d` in place as a batch norm would; what stands where that stood does nothing."""
+    """Fold a batch norm into a `SameConv2d`, in place. Return the norm's replacement, which does nothing."""
     conv.conv.weight, conv.conv.bias = fuse_conv_bn_weights(
         conv.conv.weight, conv.conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     )
     return nn.Identity()
 
 
-def _evenly_padded(conv: SameConv2d) -> Any:
-    """A depthwise convolution of stride 2 that spares the padded copy of its input, with the same results.
+def _with_even_padding(conv: SameConv2d) -> Any:
+    """Return an equivalent depthwise convolution of stride 2 that needs no padded copy of its input.
 
-    Sides are even there, so SAME padding has a pixel more after than before. A kernel that begins with a row and a
-    column of zeros takes as many before. (Twice as fast on a CPU.)
+    All sides are even, so SAME padding adds one pixel more after the image than before it. With a first row and column
+    of zeros in the kernel, padding is the same on both sides. Twice as fast on a CPU.
     """
     weight = F.pad(conv.conv.weight, (1, 0, 1, 0))
     channels, kernel_size = len(weight), weight.shape[-1]
@@ -76,10 +76,10 @@ def _evenly_padded(conv: SameConv2d) -> Any:
     return wide
 
 
-def _padded_as_ever(layer: SameConv2d | SameMaxPool2d) -> nn.Module:
-    """The same layer with its padding as a number: sides are multiples of every stride, so it never varies.
+def _with_fixed_padding(layer: SameConv2d | SameMaxPool2d) -> nn.Module:
+    """Return the layer with constant padding, so that an exported graph needs no arithmetic on shapes.
 
-    Exported, the network needs no arithmetic on shapes then.
+    The padding never varies, because sides are multiples of every stride.
     """
     before, after = same_padding(2 * layer.stride, layer.kernel_size, layer.stride)
     if isinstance(layer, SameConv2d) and before == after:
@@ -90,7 +90,7 @@ def _padded_as_ever(layer: SameConv2d | SameMaxPool2d) -> nn.Module:
 
 
 def _constant_fusion(cell: BiFPNCell) -> Callable[..., Tensor]:
-    """`BiFPNCell._fuse` with weights that are worked out once, and a pass over memory less for each input."""
+    """Return `BiFPNCell._fuse` with precomputed weights and one pass over memory less per input."""
     nodes = [name for name, _ in cell.named_parameters(recurse=False)]
     return partial(_weighted_swish, {name: cell.fusion_weights(name).tolist() for name in nodes})
 
@@ -104,7 +104,7 @@ def _weighted_swish(weights: dict[str, list[float]], name: str, first: Tensor, *
 
 
 class _FusedHead(nn.Module):
-    """A `PredictionHead` with the batch norms of each level folded into a pointwise convolution of the level's own."""
+    """A `PredictionHead` with the batch norms of each level folded into separate pointwise convolutions."""
 
     def __init__(self, head: PredictionHead):
         super().__init__()
@@ -117,7 +117,7 @@ class _FusedHead(nn.Module):
         self.swish = nn.SiLU(inplace=True)
 
     def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
-        """As `PredictionHead.forward`."""
+        """See `PredictionHead.forward`."""
         outputs = []
         for x, convs in zip(pyramid, self.levels):
             for conv in convs.children():

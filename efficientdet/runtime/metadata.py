@@ -1,4 +1,4 @@
-"""What an exported file says about itself."""
+"""The metadata in an exported file."""
 
 import json
 from collections.abc import Mapping
@@ -11,42 +11,34 @@ from efficientdet.project import Project
 from utils.errors import InputError
 
 RAW_OUTPUTS = ("class_logits", "box_deltas", "anchors")
-
-
 DETECTION_OUTPUTS = ("boxes", "scores", "classes", "count")
+METADATA_FILE = "efficientdet.json"  # in the archives of PyTorch's formats
+RT_INFO = "efficientdet"  # the group of entries in OpenVINO's files
+CONVOLUTIONS = ("Convolution", "GroupConvolution")  # OpenVINO's operator types
 
 
 @dataclass(frozen=True)
 class Suppression:
-    """What the graph itself leaves out of what the network finds."""
+    """The thresholds of a graph that includes NMS."""
 
     score_threshold: float
     iou_threshold: float
-    max_detections: int  # of an image, the best
-
-
-METADATA_FILE = "efficientdet.json"  # inside the archives of PyTorch's formats
-
-
-RT_INFO = "efficientdet"  # the group of entries in OpenVINO's files
-
-
-CONVOLUTIONS = ("Convolution", "GroupConvolution")  # OpenVINO's types of operations
+    max_detections: int  # the best of each image
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """What an exported file says of itself. Each entry is stored under its name, as JSON."""
+    """What an exported file says about itself. Each entry is stored under its name, as JSON."""
 
     compound_coef: int
     class_names: tuple[str, ...]  # class index -> name
-    mean: tuple[float, ...]  # of red, green, blue in [0, 1]
+    mean: tuple[float, ...]  # of red, green and blue in [0, 1]
     std: tuple[float, ...]
     normalization: str  # "inside": images are uint8 (N, H, W, 3) RGB; "outside": float32 (N, 3, H, W), normalised
     image_size: tuple[int, int]  # (height, width) in pixels
-    dynamic: bool  # whether any multiples of size_divisor will do, too
+    dynamic: bool  # whether other multiples of size_divisor are accepted as well
     size_divisor: int
-    padding: tuple[int, int, int]  # RGB beside and below an image, if normalization is inside; else zeros
+    padding: tuple[int, int, int]  # RGB right of and below an image, if normalization is inside; else zeros
     precision: str  # of the network: "float32", "float16" or "int8"
     suppression: Suppression | None  # None: the outputs are the network's own
     pyramid_levels: tuple[int, ...]
@@ -55,12 +47,12 @@ class Metadata:
     anchor_ratios: tuple[tuple[float, float], ...]
 
     def to_texts(self) -> dict[str, str]:
-        """Entry -> JSON."""
+        """Return entry -> JSON."""
         return {name: json.dumps(value, ensure_ascii=False) for name, value in asdict(self).items()}
 
     @classmethod
     def from_texts(cls, texts: Mapping[str, str], path: Path) -> "Metadata":
-        """The opposite. InputError when the file at `path` lacks an entry or has a strange one."""
+        """Return the inverse of `to_texts`. Raises InputError, naming the file, for missing or invalid entries."""
         try:
             values: dict[str, Any] = {field.name: _as_tuples(json.loads(texts[field.name])) for field in fields(cls)}
             if values["suppression"] is not None:
@@ -69,12 +61,12 @@ class Metadata:
             metadata._check()
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"{path} does not tell what it holds ({error}): export weights by python -m efficientdet.export"
+                f"{path} has no valid metadata ({error}): export the weights with python -m efficientdet.export"
             ) from error
         return metadata
 
     def _check(self) -> None:
-        """ValueError or TypeError for what cannot be used."""
+        """Raise ValueError or TypeError for invalid entries."""
         for values, length in (self.mean, 3), (self.std, 3), (self.padding, 3), (self.image_size, 2):
             if len(values) != length or not all(isinstance(value, int | float) for value in values):
                 raise ValueError(f"{values} are not {length} numbers")
@@ -86,7 +78,7 @@ class Metadata:
             raise ValueError("normalization or precision")
 
     def project(self, path: Path) -> Project:
-        """As much of a project as detecting needs. `path` is the file's."""
+        """Return the part of a project that detection needs. `path` is the exported file."""
         return Project(
             path, path.stem, "", "", 0, self.mean, self.std, self.anchor_scales, self.anchor_ratios, self.class_names
         )

@@ -1,4 +1,4 @@
-"""The ways to run a trained network, from as it is to as fast as the hardware lets it."""
+"""The ways to run a trained network in PyTorch, from unchanged to as fast as the hardware allows."""
 
 import copy
 
@@ -8,38 +8,29 @@ from torch import Tensor, nn
 from efficientdet.model.anchors import cached_anchors
 from efficientdet.model.network import EfficientDet
 from efficientdet.model.postprocess import Candidates, find_candidates
+from efficientdet.project import Project
 from efficientdet.runtime.fuse import fuse_for_inference
+from efficientdet.runtime.metadata import Suppression
+from efficientdet.runtime.runner import measuring
 from efficientdet.structures import Outputs
+from utils.stopwatch import Stopwatch
 
 MODES = ("plain", "fused", "compiled", "cudagraph")
-_MOST_GRAPHS = 16  # input shapes; each holds the memory of its input and outputs
-_HALF = (torch.bfloat16, torch.float16)
-
-
-class CandidateFinder(nn.Module):
-    """A network with the choice of its candidates: images (N, 3, H, W) and a score threshold -> `Candidates`."""
-
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.network = network  # images -> `Outputs`
-
-    def forward(self, images: Tensor, score_threshold: float) -> Candidates:
-        height, width = images.shape[-2:]
-        return find_candidates(self.network(images), height, width, score_threshold)
+_MAX_GRAPHS = 16  # input shapes; each holds the memory of its input and outputs
 
 
 def optimize(
     network: EfficientDet, device: torch.device, dtype: torch.dtype = torch.float32, mode: str = "fused"
-) -> "CandidateFinder | CompiledFinder":
-    """`network` made ready for inference on `device`, for float32 images there.
+) -> "NetworkRunner":
+    """Return a copy of `network` that is ready for inference on `device`.
 
     Args:
-        dtype: of weights and activations. In half precision the first convolution stays in float32, as it sees the
-            image itself. In bfloat16 the heads' last convolutions do, too: eight bits are too coarse for logits and
-            box deltas.
-        mode: "plain" is the network as it was trained. "fused" folds batch norms and spares memory and passes over it
-            (`fuse_for_inference`). "compiled" also hands network and choice to torch.compile, which takes a minute.
-            "cudagraph" is the fused network, recorded once for each input shape and replayed.
+        dtype: of weights and activations. In half precision the first convolution stays in float32, because it sees
+            the image itself. In bfloat16 the last convolutions of the heads do as well: eight bits are too coarse for
+            logits and box deltas.
+        mode: "plain" is the network as trained. "fused" folds batch norms and saves memory traffic
+            (`fuse_for_inference`). "compiled" also passes the network and the choice of candidates to torch.compile,
+            which takes a minute. "cudagraph" is the fused network, recorded once per input shape and replayed.
 
     Raises ValueError for an unknown mode, and for "cudagraph" without a GPU.
     """
@@ -48,17 +39,18 @@ def optimize(
     if mode == "cudagraph" and device.type != "cuda":
         raise ValueError("CUDA graphs need a GPU")
     network = copy.deepcopy(network).eval().to(device) if mode == "plain" else fuse_for_inference(network, device)
-    if dtype in _HALF:
-        _halve(network, dtype)
+    if dtype in (torch.bfloat16, torch.float16):
+        _convert_to_half(network, dtype)
     else:
         network.to(dtype)
-    if mode == "compiled":
-        return CompiledFinder(network)
-    return CandidateFinder(CudaGraphs(network) if mode == "cudagraph" else network)
+    runner = CompiledRunner(network, dtype) if mode == "compiled" else NetworkRunner(network, dtype)
+    if mode == "cudagraph":
+        runner.network = CudaGraphs(network)
+    return runner
 
 
-def _halve(network: EfficientDet, dtype: torch.dtype) -> None:
-    """Give `network` weights of `dtype` but for its outermost layers; it still takes float32 images."""
+def _convert_to_half(network: EfficientDet, dtype: torch.dtype) -> None:
+    """Convert all weights but those of the outermost layers to `dtype`; images stay float32."""
     backbone, heads = network.backbone_net["model"], (network.classifier, network.regressor)
     exact_stem, *exact_headers = copy.deepcopy([backbone.get_submodule("_conv_stem"), *(head.header for head in heads)])
     network.to(dtype)
@@ -69,7 +61,7 @@ def _halve(network: EfficientDet, dtype: torch.dtype) -> None:
 
 
 class _InFloat32(nn.Module):
-    """`module` in float32, inside a network of less precision, with a result of `output_dtype`."""
+    """A float32 module inside a network of lower precision, with outputs of `output_dtype`."""
 
     def __init__(self, module: nn.Module, output_dtype: torch.dtype):
         super().__init__()
@@ -78,6 +70,33 @@ class _InFloat32(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.module(x.float()).to(self.output_dtype)
+
+
+class NetworkRunner:
+    """A network run by PyTorch, as `Runner`."""
+
+    padding = (0, 0, 0)
+    limits: Suppression | None = None
+
+    def __init__(self, network: EfficientDet, dtype: torch.dtype):
+        self.network: nn.Module = network  # images -> `Outputs`
+        self.compound_coef = network.compound_coef
+        self.size_divisor = network.config.size_divisor
+        self.input_dtype = torch.promote_types(dtype, torch.float32)
+        self.takes_any_shape = True
+        self._config = network.config
+
+    def canvas(self, image_size: int | tuple[int, int] | None, project: Project) -> tuple[int, int]:
+        """See `Runner.canvas`. The default is the project's size, else the coefficient's."""
+        return self._config.input_shape(project.image_size if image_size is None else image_size)
+
+    def find(self, images: Tensor, score_threshold: float, stopwatch: Stopwatch | None = None) -> Candidates:
+        """See `Runner.find`."""
+        height, width = images.shape[-2:]
+        with measuring(stopwatch, "network", images.device):
+            outputs = self.network(images)
+        with measuring(stopwatch, "post-processing", images.device):
+            return find_candidates(outputs, height, width, score_threshold)
 
 
 def compile_network(network: nn.Module, dynamic: bool | None = None) -> nn.Module:
@@ -92,40 +111,53 @@ def compile_network(network: nn.Module, dynamic: bool | None = None) -> nn.Modul
     return torch.compile(network, fullgraph=True, dynamic=dynamic)  # type: ignore[return-value]  # a module, too
 
 
-class CompiledFinder(nn.Module):
-    """A compiled `CandidateFinder`: one graph for single images, another for batches of any size."""
+class CompiledRunner(NetworkRunner):
+    """The network and the choice of candidates, compiled: one graph for single images, another for batches."""
 
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.network = network
-        self._find = compile_network(CandidateFinder(network), dynamic=False)
+    def __init__(self, network: EfficientDet, dtype: torch.dtype):
+        super().__init__(network, dtype)
+        self.takes_any_shape = False
+        self._find = compile_network(_CandidateFinder(network), dynamic=False)
         self._compiled_for: set[str] = set()
 
-    def forward(self, images: Tensor, score_threshold: float) -> Candidates:
-        """As `CandidateFinder.forward`."""
+    def find(self, images: Tensor, score_threshold: float, stopwatch: Stopwatch | None = None) -> Candidates:
+        """See `Runner.find`. All of it counts as "network"."""
         if len(images) == 1 and self._compiled_for == {"batches"}:  # the rest of a data set is not worth a graph
-            found = self.forward(torch.cat((images, images)), score_threshold)
+            found = self.find(torch.cat((images, images)), score_threshold, stopwatch)
             of_first = found.image_indices == 0
             return Candidates(*(part[of_first] for part in found))
         if len(images) > 1:
             torch._dynamo.mark_dynamic(images, 0)
         self._compiled_for.add("batches" if len(images) > 1 else "single images")
-        return self._find(images, torch.tensor(score_threshold))  # a number would be compiled in
+        with measuring(stopwatch, "network", images.device):
+            return self._find(images, torch.tensor(score_threshold))  # a Python number would be compiled in
+
+
+class _CandidateFinder(nn.Module):
+    """What is compiled: images (N, 3, H, W) and a score threshold, as a tensor -> `Candidates`."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor, score_threshold: float) -> Candidates:
+        height, width = images.shape[-2:]
+        return find_candidates(self.network(images), height, width, score_threshold)
 
 
 class CudaGraphs(nn.Module):
-    """`network`, recorded as a CUDA graph for each shape of its input: a replay launches all kernels at once."""
+    """A network recorded as a CUDA graph for each input shape: a replay launches all kernels at once."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network
         self._recordings: dict[torch.Size, tuple[torch.cuda.CUDAGraph, Tensor, Outputs]] = {}
-        self._pool = torch.cuda.graph_pool_handle()  # one memory for all activations: replays take turns
+        self._pool = torch.cuda.graph_pool_handle()  # shared by all activations: replays take turns
 
     def forward(self, images: Tensor) -> Outputs:
-        """As `network`, but the next call overwrites the result. Shapes beyond _MOST_GRAPHS are not recorded."""
+        """Return the network's outputs, which the next call overwrites. Shapes beyond _MAX_GRAPHS are not recorded."""
         if images.shape not in self._recordings:
-            if len(self._recordings) == _MOST_GRAPHS:
+            if len(self._recordings) == _MAX_GRAPHS:
                 return self.network(images)
             with torch.cuda.device(images.device):
                 self._recordings[images.shape] = self._record(images)
@@ -138,11 +170,11 @@ class CudaGraphs(nn.Module):
         inputs = images.clone(memory_format=torch.channels_last)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # libraries set themselves up before the recording
+        with torch.cuda.stream(stream):  # libraries initialise before the recording
             for _ in range(2):
                 self.network(inputs)
         graph = torch.cuda.CUDAGraph()
-        # Other threads prepare images meanwhile, and may ask for memory.
+        # Other threads prepare images meanwhile, and may allocate memory.
         with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
             outputs = self.network(inputs)
         torch.cuda.current_stream().wait_stream(stream)

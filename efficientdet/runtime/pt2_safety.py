@@ -1,8 +1,8 @@
-"""What torch.export would run of a `.pt2` file, looked at before it does.
+"""Check a `.pt2` file for code before torch.export loads it.
 
-A `.pt2` file is an archive of a graph in JSON and of tensors. Reading it, torch.export evaluates symbolic sizes and
-guards as Python, unpickles tensors of unusual kinds without restriction, and loads compiled libraries. The files of
-`efficientdet.export` hold none of these but simple symbolic sizes.
+A `.pt2` file is an archive of a graph, in JSON, and of tensors. While loading it, torch.export evaluates symbolic sizes
+and guards as Python, unpickles unusual tensors without restriction, and loads compiled libraries. The files of
+`efficientdet.export` contain none of these except simple symbolic sizes.
 """
 
 import ast
@@ -22,11 +22,11 @@ _ENTRY = re.compile(
 )
 _OPERATOR = re.compile(r"torch\.ops\.(aten|torchvision)\.\w+(\.\w+)?|_operator\.\w+|")
 _SYMBOL = re.compile(r"[su]\d+")
-_SIZES = {"Symbol", "Integer", "Add", "Mul", "GreaterThan"}  # the functions in them
+_SIZE_FUNCTIONS = {"Symbol", "Integer", "Add", "Mul", "GreaterThan"}
 
 
 def check_pt2(path: Path) -> None:
-    """InputError for a file with anything in it that would be run, other than the graph's own operators."""
+    """Raise InputError if loading or running the file would execute anything but the operators of a detector."""
     with zipfile.ZipFile(path) as archive:
         entries = {name.partition("/")[2]: name for name in archive.namelist()}
         strange = [repr(entry) for entry in entries if not _ENTRY.fullmatch(entry)]
@@ -36,11 +36,11 @@ def check_pt2(path: Path) -> None:
         if key == "expr_str" and not _is_size(value) or key == "target" and not _OPERATOR.fullmatch(value):
             strange.append(repr(value))
     if strange:
-        raise InputError(f"{path} holds {strange[0]}, which is no part of an exported detector: it is not used")
+        raise InputError(f"{path} contains {strange[0]}, which no exported detector has: not loaded")
 
 
 def _texts(content: object) -> Iterator[tuple[str, str]]:
-    """The texts in decoded JSON with their keys."""
+    """Yield the strings in decoded JSON with their keys."""
     if isinstance(content, dict):
         for key, value in content.items():
             if isinstance(value, str):
@@ -53,7 +53,7 @@ def _texts(content: object) -> Iterator[tuple[str, str]]:
 
 
 def _is_size(text: str) -> bool:
-    """Whether it is arithmetic of integers and of symbols such as s34, spelled as calls."""
+    """Return whether `text` is arithmetic on integers and symbols such as s34, written as function calls."""
     try:
         nodes = list(ast.walk(ast.parse(text, mode="eval")))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -64,7 +64,7 @@ def _is_size(text: str) -> bool:
                 pass
             case ast.Call(func=ast.Name()):
                 pass
-            case ast.Name(id=name) if name in _SIZES:
+            case ast.Name(id=name) if name in _SIZE_FUNCTIONS:
                 pass
             case ast.Constant(value=value) if isinstance(value, int) or _SYMBOL.fullmatch(str(value)):
                 pass
@@ -75,7 +75,7 @@ def _is_size(text: str) -> bool:
 
 @contextmanager
 def no_pickled_code() -> Iterator[None]:
-    """Within the block, PyTorch unpickles tensors only, whatever is asked of it."""
+    """Let PyTorch unpickle nothing but tensors within the block, even where it is told to."""
     variable = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(variable)
     os.environ[variable] = "1"

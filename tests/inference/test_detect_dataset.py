@@ -1,33 +1,45 @@
-"""A data set through the detector: every image once, in order, however it is loaded."""
+"""Detection in a data set: every image once, in order, however it is loaded."""
+
+import threading
 
 import pytest
 import torch
+from scripts import write_shapes_project
 
 from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.shapes import write_shapes
 from efficientdet.evaluation.coco import score
 from efficientdet.inference.dataset import detect_dataset
-from efficientdet.inference.detector import DetectionOptions, load_detector
+from efficientdet.inference.detector import Detector, load_detector
+from efficientdet.inference.options import DetectionOptions
 from efficientdet.project import SHAPES_WEIGHTS, load_project
 from utils.errors import InputError
 from utils.stopwatch import Stopwatch
 
 OPTIONS = DetectionOptions(score_threshold=0.01, iou_threshold=0.5)
+# A difference in the last digit could change what NMS keeps.
+NO_SUPPRESSION = DetectionOptions(score_threshold=0.0, iou_threshold=1.0, max_detections=20)
 
 
-@pytest.fixture
-def dataset(shapes_project) -> CocoDataset:
-    return CocoDataset(shapes_project.data, "train", load_project(shapes_project.yml), (128, 128))
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> CocoDataset:
+    project = write_shapes_project(tmp_path_factory.mktemp("drawn"))
+    return CocoDataset(project.data, "train", load_project(project.yml), (128, 128))
 
 
-@pytest.fixture
-def detector(dataset):
+@pytest.fixture(scope="module")
+def detector(dataset) -> Detector:
     torch.manual_seed(0)
     return load_detector(0, project=dataset.project, device="cpu", image_size=128)
 
 
-def test_nothing_found(detector, dataset):
+@pytest.fixture(scope="module")
+def one_by_one(detector, dataset) -> list[dict]:
+    return detect_dataset(detector, dataset, NO_SUPPRESSION, 1, 0, Stopwatch())
+
+
+def test_nothing_detected(detector, dataset):
     assert detect_dataset(detector, dataset, DetectionOptions(score_threshold=0.99), 4, 1, Stopwatch()) == []
 
 
@@ -46,24 +58,24 @@ def test_results_are_those_of_the_detector_in_the_data_sets_order(detector, data
 
 
 @pytest.mark.parametrize(("batch_size", "num_threads"), [(1, 1), (4, 0), (4, 2), (100, 8)])
-def test_batches_and_threads_change_nothing(detector, dataset, batch_size, num_threads):
-    # No suppression: a difference in the last digit could decide it otherwise.
-    options = DetectionOptions(score_threshold=0.0, iou_threshold=1.0, max_detections=20)
-    one_by_one = detect_dataset(detector, dataset, options, 1, 0, Stopwatch())
-    results = detect_dataset(detector, dataset, options, batch_size, num_threads, Stopwatch())
+def test_batches_and_threads_change_nothing(detector, dataset, one_by_one, batch_size, num_threads):
+    results = detect_dataset(detector, dataset, NO_SUPPRESSION, batch_size, num_threads, Stopwatch())
     assert [result["image_id"] for result in results] == [result["image_id"] for result in one_by_one]
     assert len(results) == 20 * len(dataset)
     scores, expected = ([result["score"] for result in some] for some in (results, one_by_one))
     assert scores == pytest.approx(expected, rel=1e-3)
 
 
-def test_bad_image_is_told_and_threads_end(detector, dataset, shapes_project):
+def test_unusable_image_is_an_error_and_threads_end(detector, shapes_project):
+    dataset = CocoDataset(shapes_project.data, "train", load_project(shapes_project.yml), (128, 128))
     (shapes_project.data / "train" / "000022.jpg").write_text("no image")
+    before = threading.active_count()
     with pytest.raises(InputError, match=r"000022\.jpg"):
         detect_dataset(detector, dataset, OPTIONS, 2, 2, Stopwatch())
+    assert threading.active_count() == before
 
 
-def test_time_is_told_by_activity(detector, dataset):
+def test_time_is_measured_by_activity(detector, dataset):
     stopwatch = Stopwatch()
     detect_dataset(detector, dataset, OPTIONS, 2, 1, stopwatch)
     assert list(stopwatch.seconds) == ["loading", "network", "post-processing"]
@@ -74,7 +86,7 @@ def test_time_is_told_by_activity(detector, dataset):
 
 @pytest.mark.slow
 def test_half_precision_keeps_the_average_precision(tmp_path):
-    write_shapes(tmp_path / "shapes", train_images=0)
+    write_shapes(tmp_path / "shapes", train_images=0, val_images=100)
     project = load_project("shapes")
     dataset = CocoDataset(tmp_path / "shapes", project.val_set, project, (384, 384))
     options = DetectionOptions(EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD)
@@ -85,4 +97,4 @@ def test_half_precision_keeps_the_average_precision(tmp_path):
         )
     )
     assert exact > 0.85
-    assert abs(half - exact) < 0.002
+    assert abs(half - exact) < 0.003

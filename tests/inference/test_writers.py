@@ -1,4 +1,4 @@
-"""What was found, written in each format and as text."""
+"""Detections written in each format, and as text."""
 
 import csv
 import json
@@ -12,9 +12,9 @@ from pycocotools.coco import COCO
 
 from efficientdet.inference.sources import Failure, Frame, Source
 from efficientdet.inference.writers import (
-    FORMATS,
+    SAVE_FORMATS,
     JsonLines,
-    Outputs,
+    ResultWriters,
     annotate,
     check_folder,
     check_json_target,
@@ -29,7 +29,7 @@ NAMES = ("cat", "", "traffic light", "a/b: *?")
 
 
 def found(*rows: tuple[int, float, list[float]]) -> Detections:
-    """Of (class index, score, box xyxy)."""
+    """Return detections, given as (class index, score, box xyxy)."""
     if not rows:
         return Detections.empty()
     class_ids, scores, boxes = zip(*rows)
@@ -39,7 +39,7 @@ def found(*rows: tuple[int, float, list[float]]) -> Detections:
 CAT = found((0, 0.75, [10.0, 20.0, 30.0, 60.0]))
 
 
-def picture(name: str = "photos/a.png", height: int = 80, width: int = 40) -> Frame:
+def photo(name: str = "photos/a.png", height: int = 80, width: int = 40) -> Frame:
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     return Frame(Source(name, Path(name).stem), image)
 
@@ -50,9 +50,9 @@ def film(name: str = "films/b.avi", frames: int = 3) -> list[Frame]:
 
 
 def write(folder: Path, formats, *pairs: tuple[Frame, Detections], names=NAMES) -> list[Path | None]:
-    outputs = Outputs(folder, formats, names)
-    paths = [outputs.write(frame, there, annotate(frame.image, there, names)) for frame, there in pairs]
-    outputs.close()
+    writers = ResultWriters(folder, formats, names)
+    paths = [writers.write(frame, there, annotate(frame.image, there, names)) for frame, there in pairs]
+    writers.close()
     return paths
 
 
@@ -61,30 +61,30 @@ def files(folder: Path) -> set[str]:
 
 
 def test_no_frames_make_empty_files(tmp_path):
-    assert write(tmp_path, FORMATS) == []
+    assert write(tmp_path, SAVE_FORMATS) == []
     assert files(tmp_path) == {"detections.json", "detections.csv"}
     assert json.loads((tmp_path / "detections.json").read_text()) == []
     assert len((tmp_path / "detections.csv").read_text().splitlines()) == 1
 
 
 def test_frame_without_objects(tmp_path):
-    assert write(tmp_path, FORMATS, (picture(), found())) == [tmp_path / "a.png"]
+    assert write(tmp_path, SAVE_FORMATS, (photo(), found())) == [tmp_path / "a.png"]
     assert files(tmp_path) == {"detections.json", "detections.csv", "a.png", "a.txt"}
-    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), picture().image)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), photo().image)
     assert (tmp_path / "a.txt").read_text() == ""
 
 
 def test_no_formats_write_nothing(tmp_path):
-    assert write(tmp_path / "none", (), (picture(), CAT)) == [None]
+    assert write(tmp_path / "none", (), (photo(), CAT)) == [None]
     assert not (tmp_path / "none").exists()
 
 
 def test_coco_results(tmp_path):
     pairs = [
-        (picture("000000000139.jpg"), found((0, 0.75, [10.0, 20, 30, 60]), (2, 0.5, [0.0, 0, 4, 8]))),
-        (picture("b.jpg"), CAT),
+        (photo("000000000139.jpg"), found((0, 0.75, [10.0, 20, 30, 60]), (2, 0.5, [0.0, 0, 4, 8]))),
+        (photo("b.jpg"), CAT),
         (film()[1], CAT),
-        (picture("c.jpg"), found((1, 0.5, [0.0, 0, 4, 8]))),  # of a slot that has no name, and no category
+        (photo("c.jpg"), found((1, 0.5, [0.0, 0, 4, 8]))),  # a slot without a name has no category
     ]
     write(tmp_path, ["json"], *pairs)
     assert json.loads((tmp_path / "detections.json").read_text()) == [
@@ -96,16 +96,16 @@ def test_coco_results(tmp_path):
 
 
 def test_coco_results_are_read_by_pycocotools(tmp_path):
-    write(tmp_path, ["json"], (picture("7.jpg"), CAT))
-    truth = COCO()
-    truth.dataset = {"images": [{"id": 7}], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
-    truth.createIndex()
-    (annotation,) = truth.loadRes(str(tmp_path / "detections.json")).anns.values()
+    write(tmp_path, ["json"], (photo("7.jpg"), CAT))
+    ground_truth = COCO()
+    ground_truth.dataset = {"images": [{"id": 7}], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
+    ground_truth.createIndex()
+    (annotation,) = ground_truth.loadRes(str(tmp_path / "detections.json")).anns.values()
     assert annotation["image_id"] == 7 and annotation["area"] == 800
 
 
 def test_table(tmp_path):
-    write(tmp_path, ["csv"], (picture('odd, "name".jpg'), CAT), (picture("none.jpg"), found()), (film()[2], CAT))
+    write(tmp_path, ["csv"], (photo('odd, "name".jpg'), CAT), (photo("none.jpg"), found()), (film()[2], CAT))
     with open(tmp_path / "detections.csv", newline="") as file:
         first, second = csv.DictReader(file)
     assert first == {
@@ -117,7 +117,7 @@ def test_table(tmp_path):
 
 def test_yolo_labels_are_shares_of_the_image(tmp_path):
     boxes = found((2, 0.5, [10.0, 20, 30, 60]), (0, 0.25, [-10.0, 40, 60, 90]))  # the second reaches over the edges
-    write(tmp_path, ["txt"], (picture(), boxes), (film()[0], CAT))
+    write(tmp_path, ["txt"], (photo(), boxes), (film()[0], CAT))
     assert files(tmp_path) == {"a.txt", "b/000000.txt"}
     assert (tmp_path / "a.txt").read_text() == (
         "2 0.500000 0.500000 0.500000 0.500000 0.5000\n0 0.500000 0.750000 1.000000 0.500000 0.2500\n"
@@ -133,7 +133,7 @@ def test_crops_are_the_pixels_of_the_boxes(tmp_path):
         (0, 0.5, [45.0, 90, 50, 95]),  # in the letterbox's padding
         (1, 0.4, [0.0, 0, 1, 1]),
     )
-    frame = picture()
+    frame = photo()
     write(tmp_path, ["crops"], (frame, boxes), (film()[0], CAT))
     expected = {
         "crops/cat/a_1.png": frame.image[20:60, 10:30],
@@ -160,7 +160,7 @@ def test_video_becomes_a_video_of_its_size_and_rate(tmp_path):
 
 
 def test_names_never_collide(tmp_path):
-    pairs = [(picture("one/a.png"), CAT), (picture("two/a.jpg"), CAT), (picture("a_2.png"), CAT)]
+    pairs = [(photo("one/a.png"), CAT), (photo("two/a.jpg"), CAT), (photo("a_2.png"), CAT)]
     pairs += [(frame, CAT) for name in ("a.avi", "b.avi", "b.avi") for frame in film(name, 2)]
     paths = write(tmp_path, ["image", "txt"], *pairs)
     names = [path.name for path in paths]
@@ -168,53 +168,53 @@ def test_names_never_collide(tmp_path):
     assert len(files(tmp_path)) == 3 + 3 + 3 + 6
 
 
-def test_images_without_a_suffix_that_names_a_format_become_jpegs(tmp_path):
+def test_images_without_the_suffix_of_a_format_become_jpegs(tmp_path):
     names = ["nameless", "http://host/photo.jpg?size=1", "http://host/b.PNG"]
-    paths = write(tmp_path, ["image"], *((picture(name), CAT) for name in names))
+    paths = write(tmp_path, ["image"], *((photo(name), CAT) for name in names))
     assert [path.suffix for path in paths] == [".jpg", ".jpg", ".PNG"]
 
 
-def test_files_appear_at_the_end_whole_also_when_it_came_early(tmp_path):
-    outputs = Outputs(tmp_path, ("json", "csv", "image"), NAMES)
+def test_files_appear_at_the_end_and_complete(tmp_path):
+    writers = ResultWriters(tmp_path, ("json", "csv", "image"), NAMES)
     for frame in film(frames=4):
-        outputs.write(frame, CAT, frame.image)
+        writers.write(frame, CAT, frame.image)
     assert not [name for name in files(tmp_path) if not name.startswith(".")]
-    outputs.close()
+    writers.close()
     assert files(tmp_path) == {"detections.json", "detections.csv", "b.mp4"}
     assert len(json.loads((tmp_path / "detections.json").read_text())) == 4
     assert len(list(VideoReader(str(tmp_path / "b.mp4"), "it"))) == 4
 
 
-def test_results_grow_on_the_disk_and_not_in_memory(tmp_path):
-    outputs = Outputs(tmp_path, ("json", "csv"), NAMES)
-    frame, many = picture(), found(*[(0, 0.5, [1.0, 2, 3, 4])] * 100)
+def test_results_grow_on_the_disk_not_in_memory(tmp_path):
+    writers = ResultWriters(tmp_path, ("json", "csv"), NAMES)
+    frame, many = photo(), found(*[(0, 0.5, [1.0, 2, 3, 4])] * 100)
     for _ in range(30):
-        outputs.write(frame, many)
+        writers.write(frame, many)
     sizes = [path.stat().st_size for path in tmp_path.iterdir()]
     assert min(sizes) > 50_000
-    outputs.close()
+    writers.close()
 
 
-def test_full_disk_is_told(tmp_path, monkeypatch):
-    outputs = Outputs(tmp_path, ("csv",), NAMES)
+def test_full_disk_is_an_error(tmp_path):
+    writers = ResultWriters(tmp_path, ("csv",), NAMES)
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(outputs._writers[0], "write", full)
-    with pytest.raises(InputError, match="cannot write into .*: No space left"):
-        outputs.write(picture(), CAT)
-    outputs.close()
+    writers._writers[0] = full
+    with pytest.raises(InputError, match="No space left"):
+        writers.write(photo(), CAT)
+    writers.close()
 
 
-def test_folder_that_cannot_be_made_is_told(tmp_path):
+def test_folder_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot write .*detections\.json"):
-        Outputs(tmp_path / "file", ("json", "csv"), NAMES)
+        ResultWriters(tmp_path / "file", ("json", "csv"), NAMES)
 
 
-def test_sources_in_the_folder_of_the_results_are_refused(tmp_path):
-    write_image(tmp_path / "a.png", picture().image)
+def test_sources_in_the_folder_of_the_results_are_an_error(tmp_path):
+    write_image(tmp_path / "a.png", photo().image)
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "b.png").symlink_to(tmp_path / "a.png")
     check_folder(tmp_path / "other", [tmp_path / "a.png", "rtsp://x/y", 0, Failure("x", "y")])
@@ -231,15 +231,15 @@ def test_json_lines_replace_no_image_and_no_table(tmp_path):
     for target in ("-", "lines.json", str(tmp_path / "lines.jsonl")):
         check_json_target(target, tmp_path)
     for target in ("photo.JPG", "film.mp4"):
-        with pytest.raises(InputError, match=f"--json {target} names an image or video"):
+        with pytest.raises(InputError, match=f"--json {target}"):
             check_json_target(target, tmp_path)
     for name in ("detections.json", "detections.csv"):
-        with pytest.raises(InputError, match="choose another name"):
+        with pytest.raises(InputError, match="--json"):
             check_json_target(str(tmp_path / "x" / ".." / name), tmp_path)
 
 
 def test_text():
-    assert text_table(picture(), found(), NAMES, None) == "photos/a.png (40 x 80): 0 objects"
+    assert text_table(photo(), found(), NAMES, None) == "photos/a.png (40 x 80): 0 objects"
     assert text_table(film()[2], CAT, NAMES, Path("test/b.mp4")) == (
         "films/b.avi frame 2 (64 x 48): 1 object -> test/b.mp4\n"
         "  cat              0.75  x1 y1 x2 y2:    10.0    20.0    30.0    60.0"
@@ -257,7 +257,7 @@ def test_json_lines(tmp_path, capsys):
     ]  # fmt: skip
     for target in (str(tmp_path / "lines.jsonl"), "-"):
         lines = JsonLines(target, NAMES)
-        lines.write(picture(), CAT)
+        lines.write(photo(), CAT)
         lines.write(film()[0], found())
         lines.write_failure(Failure("c.jpg", "c.jpg is empty"))
         lines.close()

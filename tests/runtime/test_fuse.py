@@ -1,4 +1,4 @@
-"""The network with folded batch norms computes what the network computes, and leaves that one as it was."""
+"""The fused network computes what the network computes, and leaves that one unchanged."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def assert_same_outputs(plain: EfficientDet, fused: nn.Module, batch: Tensor) ->
         expected, outputs = plain(batch), fused(batch)
     for name in ("class_logits", "box_deltas"):
         wanted, got = getattr(expected, name), getattr(outputs, name)
-        assert wanted.std() > 1e-3, f"{name} says nothing: it hardly varies"
+        assert wanted.std() > 1e-3, f"{name} hardly varies"
         assert ((got - wanted).abs().max() / wanted.std()).item() < 1e-9
     assert torch.equal(outputs.anchors, expected.anchors)
 
@@ -34,7 +34,7 @@ def assert_same_outputs(plain: EfficientDet, fused: nn.Module, batch: Tensor) ->
     ("compound_coef", "size"),
     [
         pytest.param(0, 128, id="D0"),
-        pytest.param(6, 128, id="D6"),
+        pytest.param(6, 128, id="D6", marks=pytest.mark.slow),
         pytest.param(8, 256, id="D8", marks=pytest.mark.slow),
     ],
 )
@@ -43,7 +43,7 @@ def test_fused_equals_plain(compound_coef, size):
     assert_same_outputs(plain, fuse_for_inference(plain, CPU), images(1, 3, size, size))
 
 
-@pytest.mark.parametrize("compound_coef", [*range(5), *(pytest.param(n, marks=pytest.mark.slow) for n in range(5, 9))])
+@pytest.mark.parametrize("compound_coef", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (6, 8))])
 def test_fused_equals_plain_in_float32(compound_coef):
     plain = network_with_statistics(compound_coef).float()
     side = plain.config.size_divisor
@@ -52,7 +52,7 @@ def test_fused_equals_plain_in_float32(compound_coef):
         expected, outputs = plain(batch), fuse_for_inference(plain, CPU)(batch)
     for name in ("class_logits", "box_deltas"):
         wanted, got = getattr(expected, name), getattr(outputs, name)
-        # The single value that differs most does by 2e-5 in D6 to D8, where plain float32 is 1e-5 from float64.
+        # The largest difference is 2e-5, in D6 and D8, where plain float32 differs from float64 by 1e-5.
         assert ((got - wanted).abs().max() / wanted.std()).item() < 5e-5
         assert ((got - wanted).square().mean().sqrt() / wanted.std()).item() < 1e-5
 
@@ -61,7 +61,7 @@ def test_fused_equals_plain_on_a_rectangular_batch(d0):
     assert_same_outputs(d0, fuse_for_inference(d0, CPU), images(2, 3, 128, 384))
 
 
-def test_the_original_stays_as_it_was():
+def test_the_original_is_not_changed():
     plain = network_with_statistics(0).train()
     before = {key: value.clone() for key, value in plain.state_dict().items()}
     fused = fuse_for_inference(plain, CPU)
@@ -89,6 +89,6 @@ def test_the_input_is_not_overwritten(d0):
     assert torch.equal(batch, before)
 
 
-def test_sizes_that_do_not_fit_are_still_refused(d0):
-    with pytest.raises(ValueError, match="multiples of 128"):
+def test_sizes_that_the_pyramid_does_not_accept_are_an_error(d0):
+    with pytest.raises(ValueError, match="128 x 100"):
         fuse_for_inference(d0, CPU)(images(1, 3, 128, 100))

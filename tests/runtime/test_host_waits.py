@@ -1,7 +1,7 @@
-"""The host waits for no GPU in the forward pass and in the loss. This shows on any machine.
+"""The forward pass and the loss cause no host-device sync. Tested without a GPU.
 
-PyTorch's fake tensors have shapes, types and devices, but no values: what needs values (`.item()`, `nonzero`, a mask as
-an index) is an error. Copies between CPU and GPU are not, so they are watched here.
+PyTorch's fake tensors have shapes, types and devices, but no values: whatever needs values (`.item()`, `nonzero`, a
+mask as an index) is an error. Copies between CPU and GPU are not, so `NoBlockingCopies` detects them.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,6 @@ from collections.abc import Callable
 import pytest
 import torch
 from scripts import untrained
-from test_loss import OFFICIAL
 from torch import Tensor
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -24,19 +23,27 @@ from efficientdet.model.loss import DetectionLoss
 from efficientdet.model.postprocess import find_candidates
 from efficientdet.structures import Targets
 
-pytestmark = pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="needs a PyTorch that knows CUDA")
+pytestmark = pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="needs a CUDA build of PyTorch")
 
+# The official recipe's loss.
+OFFICIAL = {
+    "focal_gamma": 1.5,
+    "negative_iou": 0.5,
+    "force_best_anchor": True,
+    "box_loss": "huber",
+    "normalize": "batch",
+}
 COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 
 
 class BlockingCopy(Exception):
-    """A tensor goes from the CPU to the GPU or back, and the host waits until it has arrived."""
+    """A tensor is copied between CPU and GPU, and the host waits for it."""
 
 
 class NoBlockingCopies(TorchDispatchMode):
     def __init__(self):
         super().__init__()
-        self.counted = 0  # how often elements that are not zero were counted
+        self.counted = 0  # calls of nonzero
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -51,7 +58,7 @@ class NoBlockingCopies(TorchDispatchMode):
 
 @pytest.fixture(autouse=True)
 def fake_gpu():
-    """Tensors that a test makes are fake; "cuda" is a device."""
+    """Make all new tensors of a test fake, on the device "cuda"."""
     with FakeTensorMode(), torch.device("cuda"):
         yield
 
@@ -70,7 +77,7 @@ def fake_gpu():
         (BlockingCopy, lambda x: x.cpu()),
     ],
 )
-def test_what_waits_is_noticed(error: type[Exception], use: Callable[[Tensor], object]):
+def test_syncs_are_detected(error: type[Exception], use: Callable[[Tensor], object]):
     x = torch.rand(3, 4)
     with pytest.raises(error), NoBlockingCopies():
         use(x)
@@ -93,23 +100,23 @@ def test_assignment_and_loss(settings, objects):
     targets = Targets(torch.rand(2, objects, 4), torch.zeros(2, objects, dtype=torch.int64))
     with NoBlockingCopies():
         losses = DetectionLoss(**settings)(outputs, targets)
-        # Autograd itself would ask the driver for the GPU.
+        # backward() itself would query the driver for the GPU.
         gradient = losses.classification.grad_fn.apply(torch.ones(()))[0]
     assert losses.total.device.type == gradient.device.type == "cuda"
     assert gradient.shape == logits.shape
 
 
-def test_images_way_into_the_network():
-    picture = torch.zeros(300, 400, 3, dtype=torch.uint8)
+def test_preparation_of_images():
+    pixels = torch.zeros(300, 400, 3, dtype=torch.uint8)
     letterbox = Letterbox.fit((300, 400), (128, 128))
     with NoBlockingCopies():
-        image = letterbox.apply_on_device(picture, torch.ones(3, 1, 1), torch.ones(3, 1, 1))
+        image = letterbox.apply_on_device(pixels, torch.ones(3, 1, 1), torch.ones(3, 1, 1))
     assert (image.device.type, image.shape, image.dtype) == ("cuda", (3, 128, 128), torch.float32)
 
 
-def test_choice_of_candidates_asks_but_for_their_number():
+def test_choice_of_candidates_waits_for_their_number_alone():
+    # This mode allows unknown sizes.
     with FakeTensorMode(shape_env=ShapeEnv()), torch.device("cuda"), NoBlockingCopies() as watch:
-        # Such a mode takes unknown numbers.
         outputs = torch.zeros(2, 100, 3), torch.zeros(2, 100, 4), torch.rand(100, 4)
         found = find_candidates(outputs, 128, 128, 0.4)
     assert {part.device.type for part in found} == {"cuda"}
