@@ -5,7 +5,6 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from efficientdet.model.anchors import cached_anchors
 from efficientdet.model.network import EfficientDet
 from efficientdet.model.postprocess import Candidates, find_candidates
 from efficientdet.runtime.fuse import fuse_for_inference
@@ -80,25 +79,32 @@ class _InFloat32(nn.Module):
         return self.module(x.float()).to(self.output_dtype)
 
 
-def compile_network(network: nn.Module, dynamic: bool | None = None) -> nn.Module:
-    """`network` through torch.compile, as one graph, in which the anchors are constants.
+class _CompiledNetwork(nn.Module):
+    def __init__(self, network: EfficientDet):
+        super().__init__()
+        self.network = network
+        self._predict = torch.compile(network.predict, fullgraph=True)
 
-    What is compiled is kept on disk by PyTorch, so that the next process waits a quarter as long.
+    def forward(self, images: Tensor) -> Outputs:
+        return Outputs(*self._predict(images), self.network.anchors(images))
 
-    Args:
-        dynamic: as for torch.compile; False compiles anew for each shape but for sizes that are marked as dynamic.
+
+def compile_network(network: EfficientDet) -> nn.Module:
+    """Return a module with the parameters of `network` that runs it through torch.compile, for inference or training.
+
+    Only the anchors, which depend on the shape of the input alone, are looked up outside the graph. `network` itself
+    stays uncompiled. PyTorch caches compiled code on disk, so that the next process waits about a quarter as long.
     """
-    torch.compiler.assume_constant_result(cached_anchors)
-    return torch.compile(network, fullgraph=True, dynamic=dynamic)  # type: ignore[return-value]  # a module, too
+    return _CompiledNetwork(network)
 
 
 class CompiledFinder(nn.Module):
     """A compiled `CandidateFinder`: one graph for single images, another for batches of any size."""
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: EfficientDet):
         super().__init__()
         self.network = network
-        self._find = compile_network(CandidateFinder(network), dynamic=False)
+        self._find = torch.compile(self._find_in_graph, fullgraph=True, dynamic=False)
         self._compiled_for: set[str] = set()
 
     def forward(self, images: Tensor, score_threshold: float) -> Candidates:
@@ -110,7 +116,12 @@ class CompiledFinder(nn.Module):
         if len(images) > 1:
             torch._dynamo.mark_dynamic(images, 0)
         self._compiled_for.add("batches" if len(images) > 1 else "single images")
-        return self._find(images, torch.tensor(score_threshold))  # a number would be compiled in
+        anchors = self.network.anchors(images)
+        return self._find(images, anchors, torch.tensor(score_threshold))  # a number would be compiled in
+
+    def _find_in_graph(self, images: Tensor, anchors: Tensor, score_threshold: Tensor) -> Candidates:
+        height, width = images.shape[-2:]
+        return find_candidates((*self.network.predict(images), anchors), height, width, score_threshold)
 
 
 class CudaGraphs(nn.Module):
