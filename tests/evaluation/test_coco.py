@@ -46,7 +46,9 @@ def truth_as_results(dataset: CocoDataset) -> list[dict]:
 
 
 def test_no_detections_are_no_results():
-    assert coco_results(1, Detections.empty(), {0: 3}) == []
+    assert (
+        coco_results(1, Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64)), {0: 3}) == []
+    )
 
 
 def test_results_have_coco_boxes_and_the_files_category_ids():

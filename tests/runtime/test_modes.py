@@ -10,7 +10,6 @@ from torch import Tensor
 
 from efficientdet.model.network import EfficientDet
 from efficientdet.model.postprocess import Candidates, find_candidates
-from efficientdet.runtime import modes as fast_path
 from efficientdet.runtime.modes import MODES, optimize
 
 CPU = torch.device("cpu")
@@ -68,9 +67,10 @@ def test_compiled_mode_finds_the_same_and_compiles_once_for_all_batches(d0, monk
 
 @pytest.mark.parametrize(("counts", "passed"), [((1, 4, 1), [1, 4, 1]), ((4, 1, 3), [4, 2, 3])])
 def test_single_images_are_compiled_for_unless_they_are_the_rest(d0, monkeypatch, counts, passed):
-    monkeypatch.setattr(fast_path, "compile_network", lambda network, dynamic: network)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     finder, sizes = optimize(d0, CPU, mode="compiled"), []
-    finder.network.register_forward_pre_hook(lambda network, arguments: sizes.append(len(arguments[0])))
+    backbone = finder.network.backbone_net["model"]
+    backbone.register_forward_pre_hook(lambda module, arguments: sizes.append(len(arguments[0])))
     with torch.inference_mode():
         for count in counts:
             found = finder(images(count, 3, 128, 128), THRESHOLD)
