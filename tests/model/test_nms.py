@@ -31,6 +31,7 @@ def test_only_boxes_of_the_same_group_suppress_each_other(groups, kept):
     assert batched_nms(BOXES, SCORES, torch.tensor(groups), 0.3).tolist() == kept
 
 
+@pytest.mark.slow
 def test_importing_scripts_and_commands_does_not_import_torchvision():
     names = "train, coco_eval, efficientdet_test, benchmark, efficientdet.export.__main__"
     program = f"import sys, {names}; sys.exit('torchvision' in sys.modules)"
