@@ -1,31 +1,31 @@
-"""The family D0 to D7X: the only copy of its input sizes, widths, depths and anchor scales."""
+"""The EfficientDet family, D0 to D7X: input sizes, widths, depths and anchors, and the default thresholds."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One column of the family's table (EfficientDet paper, table 1, and google/automl for D7X)."""
+    """One row of the family's table (EfficientDet paper, table 1; google/automl for D7X)."""
 
     backbone: int  # EfficientNet B-index
-    input_size: int  # side of the square input that the published weights were trained on, pixels
+    input_size: int  # side of the square input that the published weights were trained on, in pixels
     bifpn_channels: int
     bifpn_cells: int
     head_layers: int
-    fast_attention: bool  # fast normalised fusion; D6 and up add their inputs plainly
+    fast_attention: bool  # fast normalized fusion; D6 and larger networks use a plain sum
     pyramid_levels: tuple[int, ...]  # level l has stride 2 ** l
     anchor_scale: float  # side of the basic square anchor, in strides
 
     @property
     def size_divisor(self) -> int:
-        """Input sides must be multiples of this: the stride of the coarsest level."""
+        """The stride of the coarsest level, of which the input's sides must be multiples."""
         return 2 ** self.pyramid_levels[-1]
 
     def input_shape(self, image_size: int | tuple[int, int] | None = None) -> tuple[int, int]:
-        """(height, width) of the input for an `image_size` in pixels, one side or (height, width).
+        """Return the (height, width) of the input for `image_size`: one side or (height, width), in pixels.
 
-        Its sides are rounded up to multiples of `size_divisor`. None is the table's square.
-        ValueError for sides below 1.
+        Sides are rounded up to multiples of `size_divisor`; None selects `input_size`. Raises ValueError if a side is
+        below 1.
         """
         if image_size is None:
             image_size = self.input_size
@@ -37,12 +37,9 @@ class ModelConfig:
 
 
 _P3_P7 = (3, 4, 5, 6, 7)
-
-
 _P3_P8 = (3, 4, 5, 6, 7, 8)
 
-
-# Index: the compound coefficient. D7X is 8, as in the published file names.
+# Indexed by the compound coefficient. D7X is 8, as in the published file names.
 CONFIGS = (
     ModelConfig(0, 512, 64, 3, 3, True, _P3_P7, 4.0),
     ModelConfig(1, 640, 88, 4, 3, True, _P3_P7, 4.0),
@@ -55,38 +52,28 @@ CONFIGS = (
     ModelConfig(7, 1536, 384, 8, 5, False, _P3_P8, 4.0),
 )
 
-
 # The anchors of the published weights: sizes within an octave, and (width, height) factors.
 ANCHOR_SCALES = (2**0, 2 ** (1 / 3), 2 ** (2 / 3))
-
-
 ANCHOR_RATIOS = ((1.0, 1.0), (1.4, 0.7), (0.7, 1.4))
+
+DEMO_SCORE_THRESHOLD = 0.2
+DEMO_IOU_THRESHOLD = 0.2
+EVALUATION_SCORE_THRESHOLD = 0.05
+EVALUATION_IOU_THRESHOLD = 0.5
 
 
 def model_config(compound_coef: int) -> ModelConfig:
-    """The table's entry for `compound_coef`; ValueError when there is none."""
+    """Return the configuration of D`compound_coef`. Raises ValueError if no such network exists."""
     if isinstance(compound_coef, bool) or not isinstance(compound_coef, int) or not 0 <= compound_coef < len(CONFIGS):
         raise ValueError(f"compound_coef must be an integer from 0 (D0) to 8 (D7X), not {compound_coef!r}")
     return CONFIGS[compound_coef]
 
 
 def check_image_size(compound_coef: int, height: int, width: int) -> None:
-    """ValueError unless a network of `compound_coef` can take an input of `height` x `width` pixels."""
+    """Raise ValueError unless D`compound_coef` accepts an input of `height` x `width` pixels."""
     divisor = model_config(compound_coef).size_divisor
     if height < 1 or width < 1 or height % divisor or width % divisor:
         raise ValueError(
-            f"the input of D{compound_coef} must have sides that are multiples of {divisor} pixels, "
+            f"the sides of the input of D{compound_coef} must be multiples of {divisor} pixels, "
             f"not {height} x {width} (height x width)"
         )
-
-
-DEMO_SCORE_THRESHOLD = 0.2
-
-
-DEMO_IOU_THRESHOLD = 0.2
-
-
-EVALUATION_SCORE_THRESHOLD = 0.05
-
-
-EVALUATION_IOU_THRESHOLD = 0.5

@@ -1,4 +1,4 @@
-"""A project: the YAML file that names a data set, its classes, and the anchors and normalisation to use."""
+"""The project file: YAML that names a dataset, its classes, and the anchors and normalization to use."""
 
 import ast
 import difflib
@@ -11,56 +11,34 @@ from typing import Any, NoReturn
 from utils.errors import InputError
 from utils.yaml_file import read_yaml
 
-_package = Path(__file__).resolve().parent
-
-
-# `pip install` puts them into the package (pyproject.toml says so); in a checkout they lie beside it.
-_folder = _package if (_package / "projects").is_dir() else _package.parent
-
-
-PROJECTS = _folder / "projects"
-
-
+# An installed package contains projects/ and weights/ (see pyproject.toml); in a checkout they lie next to it.
+_PACKAGE = Path(__file__).resolve().parent
+_BUNDLED = _PACKAGE if (_PACKAGE / "projects").is_dir() else _PACKAGE.parent
+PROJECTS = _BUNDLED / "projects"
 SHAPES_IMAGES = PROJECTS / "shapes"
-
-
-SHAPES_WEIGHTS = _folder / "weights" / "efficientdet-d0_shapes.pth"
-
+SHAPES_WEIGHTS = _BUNDLED / "weights" / "efficientdet-d0_shapes.pth"
 
 _EXAMPLE = PROJECTS / "coco.yml"
-
-
-_KEYS = (
-    "project_name",
-    "train_set",
-    "val_set",
-    "num_gpus",
-    "mean",
-    "std",
-    "anchors_scales",
-    "anchors_ratios",
-    "obj_list",
-)
-
-
-_OPTIONAL_KEYS = ("image_size",)
+_NAMES = ("project_name", "train_set", "val_set")
+_REQUIRED = (*_NAMES, "num_gpus", "mean", "std", "anchors_scales", "anchors_ratios", "obj_list")
+_KEYS = (*_REQUIRED, "image_size")
 
 
 @dataclass(frozen=True)
 class Project:
-    """The content of `projects/{name}.yml`, checked."""
+    """The validated contents of `projects/{name}.yml`."""
 
     path: Path
-    name: str  # the data set's folder under datasets/ and the results' folder under logs/
+    name: str  # of the dataset's folder in datasets/ and of the results' folder in logs/
     train_set: str
     val_set: str
-    num_gpus: int  # 0 is the CPU
-    mean: tuple[float, ...]  # of red, green, blue in [0, 1]
+    num_gpus: int  # 0 selects the CPU
+    mean: tuple[float, ...]  # of red, green and blue in [0, 1]
     std: tuple[float, ...]
     anchor_scales: tuple[float, ...]
     anchor_ratios: tuple[tuple[float, float], ...]  # (width, height) factors
-    class_names: tuple[str, ...]  # class index -> name; empty for a slot that no category uses
-    image_size: int | None = None  # side of the input, pixels; None is the coefficient's own
+    class_names: tuple[str, ...]  # by class index; empty for an index that no category uses
+    image_size: int | None = None  # side of the input in pixels; None selects the network's default
 
     @property
     def num_classes(self) -> int:
@@ -68,32 +46,35 @@ class Project:
 
 
 def load_project(name_or_path: str | Path) -> Project:
-    """Read `projects/{name}.yml`, or a YAML file given by its path. InputError says what is wrong, and where."""
-    path = _project_path(name_or_path)
+    """Load `projects/{name}.yml`, or a YAML file by its path.
+
+    A name is searched in the current folder's `projects/` first, then among the bundled projects. Raises InputError,
+    which names the file and the key, if the project does not exist or is invalid.
+    """
+    path = _find_project(name_or_path)
     values = read_yaml(path, f"such as 'project_name: coco'; see {_EXAMPLE}")
     _check_keys(values, path)
 
     def fail(key: str, expected: str) -> NoReturn:
         raise InputError(f"{path}: {key} must be {expected}, not {values[key]!r}")
 
-    for key in ("project_name", "train_set", "val_set"):
-        if not isinstance(values[key], str | int) or isinstance(values[key], bool) or not str(values[key]):
+    for key in _NAMES:
+        if not _is_name(values[key]) or not str(values[key]):
             fail(key, "a name")
-    num_gpus = values["num_gpus"]
-    if not isinstance(num_gpus, int) or isinstance(num_gpus, bool) or num_gpus < 0:
+    num_gpus, image_size = values["num_gpus"], values.get("image_size")
+    if not _is_int(num_gpus) or num_gpus < 0:
         fail("num_gpus", "0 (CPU) or a number of GPUs")
     for key in ("mean", "std"):
         if not _is_numbers(values[key], length=3):
             fail(key, "three numbers (red, green, blue)")
     if min(values["std"]) <= 0:
         fail("std", "above 0")
-    image_size = values.get("image_size")
-    if image_size is not None and (not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < 1):
-        fail("image_size", "a number of pixels, or left out")
-    scales = _numbers_or_arithmetic(values["anchors_scales"], "anchors_scales", path)
+    if image_size is not None and (not _is_int(image_size) or image_size < 1):
+        fail("image_size", "a number of pixels, or omitted")
+    scales = _parse_numbers(values["anchors_scales"], "anchors_scales", path)
     if not _is_numbers(scales) or min(scales) <= 0:
         fail("anchors_scales", "a list of numbers above 0, for example [1, 1.26, 1.59]")
-    ratios = _numbers_or_arithmetic(values["anchors_ratios"], "anchors_ratios", path)
+    ratios = _parse_numbers(values["anchors_ratios"], "anchors_ratios", path)
     if not isinstance(ratios, list) or not ratios or not all(_is_numbers(r, length=2) and min(r) > 0 for r in ratios):
         fail("anchors_ratios", "a list of (width, height) pairs, for example [[1, 1], [1.4, 0.7], [0.7, 1.4]]")
 
@@ -112,31 +93,30 @@ def load_project(name_or_path: str | Path) -> Project:
     )
 
 
-def _project_path(name_or_path: str | Path) -> Path:
+def _find_project(name_or_path: str | Path) -> Path:
     if str(name_or_path).endswith((".yml", ".yaml")):
         path = Path(name_or_path)
         if not path.is_file():
-            raise InputError(f"there is no project file {path}")
+            raise InputError(f"the project file {path} does not exist")
         return path
-    # The current folder's projects come first; those that come with the code are found from any folder.
-    folders = list(dict.fromkeys((Path("projects"), PROJECTS)))
+    folders = (Path("projects"), PROJECTS)
     for folder in folders:
         path = folder / f"{name_or_path}.yml"
         if path.is_file():
             return path
     known = sorted({file.stem for folder in folders for file in folder.glob("*.yml")})
     raise InputError(
-        f"there is no project file projects/{name_or_path}.yml: write one after {_EXAMPLE}, "
-        f"or choose of {', '.join(known) or 'none yet'}"
+        f"the project file projects/{name_or_path}.yml does not exist: write one following {_EXAMPLE}, "
+        f"or choose from {', '.join(known)}"
     )
 
 
 def _check_keys(values: dict, path: Path) -> None:
-    missing = [key for key in _KEYS if key not in values]
+    missing = [key for key in _REQUIRED if key not in values]
     for key in values:
-        if key not in _KEYS + _OPTIONAL_KEYS:
-            close = difflib.get_close_matches(str(key), missing or _KEYS + _OPTIONAL_KEYS, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"the keys are {', '.join(_KEYS + _OPTIONAL_KEYS)}"
+        if key not in _KEYS:
+            close = difflib.get_close_matches(str(key), missing or _KEYS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"the keys are {', '.join(_KEYS)}"
             raise InputError(f"{path}: unknown key {key!r}: {hint}")
     if missing:
         raise InputError(f"{path}: the key {missing[0]!r} is missing; see {_EXAMPLE} for an example")
@@ -145,16 +125,24 @@ def _check_keys(values: dict, path: Path) -> None:
 def _class_names(values: object, path: Path) -> tuple[str, ...]:
     if not isinstance(values, list) or not values:
         raise InputError(f"{path}: obj_list must be a list of class names, not {values!r}")
-    names = []
+    names: list[str] = []
     for value in values:
-        if not isinstance(value, str | int) or isinstance(value, bool):
-            raise InputError(f"{path}: the name {value!r} in obj_list is no text: put it between quotes")
+        if not _is_name(value):
+            raise InputError(f"{path}: obj_list contains {value!r}, which is not text: put it in quotes")
         if str(value) and str(value) in names:
-            raise InputError(f"{path}: obj_list names {value!r} twice")
+            raise InputError(f"{path}: obj_list contains {value!r} twice")
         names.append(str(value))
     if not any(names):
-        raise InputError(f"{path}: obj_list holds empty names only")
+        raise InputError(f"{path}: obj_list contains only empty names")
     return tuple(names)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) or _is_int(value)
 
 
 def _is_numbers(value: object, length: int | None = None) -> bool:
@@ -162,18 +150,8 @@ def _is_numbers(value: object, length: int | None = None) -> bool:
         isinstance(value, list)
         and len(value) > 0
         and (length is None or len(value) == length)
-        and all(isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < 1e300 for v in value)
+        and all((isinstance(v, float) or _is_int(v)) and abs(v) < 1e300 for v in value)
     )
-
-
-def _numbers_or_arithmetic(value: object, key: str, path: Path) -> Any:
-    """Lists as they are; a text such as '[2 ** 0, 2 ** (1.0 / 3.0)]' as the lists of numbers that it denotes."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return _evaluate(ast.parse(value.strip(), mode="eval").body)
-    except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError) as error:
-        raise InputError(f"{path}: cannot read {key} {value!r} as lists of numbers: {error}") from error
 
 
 _OPERATORS: dict[type, Callable[..., Any]] = {
@@ -187,8 +165,18 @@ _OPERATORS: dict[type, Callable[..., Any]] = {
 }
 
 
+def _parse_numbers(value: object, key: str, path: Path) -> Any:
+    """Evaluate text such as '[2 ** 0, 2 ** (1.0 / 3.0)]' to lists of numbers; return other values unchanged."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return _evaluate(ast.parse(value.strip(), mode="eval").body)
+    except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError) as error:
+        raise InputError(f"{path}: cannot parse {key} {value!r} as lists of numbers: {error}") from error
+
+
 def _evaluate(node: ast.expr) -> object:
-    """The value of a syntax tree of lists, tuples (as lists), numbers and + - * / **; ValueError for anything else."""
+    """Evaluate a syntax tree of lists, tuples (as lists), numbers and + - * / **. Raises ValueError for others."""
     match node:
         case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
             return float(value)

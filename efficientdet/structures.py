@@ -1,4 +1,4 @@
-"""What travels between data, network, loss and post-processing."""
+"""The data exchanged between data loading, network, loss and post-processing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,28 +9,28 @@ from torch import Tensor
 
 
 class Outputs(NamedTuple):
-    """What the network says of a batch of N images with A anchors each."""
+    """The network's outputs for N images with A anchors each."""
 
     class_logits: Tensor  # (N, A, num_classes); their sigmoid is the score
     box_deltas: Tensor  # (N, A, 4): (dy, dx, dh, dw) relative to the anchor
-    anchors: Tensor  # (A, 4): (y1, x1, y2, x2) in input pixels; float32, or float64 in a float64 network
+    anchors: Tensor  # (A, 4) yxyx in pixels of the input; float32, or float64 in a float64 network
 
 
 PADDING_CLASS = -1
 
 
 class Targets(NamedTuple):
-    """The ground truth of a batch of N images, each padded to M objects."""
+    """The ground truth of N images, each padded to M objects."""
 
-    boxes: Tensor  # (N, M, 4) float, (x1, y1, x2, y2) in input pixels
-    class_ids: Tensor  # (N, M) int64, PADDING_CLASS where there is no object
+    boxes: Tensor  # (N, M, 4) xyxy, float, in pixels of the input
+    class_ids: Tensor  # (N, M) int64, PADDING_CLASS for padding
 
 
 @dataclass(frozen=True)
 class Detections:
-    """The objects found in one image, best score first. Without objects the shapes are (0, 4), (0,) and (0,)."""
+    """The K objects detected in one image, highest score first; the shapes are (0, 4), (0,) and (0,) if K is 0."""
 
-    boxes: Tensor  # (K, 4) float, (x1, y1, x2, y2) in pixels
+    boxes: Tensor  # (K, 4) xyxy, float, in pixels
     scores: Tensor  # (K,) float in [0, 1]
     class_ids: Tensor  # (K,) int64, index into the project's class names
 
@@ -39,24 +39,22 @@ class Detections:
         shapes = tuple(self.boxes.shape), tuple(self.scores.shape), tuple(self.class_ids.shape)
         if shapes != ((count, 4), (count,), (count,)):
             raise ValueError(
-                f"boxes, scores and class_ids must be shaped (K, 4), (K,) and (K,), not {shapes[0]}, {shapes[1]} "
-                f"and {shapes[2]}"
+                "boxes, scores and class_ids must have the shapes (K, 4), (K,) and (K,), "
+                f"not {shapes[0]}, {shapes[1]} and {shapes[2]}"
             )
-
-    @classmethod
-    def empty(cls) -> "Detections":
-        return cls(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
 
     def __len__(self) -> int:
         return len(self.boxes)
 
-    def __getitem__(self, chosen: Tensor | slice) -> "Detections":
-        """Those that a slice, a mask (K,) or a tensor of indices chooses."""
-        return Detections(self.boxes[chosen], self.scores[chosen], self.class_ids[chosen])
+    def __getitem__(self, index: Tensor | slice) -> "Detections":
+        """Select detections by a slice, a mask (K,) or a tensor of indices."""
+        return Detections(self.boxes[index], self.scores[index], self.class_ids[index])
 
 
 def concatenate(parts: Sequence[Detections]) -> Detections:
-    """All of them, one part after the other."""
+    """Return the detections of all `parts`, in their order."""
     return Detections(
-        *(torch.cat([getattr(part, name) for part in parts]) for name in ("boxes", "scores", "class_ids"))
+        torch.cat([part.boxes for part in parts]),
+        torch.cat([part.scores for part in parts]),
+        torch.cat([part.class_ids for part in parts]),
     )

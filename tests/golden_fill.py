@@ -1,6 +1,6 @@
-"""The weights and inputs behind `tests/golden/`: every array follows from its name and shape alone.
+"""The weights and inputs behind `tests/golden/`: every array is determined by its name and shape.
 
-The seed is the CRC-32 of the name, so neither the order of creation nor the library that draws matters.
+The seed is the CRC-32 of the name, so that the order of creation does not matter.
 """
 
 import json
@@ -17,35 +17,35 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def recorded(file_name: str) -> dict[str, np.ndarray]:
-    """All arrays of one `.npz` file in `tests/golden/`."""
+    """Return all arrays of an `.npz` file in `tests/golden/`."""
     with np.load(GOLDEN / file_name) as arrays:
         return dict(arrays)
 
 
 def published_shapes(compound_coef: int) -> dict[str, tuple[int, ...]]:
-    """Key -> shape of the published weights, in the file's order."""
+    """Return the shapes of the published weights by key, in the order of the file."""
     networks = json.loads((GOLDEN / "state_dict_shapes.json").read_text())
     return {key: tuple(shape) for key, shape in networks[f"d{compound_coef}"].items()}
 
 
 def normal_array(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Standard-normal float32 numbers; an image batch is one of these too."""
+    """Return standard-normal float32 numbers, which also serve as images."""
     return _generator(name).normal(size=shape).astype(np.float32)
 
 
 def state_array(key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The entry `key` of a state dict: float32, but int64 for the step counters of batch norms."""
+    """Return the entry `key` of a state dict: float32, or int64 for the step counters of batch norms."""
     constants = {"num_batches_tracked": np.int64(0), "running_mean": np.float32(0), "running_var": np.float32(1)}
     kind = key.rpartition(".")[2]
     if kind in constants:
         return np.full(shape, constants[kind])
 
     generator = _generator(key)
-    if kind.endswith(("_w1", "_w2")):  # fusion weights: some below zero, where their ReLU shows
+    if kind.endswith(("_w1", "_w2")):  # fusion weights, some negative, so that their ReLU matters
         drawn = generator.uniform(-0.3, 1.5, shape)
     elif kind == "bias":
         drawn = generator.normal(0.0, 0.1, shape)
-    elif len(shape) == 1:  # scale of a batch norm
+    elif len(shape) == 1:  # batch norm scale
         drawn = generator.uniform(0.8, 1.2, shape)
     else:  # convolution: (out, in / groups, height, width)
         drawn = generator.normal(0.0, 1.0 / np.sqrt(np.prod(shape[1:])), shape)
@@ -53,7 +53,7 @@ def state_array(key: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def fill(network: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Module:
-    """Give `network` (on any device, "meta" included) the recorded weights, in `dtype` on the CPU."""
+    """Load the recorded weights, in `dtype` on the CPU, into `network`, which may be on any device, also "meta"."""
 
     def tensor(key: str, shape: torch.Size) -> Tensor:
         values = torch.from_numpy(state_array(key, tuple(shape)))
@@ -65,7 +65,7 @@ def fill(network: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Module:
 
 
 def network_with_statistics(compound_coef: int) -> EfficientDet:
-    """A float64 network of three classes whose batch norms have statistics and scales that a fold can get wrong."""
+    """Return a float64 network with three classes and batch norm statistics that a wrong fold would show."""
     with torch.device("meta"):
         model = EfficientDet(compound_coef, num_classes=3)
     fill(model).eval()

@@ -1,4 +1,4 @@
-"""The family's table D0 to D7X and what it allows as an input."""
+"""The configurations D0 to D7X, and the input sizes that they allow."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ BIFPN = [(64, 3), (88, 4), (112, 5), (160, 6), (224, 7), (288, 7), (384, 8), (38
 HEAD_LAYERS = [3, 3, 3, 4, 4, 4, 5, 5, 5]
 
 
-def test_table():
+def test_table_equals_the_papers():
     assert [config.backbone for config in CONFIGS] == BACKBONES
     assert [config.input_size for config in CONFIGS] == INPUT_SIZES
     assert [(config.bifpn_channels, config.bifpn_cells) for config in CONFIGS] == BIFPN
@@ -23,24 +23,24 @@ def test_table():
     assert [config.anchor_scale for config in CONFIGS] == [4, 4, 4, 4, 4, 4, 4, 5, 4]
 
 
-def test_anchor_shapes_of_the_published_weights():
+def test_default_anchors_are_those_of_the_published_weights():
     assert pytest.approx((1.0, 1.2599210498948732, 1.5874010519681994)) == ANCHOR_SCALES
     assert ANCHOR_RATIOS == ((1.0, 1.0), (1.4, 0.7), (0.7, 1.4))
 
 
-def test_entries_cannot_be_changed():
+def test_configurations_are_immutable():
     with pytest.raises(dataclasses.FrozenInstanceError):
         model_config(0).input_size = 1024
 
 
 @pytest.mark.parametrize("compound_coef", range(9))
-def test_the_networks_own_input_size_is_allowed(compound_coef):
+def test_default_input_size_is_allowed(compound_coef):
     size = model_config(compound_coef).input_size
     check_image_size(compound_coef, size, size)
 
 
 @pytest.mark.parametrize("compound_coef", [-1, 9, 100, 1.0, "0", None, True])
-def test_there_is_no_other_coefficient(compound_coef):
+def test_unknown_coefficient_is_refused(compound_coef):
     with pytest.raises(ValueError, match="0 .* to 8"):
         model_config(compound_coef)
 
@@ -58,13 +58,13 @@ def test_there_is_no_other_coefficient(compound_coef):
         (8, 256, 384),
     ],
 )
-def test_sizes_that_do_not_fit_the_pyramid_are_refused(compound_coef, height, width):
+def test_input_size_that_does_not_fit_the_pyramid_is_refused(compound_coef, height, width):
     with pytest.raises(ValueError, match=f"multiples of {256 if compound_coef == 8 else 128} .*{height} x {width}"):
         check_image_size(compound_coef, height, width)
 
 
 @pytest.mark.parametrize(("compound_coef", "height", "width"), [(0, 128, 384), (7, 1536, 128), (8, 256, 512)])
-def test_rectangular_sizes_that_fit_are_allowed(compound_coef, height, width):
+def test_rectangular_input_is_allowed(compound_coef, height, width):
     check_image_size(compound_coef, height, width)
 
 
@@ -80,12 +80,12 @@ def test_rectangular_sizes_that_fit_are_allowed(compound_coef, height, width):
         (3, (100, 300), (128, 384)),
     ],
 )
-def test_input_shape_is_rounded_up_to_the_pyramid(compound_coef, image_size, shape):
+def test_input_shape_is_rounded_up_to_fit_the_pyramid(compound_coef, image_size, shape):
     assert model_config(compound_coef).input_shape(image_size) == shape
     check_image_size(compound_coef, *shape)
 
 
 @pytest.mark.parametrize("image_size", [0, -1, (0, 128), (128, 0)])
-def test_input_shape_without_pixels_is_refused(image_size):
+def test_empty_input_shape_is_refused(image_size):
     with pytest.raises(ValueError, match="1 pixel or more"):
         model_config(0).input_shape(image_size)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from efficientdet.data.loader import Batch
 from efficientdet.data.transforms import Letterbox
-from efficientdet.model.anchors import make_anchors
+from efficientdet.model.anchors import AnchorSpec, make_anchors
 from efficientdet.structures import Outputs, Targets
 
 
@@ -25,7 +25,7 @@ class TinyNetwork(nn.Module):
         features = self.norm(self.stem(images)).relu()
         if self.fails:
             raise RuntimeError("something went wrong in a layer")
-        anchors = make_anchors(*images.shape[-2:], (3,), 1.0, (1.0,), ((1.0, 1.0),)).float()
+        anchors = make_anchors(*images.shape[-2:], AnchorSpec((3,), 1.0, (1.0,), ((1.0, 1.0),))).float()
         return Outputs(self.classifier(features).flatten(2).mT, self.regressor(features).flatten(2).mT, anchors)
 
 

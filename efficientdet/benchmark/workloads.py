@@ -109,6 +109,7 @@ def forward(contender: Contender, material: Material) -> Workload:
         precision = PRECISIONS[contender.precision]
         network = optimize(trained(contender, material), material.device, precision, contender.name).network
         if contender.name == "compiled":
+            assert isinstance(network, EfficientDet)
             network = compile_network(network)
     if contender.name in MODES and contender.name != "plain":
         images = images.contiguous(memory_format=torch.channels_last)

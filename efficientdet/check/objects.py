@@ -1,6 +1,5 @@
 """The objects of a data set at the network's input size, and how well the anchors match them."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,37 +10,28 @@ from efficientdet.boxes import pairwise_iou, yxyx_to_xyxy
 from efficientdet.config import ModelConfig
 from efficientdet.data.annotations import AnnotatedSet
 from efficientdet.data.transforms import Letterbox
-from efficientdet.model.anchors import _half_sizes
+from efficientdet.model.anchors import AnchorSpec
 
 _CHUNK = 2**16  # boxes that `best_anchor_iou` compares at once, in a few tens of megabytes
 
 
-def best_anchor_iou(
-    boxes_xyxy: Tensor,
-    height: int,
-    width: int,
-    pyramid_levels: Sequence[int],
-    anchor_scale: float,
-    scales: Sequence[float],
-    ratios: Sequence[tuple[float, float]],
-) -> Tensor:
+def best_anchor_iou(boxes_xyxy: Tensor, height: int, width: int, spec: AnchorSpec) -> Tensor:
     """Return the highest IoU of each box (M, 4) with an anchor of a `height` x `width` input: (M,).
 
     On each level, only the anchors of the cell nearest to the box's centre are compared. Among anchors of one size the
     IoU grows with the intersection, which is the overlap in x times the overlap in y; each of these depends on the
     distance of the centres along its own axis alone, and never grows with it.
     """
-    half_sizes = _half_sizes(scales, ratios).to(boxes_xyxy)
 
     def best(boxes: Tensor) -> Tensor:
         centres_yx = ((boxes[:, :2] + boxes[:, 2:]) / 2).flip(-1)
         ious = []
-        for level in pyramid_levels:
+        for level in spec.pyramid_levels:
             stride = 2**level
             last_cell = centres_yx.new_tensor([height // stride - 1, width // stride - 1])
             cell = (centres_yx / stride).floor().clamp(min=0).minimum(last_cell)
             centres = ((cell + 0.5) * stride)[:, None]  # (M, 1, 2)
-            halves = half_sizes * (anchor_scale * stride)
+            halves = spec.half_sizes(level).to(boxes)
             anchors_xyxy = yxyx_to_xyxy(torch.cat((centres - halves, centres + halves), dim=-1))
             ious.append(pairwise_iou(anchors_xyxy, boxes[:, None]).amax(dim=(1, 2)))
         return torch.stack(ious).amax(dim=0)
@@ -81,9 +71,9 @@ def best_ious(
     boxes_xyxy: np.ndarray,
     canvas: tuple[int, int],
     config: ModelConfig,
-    scales: Sequence[float],
-    ratios: Sequence[tuple[float, float]],
+    scales: tuple[float, ...],
+    ratios: tuple[tuple[float, float], ...],
 ) -> np.ndarray:
     """Return `best_anchor_iou` of boxes (K, 4) on a canvas of (height, width) pixels: (K,)."""
-    boxes = torch.from_numpy(boxes_xyxy)
-    return best_anchor_iou(boxes, *canvas, config.pyramid_levels, config.anchor_scale, scales, ratios).numpy()
+    spec = AnchorSpec(config.pyramid_levels, config.anchor_scale, scales, ratios)
+    return best_anchor_iou(torch.from_numpy(boxes_xyxy), *canvas, spec).numpy()

@@ -71,9 +71,7 @@ class Deployable(nn.Module):
         return self._detections(class_logits, box_deltas, anchors, height, width, self.suppression)
 
     def _anchors(self, height: int, width: int) -> Tensor:
-        config = self.network.config
-        levels, ratios, scales = config.pyramid_levels, self.network.ratios, self.network.scales
-        return make_anchors(height, width, levels, config.anchor_scale, scales, ratios).float()
+        return make_anchors(height, width, self.network.anchor_spec).float()
 
     def _detections(
         self,

@@ -1,65 +1,49 @@
-"""The anchors of an input shape (EfficientDet paper, section 4; the layout is the published weights')."""
+"""Anchors (EfficientDet paper, section 4), in the layout of the published weights."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def make_anchors(
-    height: int,
-    width: int,
-    pyramid_levels: Sequence[int],
-    anchor_scale: float,
-    scales: Sequence[float],
-    ratios: Sequence[tuple[float, float]],
-) -> Tensor:
-    """All anchors of a `height` x `width` input: (A, 4), float64, (y1, x1, y2, x2) in input pixels.
+@dataclass(frozen=True)
+class AnchorSpec:
+    """The anchor shapes of a network; with the input's size they determine its anchors."""
 
-    The order is the heads': level by level from the finest, then row, column, scale, (width, height) ratio.
-    An anchor is anchor_scale strides wide and high, times its scale, times its ratio's two factors.
+    pyramid_levels: tuple[int, ...]  # level l has stride 2 ** l
+    anchor_scale: float  # side of the basic square anchor, in strides
+    scales: tuple[float, ...]  # sizes within an octave
+    ratios: tuple[tuple[float, float], ...]  # (width, height) factors
+
+    @property
+    def num_per_cell(self) -> int:
+        return len(self.scales) * len(self.ratios)
+
+    def half_sizes(self, level: int) -> Tensor:
+        """Return half the (height, width) of each anchor in a cell of `level`: (num_per_cell, 2), float64, pixels."""
+        in_strides = [(scale * y / 2, scale * x / 2) for scale in self.scales for x, y in self.ratios]
+        return torch.tensor(in_strides, dtype=torch.float64) * (self.anchor_scale * 2**level)
+
+
+def make_anchors(height: int, width: int, spec: AnchorSpec) -> Tensor:
+    """Return all A anchors of a `height` x `width` input: (A, 4) yxyx, float64, in pixels of the input.
+
+    They are in the order of the heads' outputs: level (finest first), row, column, scale, ratio.
     """
-    half_sizes = _half_sizes(scales, ratios)
     levels = []
-    for level in pyramid_levels:
+    for level in spec.pyramid_levels:
         stride = 2**level
         centre_y = torch.arange(stride / 2, height, stride, dtype=torch.float64)
         centre_x = torch.arange(stride / 2, width, stride, dtype=torch.float64)
         centres = torch.cartesian_prod(centre_y, centre_x)[:, None]  # (cells, 1, 2)
-        halves = half_sizes * (anchor_scale * stride)
-        levels.append(torch.cat((centres - halves, centres + halves), dim=-1).reshape(-1, 4))
+        half_sizes = spec.half_sizes(level)
+        levels.append(torch.cat((centres - half_sizes, centres + half_sizes), dim=-1).reshape(-1, 4))
     return torch.cat(levels)
 
 
-def cached_anchors(*args: Any) -> Tensor:
-    """`make_anchors` of its arguments, which a dtype and a device follow: made once for each of them.
-
-    The tensor is shared: do not change it in place.
-    """
-    return _made_once(*args)  # a plain function around the cache, so that torch.compile can take it for a constant
-
-
 @lru_cache(maxsize=32)
-def _made_once(
-    height: int,
-    width: int,
-    pyramid_levels: tuple[int, ...],
-    anchor_scale: float,
-    scales: tuple[float, ...],
-    ratios: tuple[tuple[float, float], ...],
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Tensor:
-    with torch.inference_mode(False):  # a tensor made in inference mode could not serve training later
-        anchors = make_anchors(height, width, pyramid_levels, anchor_scale, scales, ratios)
-        return anchors.to(device=device, dtype=dtype)
-
-
-def _half_sizes(scales: Sequence[float], ratios: Sequence[tuple[float, float]]) -> Tensor:
-    """(K, 2) float64: half the height and the width of each anchor shape, in strides, before the anchor scale."""
-    return torch.tensor(
-        [(scale * ratio_y / 2, scale * ratio_x / 2) for scale in scales for ratio_x, ratio_y in ratios],
-        dtype=torch.float64,
-    )
+def cached_anchors(height: int, width: int, spec: AnchorSpec, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return `make_anchors` in `dtype` on `device`, computed once. The tensor is shared: do not modify it."""
+    with torch.inference_mode(False):  # a tensor created in inference mode could not be used in training later
+        return make_anchors(height, width, spec).to(device=device, dtype=dtype)

@@ -1,4 +1,4 @@
-"""BiFPN, the weighted bi-directional feature pyramid (EfficientDet paper, section 3)."""
+"""BiFPN, the weighted bi-directional feature pyramid network (EfficientDet paper, section 3)."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ FUSION_EPSILON = 1e-4
 
 
 class SeparableConv(nn.Module):
-    """Depthwise 3x3 convolution, pointwise 1x1 convolution with bias, and batch norm when `norm`; no activation."""
+    """Depthwise 3x3 and pointwise 1x1 convolution, then batch norm if `norm`. Without an activation."""
 
     def __init__(self, in_channels: int, out_channels: int, norm: bool = True):
         super().__init__()
@@ -25,22 +25,19 @@ class SeparableConv(nn.Module):
         return self.bn(self.pointwise_conv(self.depthwise_conv(x)))
 
 
-def _project(in_channels: int, out_channels: int, *, then_pool: bool = False) -> nn.Sequential:
-    """1x1 convolution and batch norm that bring a backbone feature to the pyramid's width."""
-    layers: list[nn.Module] = [SameConv2d(in_channels, out_channels, 1), nn.BatchNorm2d(out_channels, **BATCH_NORM)]
-    if then_pool:
-        layers.append(SameMaxPool2d(3, 2))
-    return nn.Sequential(*layers)
+def _projection(in_channels: int, out_channels: int) -> nn.Sequential:
+    """Return a 1x1 convolution and batch norm, which give a backbone feature the pyramid's number of channels."""
+    return nn.Sequential(SameConv2d(in_channels, out_channels, 1), nn.BatchNorm2d(out_channels, **BATCH_NORM))
 
 
 class BiFPNCell(nn.Module):
-    """One top-down and bottom-up pass over the pyramid.
+    """One top-down and one bottom-up pass over the pyramid.
 
-    The first cell (`backbone_channels` given) takes the backbone's P3, P4, P5 and makes the coarser levels itself;
-    the others take a whole pyramid. Each cell returns a whole pyramid, finest level first.
+    The first cell (`backbone_channels` given) accepts the backbone's P3, P4 and P5, and derives the coarser levels.
+    The other cells accept a whole pyramid. Every cell returns a whole pyramid, finest level first.
 
-    The published weights name their tensors by level: `conv6_up` makes level 6 on the way down from the top
-    with the fusion weights `p6_w1`; `conv4_down` makes level 4 on the way back with `p4_w2`.
+    Attributes are named by level, as in the published weights: `conv6_up` and the fusion weights `p6_w1` produce
+    level 6 of the top-down pass, `conv4_down` and `p4_w2` level 4 of the bottom-up pass.
     """
 
     def __init__(
@@ -56,11 +53,11 @@ class BiFPNCell(nn.Module):
         self.swish = nn.SiLU()
         self.downsample = SameMaxPool2d(3, 2)
 
-        # Plain-sum networks never use these, but their published files hold them, for P3 to P7 only.
-        for level, inputs in ((6, 2), (5, 2), (4, 2), (3, 2)):
-            self._add_fusion_weight(f"p{level}_w1", inputs)
-        for level, inputs in ((4, 3), (5, 3), (6, 3), (7, 2)):
-            self._add_fusion_weight(f"p{level}_w2", inputs)
+        # Networks that fuse by plain sums never use these, but the published files contain them, for P3 to P7 only.
+        top_down = {"p6_w1": 2, "p5_w1": 2, "p4_w1": 2, "p3_w1": 2}  # the number of inputs of each node
+        bottom_up = {"p4_w2": 3, "p5_w2": 3, "p6_w2": 3, "p7_w2": 2}
+        for name, inputs in {**top_down, **bottom_up}.items():
+            self.register_parameter(name, nn.Parameter(torch.ones(inputs), requires_grad=fast_attention))
 
         # The order of creation is the order of the keys in the published files.
         for level in (6, 5, 4, 3):
@@ -74,38 +71,35 @@ class BiFPNCell(nn.Module):
         self.is_first = backbone_channels is not None
         if backbone_channels is not None:
             c3, c4, c5 = backbone_channels
-            self.p5_down_channel = _project(c5, channels)
-            self.p4_down_channel = _project(c4, channels)
-            self.p3_down_channel = _project(c3, channels)
-            self.p5_to_p6 = _project(c5, channels, then_pool=True)
-            # P4 and P5 enter the way back through projections of their own.
-            self.p4_down_channel_2 = _project(c4, channels)
-            self.p5_down_channel_2 = _project(c5, channels)
-
-    def _add_fusion_weight(self, name: str, inputs: int) -> None:
-        self.register_parameter(name, nn.Parameter(torch.ones(inputs), requires_grad=self.fast_attention))
+            self.p5_down_channel = _projection(c5, channels)
+            self.p4_down_channel = _projection(c4, channels)
+            self.p3_down_channel = _projection(c3, channels)
+            self.p5_to_p6 = _projection(c5, channels).append(SameMaxPool2d(3, 2))
+            # The bottom-up pass has separate projections of P4 and P5.
+            self.p4_down_channel_2 = _projection(c4, channels)
+            self.p5_down_channel_2 = _projection(c5, channels)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """[P3, P4, P5] of the backbone (first cell) or a whole pyramid -> a whole pyramid, finest level first."""
+        """Map [P3, P4, P5] of the backbone (first cell) or a whole pyramid to a whole pyramid, finest level first."""
         top_down_inputs, bottom_up_inputs = self._inputs(features)
         bottom, *middle, top = self.levels
 
-        way_down = {top: top_down_inputs[top]}
+        top_down = {top: top_down_inputs[top]}
         for level in (*reversed(middle), bottom):
-            upsampled = F.interpolate(way_down[level + 1], scale_factor=2.0, mode="nearest")
+            upsampled = F.interpolate(top_down[level + 1], scale_factor=2.0, mode="nearest")
             fused = self._fuse(f"p{level}_w1", top_down_inputs[level], upsampled)
-            way_down[level] = getattr(self, f"conv{level}_up")(fused)
+            top_down[level] = getattr(self, f"conv{level}_up")(fused)
 
-        pyramid = [way_down[bottom]]
+        pyramid = [top_down[bottom]]
         for level in (*middle, top):
             inputs = [bottom_up_inputs[level], self.downsample(pyramid[-1])]
             if level != top:
-                inputs.insert(1, way_down[level])
+                inputs.insert(1, top_down[level])
             pyramid.append(getattr(self, f"conv{level}_down")(self._fuse(f"p{level}_w2", *inputs)))
         return pyramid
 
     def _inputs(self, features: Sequence[Tensor]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-        """Each level's input to the way down, and to the way back."""
+        """Return the input of each level to the top-down and to the bottom-up pass."""
         if not self.is_first:
             pyramid = dict(zip(self.levels, features))
             return pyramid, pyramid
@@ -121,12 +115,12 @@ class BiFPNCell(nn.Module):
         return pyramid, {**pyramid, 4: self.p4_down_channel_2(c4), 5: self.p5_down_channel_2(c5)}
 
     def fusion_weights(self, name: str) -> Tensor:
-        """The normalised weights of a node's inputs: fast normalised fusion (paper, section 3.3)."""
+        """Return the normalized weights of a node's inputs: fast normalized fusion (paper, section 3.3)."""
         weights = getattr(self, name).relu()
         return weights / (weights.sum() + FUSION_EPSILON)
 
     def _fuse(self, weight_name: str, *inputs: Tensor) -> Tensor:
-        """Swish of the inputs' sum, which is weighted unless the network fuses by plain sums."""
+        """Return the swish of the sum of the inputs, weighted unless the network fuses by plain sums."""
         if self.fast_attention:
             inputs = tuple(weight * x for weight, x in zip(self.fusion_weights(weight_name).unbind(), inputs))
         total = inputs[0] + inputs[1]

@@ -1,4 +1,4 @@
-"""The prediction heads: one for classes, one for boxes, of the same build (EfficientDet paper, section 4)."""
+"""The class and box prediction heads (EfficientDet paper, section 3.4 and figure 3)."""
 
 from collections.abc import Sequence
 
@@ -10,9 +10,9 @@ from efficientnet.model import BATCH_NORM
 
 
 class PredictionHead(nn.Module):
-    """Separable convolutions shared by all pyramid levels, with batch norms of each level's own, and a header.
+    """Separable convolutions shared by all pyramid levels, batch norms per level, and a header convolution.
 
-    `outputs_per_anchor`: the number of classes, or 4 box deltas.
+    `outputs_per_anchor` is the number of classes, or 4 for box deltas.
     """
 
     def __init__(self, channels: int, outputs_per_anchor: int, num_anchors: int, num_layers: int, num_levels: int):
@@ -26,17 +26,17 @@ class PredictionHead(nn.Module):
         self.swish = nn.SiLU()
 
     def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
-        """Levels (N, C, h, w), finest first -> (N, A, outputs_per_anchor) in (level, row, column, anchor) order."""
-        return torch.cat([self._level(x, norms) for x, norms in zip(pyramid, self.bn_list)], dim=1)
+        """Map levels (N, C, h, w), finest first, to (N, A, outputs_per_anchor) in the order of the anchors."""
+        return torch.cat([self._predict_level(x, norms) for x, norms in zip(pyramid, self.bn_list)], dim=1)
 
-    def _level(self, x: Tensor, norms: nn.Module) -> Tensor:
+    def _predict_level(self, x: Tensor, norms: nn.Module) -> Tensor:
         for conv, norm in zip(self.conv_list, norms.children()):
             x = self.swish(norm(conv(x)))
         return flatten_anchors(self.header(x), self.outputs_per_anchor)
 
 
 def flatten_anchors(x: Tensor, outputs_per_anchor: int) -> Tensor:
-    """(N, anchors * outputs, h, w) -> (N, h * w * anchors, outputs)."""
+    """Reshape (N, anchors * outputs, h, w) to (N, h * w * anchors, outputs), in (row, column, anchor) order."""
     images, channels, height, width = x.shape
     anchors = height * width * channels // outputs_per_anchor
     return x.permute(0, 2, 3, 1).reshape(images, anchors, outputs_per_anchor)

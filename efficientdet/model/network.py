@@ -9,30 +9,34 @@ import torch
 from torch import Tensor, nn
 
 from efficientdet.config import ANCHOR_RATIOS, ANCHOR_SCALES, check_image_size, model_config
-from efficientdet.model.anchors import cached_anchors
+from efficientdet.model.anchors import AnchorSpec, cached_anchors
 from efficientdet.model.bifpn import BiFPNCell
 from efficientdet.model.heads import PredictionHead
 from efficientdet.structures import Outputs
 from efficientnet.model import EfficientNet
 
+# The convolutions that produce the outputs, by their module names. Their weights and biases are `{header}.conv.weight`
+# and `{header}.conv.bias` in the published files.
+CLASS_HEADER = "classifier.header.pointwise_conv"
+BOX_HEADER = "regressor.header.pointwise_conv"
 PRIOR_PROBABILITY = 0.01  # of an object at any anchor, before training (RetinaNet paper, section 4.1)
 
 
 class EfficientDet(nn.Module):
-    """The detector network.
+    """The detection network.
 
-    State-dict keys and shapes are those of the published `efficientdet-d{compound_coef}.pth` files.
+    The keys and shapes of its state dict are those of the published `efficientdet-d{compound_coef}.pth` files.
 
     Args:
         compound_coef: 0 (D0) to 7 (D7), 8 for D7X.
-        num_classes: scores per anchor; 90 for the published weights.
+        num_classes: the number of scores per anchor; 90 for the published weights.
         ratios: (width, height) factors of the anchors.
         scales: anchor sizes within an octave.
 
-    Raises ValueError for arguments that make no network.
+    Raises ValueError for an unknown coefficient, or without any class, ratio or scale.
     """
 
-    if TYPE_CHECKING:  # which knows no more of a module than that it can be called
+    if TYPE_CHECKING:  # nn.Module declares no signature
 
         def __call__(self, images: Tensor) -> Outputs: ...
 
@@ -53,8 +57,12 @@ class EfficientDet(nn.Module):
         self.compound_coef = compound_coef
         self.num_classes = num_classes
         self.config = config
-        self.ratios = tuple((float(x), float(y)) for x, y in ratios)
-        self.scales = tuple(float(scale) for scale in scales)
+        self.anchor_spec = AnchorSpec(
+            config.pyramid_levels,
+            config.anchor_scale,
+            scales=tuple(float(scale) for scale in scales),
+            ratios=tuple((float(x), float(y)) for x, y in ratios),
+        )
 
         backbone = EfficientNet(config.backbone)
         cell = partial(BiFPNCell, config.bifpn_channels, config.pyramid_levels, config.fast_attention)
@@ -65,7 +73,7 @@ class EfficientDet(nn.Module):
         head = partial(
             PredictionHead,
             channels=config.bifpn_channels,
-            num_anchors=len(self.ratios) * len(self.scales),
+            num_anchors=self.anchor_spec.num_per_cell,
             num_layers=config.head_layers,
             num_levels=len(config.pyramid_levels),
         )
@@ -73,40 +81,38 @@ class EfficientDet(nn.Module):
         self.classifier = head(outputs_per_anchor=num_classes)
         self.backbone_net = nn.ModuleDict({"model": backbone})
         initialize(self)
-        initialize_class_prior(self.classifier.header.pointwise_conv)
+        initialize_class_prior(self.get_submodule(CLASS_HEADER))
 
     def forward(self, images: Tensor) -> Outputs:
-        """(N, 3, H, W) normalised RGB -> `Outputs`. ValueError when H or W does not suit the pyramid."""
-        pyramid = self.features(images)
+        """Map normalized RGB images (N, 3, H, W) to `Outputs`. Raises ValueError if H or W does not fit the pyramid."""
+        class_logits, box_deltas = self.predict(images)
         return Outputs(
-            class_logits=self.classifier(pyramid),  # (N, A, num_classes)
-            box_deltas=self.regressor(pyramid),  # (N, A, 4)
-            anchors=self.anchors(images),  # (A, 4)
+            class_logits,  # (N, A, num_classes)
+            box_deltas,  # (N, A, 4)
+            self.anchors(images),  # (A, 4)
         )
 
+    def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the class logits and box deltas without the anchors: all that depends on more than the shape."""
+        pyramid = self.features(images)
+        return self.classifier(pyramid), self.regressor(pyramid)
+
     def features(self, images: Tensor) -> list[Tensor]:
-        """The pyramid that the heads see: (N, C, H / 2**l, W / 2**l) for each level l, finest first."""
+        """Return the pyramid that the heads receive: (N, C, H / 2**l, W / 2**l) for each level l, finest first."""
         if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"the network takes images of shape (N, 3, H, W), not {tuple(images.shape)}")
+            raise ValueError(f"the network accepts images of shape (N, 3, H, W), not {tuple(images.shape)}")
         check_image_size(self.compound_coef, *images.shape[-2:])
         return self.bifpn(self.backbone_net["model"](images))
 
     def anchors(self, images: Tensor) -> Tensor:
-        """The anchors of `images`' shape, on its device."""
-        return cached_anchors(
-            *images.shape[-2:],
-            self.config.pyramid_levels,
-            self.config.anchor_scale,
-            self.scales,
-            self.ratios,
-            # Half precision would move the anchors of a large input by pixels.
-            torch.promote_types(images.dtype, torch.float32),
-            images.device,
-        )
+        """Return the anchors for the shape of `images`, on their device. The tensor is shared: do not modify it."""
+        height, width = images.shape[-2:]
+        dtype = torch.promote_types(images.dtype, torch.float32)  # half precision would be off by pixels
+        return cached_anchors(height, width, self.anchor_spec, dtype, images.device)
 
 
 def initialize(module: nn.Module) -> None:
-    """Fresh weights for every convolution inside `module`: normal with std sqrt(1 / fan_in), biases 0."""
+    """Initialize every convolution in `module`: weights normal with std sqrt(1 / fan_in), biases 0."""
     for conv in module.modules():
         if isinstance(conv, nn.Conv2d):
             fan_in = conv.weight[0].numel()
@@ -116,6 +122,6 @@ def initialize(module: nn.Module) -> None:
 
 
 def initialize_class_prior(class_header: nn.Module) -> None:
-    """Set the class header's bias so that every score begins at `PRIOR_PROBABILITY`."""
+    """Set the bias of the class header so that every score starts at `PRIOR_PROBABILITY`."""
     bias = -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY)
     nn.init.constant_(class_header.get_parameter("conv.bias"), bias)

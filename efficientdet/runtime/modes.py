@@ -5,7 +5,6 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from efficientdet.model.anchors import cached_anchors
 from efficientdet.model.network import EfficientDet
 from efficientdet.model.postprocess import Candidates, find_candidates
 from efficientdet.project import Project
@@ -99,16 +98,23 @@ class NetworkRunner:
             return find_candidates(outputs, height, width, score_threshold)
 
 
-def compile_network(network: nn.Module, dynamic: bool | None = None) -> nn.Module:
-    """`network` through torch.compile, as one graph, in which the anchors are constants.
+class _CompiledNetwork(nn.Module):
+    def __init__(self, network: EfficientDet):
+        super().__init__()
+        self.network = network
+        self._predict = torch.compile(network.predict, fullgraph=True)
 
-    What is compiled is kept on disk by PyTorch, so that the next process waits a quarter as long.
+    def forward(self, images: Tensor) -> Outputs:
+        return Outputs(*self._predict(images), self.network.anchors(images))
 
-    Args:
-        dynamic: as for torch.compile; False compiles anew for each shape but for sizes that are marked as dynamic.
+
+def compile_network(network: EfficientDet) -> nn.Module:
+    """Return a module with the parameters of `network` that runs it through torch.compile, for inference or training.
+
+    Only the anchors, which depend on the shape of the input alone, are looked up outside the graph. `network` itself
+    stays uncompiled. PyTorch caches compiled code on disk, so that the next process waits about a quarter as long.
     """
-    torch.compiler.assume_constant_result(cached_anchors)
-    return torch.compile(network, fullgraph=True, dynamic=dynamic)  # type: ignore[return-value]  # a module, too
+    return _CompiledNetwork(network)
 
 
 class CompiledRunner(NetworkRunner):
@@ -117,7 +123,8 @@ class CompiledRunner(NetworkRunner):
     def __init__(self, network: EfficientDet, dtype: torch.dtype):
         super().__init__(network, dtype)
         self.takes_any_shape = False
-        self._find = compile_network(_CandidateFinder(network), dynamic=False)
+        self._anchors = network.anchors
+        self._find = torch.compile(_CandidateFinder(network), fullgraph=True, dynamic=False)
         self._compiled_for: set[str] = set()
 
     def find(self, images: Tensor, score_threshold: float, stopwatch: Stopwatch | None = None) -> Candidates:
@@ -130,19 +137,20 @@ class CompiledRunner(NetworkRunner):
             torch._dynamo.mark_dynamic(images, 0)
         self._compiled_for.add("batches" if len(images) > 1 else "single images")
         with measuring(stopwatch, "network", images.device):
-            return self._find(images, torch.tensor(score_threshold))  # a Python number would be compiled in
+            # A Python number as the threshold would be a constant of the graph.
+            return self._find(images, self._anchors(images), torch.tensor(score_threshold))
 
 
 class _CandidateFinder(nn.Module):
-    """What is compiled: images (N, 3, H, W) and a score threshold, as a tensor -> `Candidates`."""
+    """What `CompiledRunner` compiles: images (N, 3, H, W), anchors and a scalar tensor -> `Candidates`."""
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: EfficientDet):
         super().__init__()
         self.network = network
 
-    def forward(self, images: Tensor, score_threshold: float) -> Candidates:
+    def forward(self, images: Tensor, anchors: Tensor, score_threshold: Tensor) -> Candidates:
         height, width = images.shape[-2:]
-        return find_candidates(self.network(images), height, width, score_threshold)
+        return find_candidates((*self.network.predict(images), anchors), height, width, score_threshold)
 
 
 class CudaGraphs(nn.Module):

@@ -6,7 +6,7 @@ import pytest
 from efficientdet.check.anchors import anchor_report, propose_anchors
 from efficientdet.check.objects import Objects, best_ious
 from efficientdet.config import ANCHOR_RATIOS, ANCHOR_SCALES, model_config
-from efficientdet.model.anchors import make_anchors
+from efficientdet.model.anchors import AnchorSpec, make_anchors
 from efficientdet.model.loss import POSITIVE_IOU
 from efficientdet.project import load_project
 
@@ -16,7 +16,7 @@ CONFIG, CANVAS = model_config(0), (256, 256)
 def boxes_of(scales, ratios, number: int = 600, noise: float = 0.0) -> np.ndarray:
     """Return random anchors of the canvas, (K, 4) xyxy, their sides multiplied by factors of mean 1 and std `noise`."""
     rng = np.random.default_rng(3)
-    anchors = make_anchors(*CANVAS, CONFIG.pyramid_levels, CONFIG.anchor_scale, scales, ratios).numpy()
+    anchors = make_anchors(*CANVAS, AnchorSpec(CONFIG.pyramid_levels, CONFIG.anchor_scale, scales, ratios)).numpy()
     sides = anchors[:, [3, 2]] - anchors[:, [1, 0]]
     anchors = anchors[np.log2(sides).max(axis=1) < 8]
     y1, x1, y2, x2 = anchors[rng.choice(len(anchors), number)].T

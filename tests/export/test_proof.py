@@ -14,7 +14,7 @@ BOX = [0.0, 0, 10, 10]
 
 def detections(*rows: tuple[list[float], float, int]) -> Detections:
     if not rows:
-        return Detections.empty()
+        return Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
     boxes, scores, classes = zip(*rows)
     return Detections(torch.tensor(boxes), torch.tensor(scores), torch.tensor(classes))
 

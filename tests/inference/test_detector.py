@@ -270,7 +270,7 @@ def test_tiles_of_one_image_pass_through_in_batches(detector):
 def test_the_best_are_chosen_after_tiles_are_joined(detector, monkeypatch):
     cut, other, whole = [44.0, 0, 64, 20], [0.0, 40, 20, 60], [8.0, 0, 28, 20]  # whole and cut are one object
     in_tiles = [
-        Detections.empty(),
+        Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64)),
         Detections(torch.tensor([cut]), torch.tensor([0.9]), torch.tensor([0])),
         Detections(torch.tensor([other, whole]), torch.tensor([0.85, 0.8]), torch.tensor([0, 0])),
     ]

@@ -31,7 +31,7 @@ NAMES = ("cat", "", "traffic light", "a/b: *?")
 def found(*rows: tuple[int, float, list[float]]) -> Detections:
     """Return detections, given as (class index, score, box xyxy)."""
     if not rows:
-        return Detections.empty()
+        return Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
     class_ids, scores, boxes = zip(*rows)
     return Detections(torch.tensor(boxes, dtype=torch.float32), torch.tensor(scores), torch.tensor(class_ids))
 

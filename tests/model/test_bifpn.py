@@ -1,4 +1,4 @@
-"""The feature pyramid: its shapes, its fusion arithmetic on constant maps, and which input reaches which level."""
+"""The feature pyramid: shapes, fusion of constant maps, and which input influences which level."""
 
 import math
 
@@ -12,7 +12,7 @@ LEVELS = (3, 4, 5, 6, 7)
 
 
 def features(channels: tuple[int, ...], height: int, width: int) -> list[Tensor]:
-    """One random feature for each entry of `channels`, each half as high and wide as the one before."""
+    """Return a random feature per entry of `channels`, each half as high and wide as the previous one."""
     generator = torch.Generator().manual_seed(0)
     return [
         torch.randn(1, c, height >> i, width >> i, generator=generator, dtype=torch.float64)
@@ -21,7 +21,7 @@ def features(channels: tuple[int, ...], height: int, width: int) -> list[Tensor]
 
 
 def make_identity(cell: BiFPNCell) -> BiFPNCell:
-    """Make every node of a cell pass its fused input on as it is (batch norm in evaluation mode divides by 1)."""
+    """Make every node of a cell return its fused input unchanged (batch norm in evaluation mode divides by 1)."""
     for module in cell.modules():
         if isinstance(module, SeparableConv):
             nn.init.dirac_(module.depthwise_conv.conv.weight, groups=module.depthwise_conv.conv.groups)
@@ -56,7 +56,7 @@ def constant_pyramid(values: list[float]) -> list[Tensor]:
     return [torch.full((1, 1, 16 >> i, 16 >> i), v, dtype=torch.float64) for i, v in enumerate(values)]
 
 
-def test_plain_sum_on_constant_maps_by_hand():
+def test_plain_sum_of_constant_maps_computed_by_hand():
     cell = make_identity(BiFPNCell(1, LEVELS, fast_attention=False).double())
     pyramid = cell(constant_pyramid([0.1, 0.2, 0.3, 0.4, 0.5]))
     down6 = swish(0.4 + 0.5)
@@ -71,7 +71,7 @@ def test_plain_sum_on_constant_maps_by_hand():
         torch.testing.assert_close(level, torch.full_like(level, expected))
 
 
-def test_fast_attention_normalises_by_the_sum_of_the_weights():
+def test_fast_attention_divides_by_the_sum_of_the_weights():
     cell = make_identity(BiFPNCell(1, LEVELS, fast_attention=True).double())
     with torch.no_grad():
         cell.p6_w1.copy_(torch.tensor([1.0, 3.0]))
@@ -87,7 +87,7 @@ def test_fast_attention_normalises_by_the_sum_of_the_weights():
     torch.testing.assert_close(pyramid[4], torch.full_like(pyramid[4], swish(0.5 * 0.8 / 0.5001)))
 
 
-def test_a_negative_fusion_weight_counts_as_zero():
+def test_negative_fusion_weight_counts_as_zero():
     cell = make_identity(BiFPNCell(1, LEVELS, fast_attention=True).double())
     with torch.no_grad():
         cell.p3_w1.copy_(torch.tensor([2.0, -5.0]))
@@ -95,7 +95,7 @@ def test_a_negative_fusion_weight_counts_as_zero():
     torch.testing.assert_close(p3, torch.full_like(p3, swish(2 * 0.7 / 2.0001)))
 
 
-def test_plain_sum_keeps_its_fusion_weights_but_never_uses_them():
+def test_plain_sum_has_fusion_weights_but_never_uses_them():
     cell = BiFPNCell(4, LEVELS, fast_attention=False).double().eval()
     inputs = features((4,) * 5, 16, 16)
     before = cell(inputs)
@@ -107,7 +107,7 @@ def test_plain_sum_keeps_its_fusion_weights_but_never_uses_them():
     assert all(torch.equal(a, b) for a, b in zip(before, cell(inputs)))
 
 
-def test_upsampling_repeats_pixels():
+def test_upsampling_is_nearest_neighbour():
     cell = make_identity(BiFPNCell(1, LEVELS, fast_attention=False).double())
     inputs = constant_pyramid([0.0, 0.0, 0.0, 0.0, 0.0])
     inputs[3] = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]], dtype=torch.float64)
@@ -127,7 +127,7 @@ def test_upsampling_repeats_pixels():
         ("p5_to_p6", [True] * 5),
     ],
 )
-def test_second_projections_feed_the_way_back_alone(projection, changed):
+def test_second_projections_feed_the_bottom_up_pass_only(projection, changed):
     torch.manual_seed(0)
     cell = BiFPNCell(4, LEVELS, True, backbone_channels=(3, 5, 7)).double().eval()
     inputs = features((3, 5, 7), 16, 16)
@@ -137,7 +137,7 @@ def test_second_projections_feed_the_way_back_alone(projection, changed):
     assert [not torch.equal(a, b) for a, b in zip(before, cell(inputs))] == changed
 
 
-def test_separable_convolution_has_one_bias_and_a_norm_on_request():
+def test_separable_convolution_has_one_bias_and_an_optional_norm():
     assert set(SeparableConv(4, 6, norm=False).state_dict()) == {
         "depthwise_conv.conv.weight",
         "pointwise_conv.conv.weight",

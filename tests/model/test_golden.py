@@ -1,8 +1,8 @@
-"""Every network of the family computes what the reference computed: outputs, anchors, pyramid and detections.
+"""Every network of the family reproduces the reference's recorded outputs, anchors, pyramid and detections.
 
-`python -m pytest tests/test_golden.py -s` prints each network's largest errors: of outputs and anchors relative to the
-recorded array's standard deviation, of the pyramid's means and the detections' scores relative to the recorded number,
-of the detections' boxes relative to the box's largest coordinate.
+`python -m pytest tests/model/test_golden.py -s` prints the largest errors of each network: those of outputs and anchors
+relative to the standard deviation of the recorded array, those of the pyramid's means and of the detections' scores
+relative to the recorded number, and those of the detections' boxes relative to the largest coordinate of the box.
 """
 
 from typing import NamedTuple
@@ -21,7 +21,7 @@ TOLERANCE = 1e-5
 
 
 class Case(NamedTuple):
-    """One network's recorded numbers and its own."""
+    """The recorded and the computed numbers of one network."""
 
     recorded: dict[str, np.ndarray]
     train_outputs: Outputs
@@ -56,7 +56,7 @@ def case(request) -> Case:
 
 
 def errors(case: Case) -> dict[str, float]:
-    """Largest error of each recorded array, in the units that the module's docstring names."""
+    """Return the largest error of each recorded array, in the units given at the top of this file."""
     numbers, step = case.recorded, int(case.recorded["step"])
     every_anchor = {
         "train_regression": case.train_outputs.box_deltas,
@@ -82,21 +82,21 @@ def errors(case: Case) -> dict[str, float]:
     return result
 
 
-def test_every_number_agrees_with_the_recorded_one(case):
+def test_numbers_equal_the_recorded_ones(case):
     assert {name: error for name, error in errors(case).items() if not error <= TOLERANCE} == {}
 
 
-def test_there_are_as_many_anchors_and_outputs_as_recorded(case):
+def test_number_of_anchors_and_outputs_equals_the_recorded_one(case):
     count = int(case.recorded["num_anchors"])
     assert case.outputs.anchors.shape == (count, 4)
     assert case.outputs.box_deltas.shape == (1, count, 4)
     assert case.train_outputs.class_logits.shape == (2, count, 3)
 
 
-def test_as_many_detections_remain_as_recorded(case):
+def test_number_of_detections_equals_the_recorded_one(case):
     assert len(case.detections) == int(case.recorded["detections"])
 
 
-def test_detected_classes_agree(case):
+def test_detected_classes_equal_the_recorded_ones(case):
     expected = case.recorded["det_classes"]
     np.testing.assert_array_equal(case.detections.class_ids[: len(expected)].numpy(), expected)

@@ -1,4 +1,4 @@
-"""The prediction heads: order of their outputs, shared convolutions, batch norms of each level's own."""
+"""The prediction heads: the order of their outputs, shared convolutions, batch norms per level."""
 
 import torch
 
@@ -20,22 +20,22 @@ def test_no_images():
     assert head()(pyramid(batch=0)).shape == (0, (24 + 6) * 3, 2)
 
 
-def test_flatten_goes_by_row_column_anchor_by_hand():
-    # Channels 0 and 1 are the first anchor's outputs, 2 and 3 the second's; one row of two columns.
+def test_anchors_are_ordered_by_row_and_column():
+    # Channels 0 and 1 are the outputs of the first anchor, 2 and 3 of the second; one row of two columns.
     x = torch.tensor([[[[0, 10]], [[1, 11]], [[2, 12]], [[3, 13]]]])
     assert flatten_anchors(x, 2).tolist() == [[[0, 1], [2, 3], [10, 11], [12, 13]]]
     rows = torch.tensor([[[[0], [1], [2]]]])
     assert flatten_anchors(rows, 1).tolist() == [[[0], [1], [2]]]
 
 
-def test_levels_follow_each_other_from_the_finest():
+def test_levels_are_ordered_from_the_finest():
     network, (fine, coarse) = head(), pyramid(batch=2)
     outputs = network([fine, coarse])
     assert outputs.shape == (2, (24 + 6) * 3, 2)
     torch.testing.assert_close(outputs[:, : 24 * 3], network([fine]))
 
 
-def test_header_bias_reaches_every_anchor_in_its_own_place():
+def test_header_bias_is_added_to_each_anchor_in_order():
     network = head()
     header = network.header.pointwise_conv.conv
     torch.nn.init.zeros_(header.weight)
@@ -46,7 +46,7 @@ def test_header_bias_reaches_every_anchor_in_its_own_place():
     assert torch.equal(outputs.reshape(-1, 6), torch.arange(6.0, dtype=torch.float64).expand(30, 6))
 
 
-def test_each_level_has_batch_norms_of_its_own():
+def test_each_level_has_separate_batch_norms():
     network, levels = head(), pyramid()
     before = network(levels)
     with torch.no_grad():
@@ -56,7 +56,7 @@ def test_each_level_has_batch_norms_of_its_own():
     assert not torch.isclose(before[:, 72:], after[:, 72:]).all()
 
 
-def test_levels_share_their_convolutions():
+def test_levels_share_convolutions():
     network, levels = head(), pyramid()
     before = network(levels)
     with torch.no_grad():
@@ -66,7 +66,7 @@ def test_levels_share_their_convolutions():
     assert not torch.isclose(before[:, 72:], after[:, 72:]).all()
 
 
-def test_one_convolution_and_norm_for_each_layer():
+def test_one_convolution_and_norm_per_layer():
     network = head(num_layers=5, num_levels=6)
     assert len(network.conv_list) == 5
     assert [len(norms) for norms in network.bn_list] == [5] * 6

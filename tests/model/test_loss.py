@@ -1,6 +1,7 @@
-"""The training loss: cases worked out by hand, the reference's recorded numbers, and what must not matter."""
+"""The training loss: hand-computed cases, the reference's recorded numbers, and invariances."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,11 +10,11 @@ from golden_fill import normal_array, recorded
 from torch import Tensor
 
 from efficientdet.config import ANCHOR_RATIOS, ANCHOR_SCALES
-from efficientdet.model.anchors import make_anchors
+from efficientdet.model.anchors import AnchorSpec, make_anchors
 from efficientdet.model.loss import DetectionLoss, Losses, assign_anchors
 from efficientdet.structures import Targets
 
-LEVELS = (3, 4, 5, 6, 7)
+SPEC = AnchorSpec((3, 4, 5, 6, 7), 4.0, ANCHOR_SCALES, ANCHOR_RATIOS)
 
 
 def no_targets(batch: int) -> Targets:
@@ -21,18 +22,18 @@ def no_targets(batch: int) -> Targets:
 
 
 def targets(*rows) -> Targets:
-    """One image's objects, from rows (x1, y1, x2, y2, class)."""
+    """Return the ground truth of one image, from rows (x1, y1, x2, y2, class)."""
     table = torch.tensor(rows, dtype=torch.float64).reshape(1, -1, 5)
     return Targets(table[..., :4], table[..., 4].long())
 
 
-def negative_cross_entropy(probability: float) -> float:
-    """Focal loss of a class that is absent, alpha 0.25 and gamma 2."""
+def absent_loss(probability: float) -> float:
+    """Return the focal loss of an absent class, with alpha 0.25 and gamma 2."""
     return 0.75 * probability**2 * -math.log(1 - probability)
 
 
-def positive_cross_entropy(probability: float) -> float:
-    """Focal loss of a class that is present."""
+def present_loss(probability: float) -> float:
+    """Return the focal loss of a present class."""
     return 0.25 * (1 - probability) ** 2 * -math.log(probability)
 
 
@@ -47,20 +48,22 @@ def golden() -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def golden_batch(golden) -> tuple[tuple[Tensor, Tensor, Tensor], Targets]:
-    """The recorded predictions, as leaves that take gradients, and their ground truth."""
-    anchors = make_anchors(*map(int, golden["input_hw"]), LEVELS, 4.0, ANCHOR_SCALES, ANCHOR_RATIOS)
+    """The recorded predictions, as leaves that require gradients, and their labels."""
+    anchors = make_anchors(*map(int, golden["input_hw"]), SPEC)
     logits = torch.from_numpy(normal_array("logits", (4, len(anchors), 3))) * 2 - 2
     deltas = torch.from_numpy(normal_array("regression", (4, len(anchors), 4))) * 0.3
-    # The reference was given float32 numbers; what it made of them is compared in float64.
+    # The reference received float32 numbers; the results are compared in float64.
     logits, deltas, anchors = logits.double(), deltas.double(), anchors.float().double()
     annotations = torch.from_numpy(golden["annotations"])
-    truth = Targets(annotations[..., :4], annotations[..., 4].long())
-    return (logits.requires_grad_(), deltas.requires_grad_(), anchors), truth
+    labels = Targets(annotations[..., :4], annotations[..., 4].long())
+    return (logits.requires_grad_(), deltas.requires_grad_(), anchors), labels
 
 
-def one_image(outputs: tuple[Tensor, Tensor, Tensor], truth: Targets, i: int):
+def one_image(outputs: tuple[Tensor, Tensor, Tensor], labels: Targets, i: int):
     logits, deltas, anchors = outputs
-    return (logits[i : i + 1], deltas[i : i + 1], anchors), Targets(truth.boxes[i : i + 1], truth.class_ids[i : i + 1])
+    return (logits[i : i + 1], deltas[i : i + 1], anchors), Targets(
+        labels.boxes[i : i + 1], labels.class_ids[i : i + 1]
+    )
 
 
 def assert_losses_close(actual: Losses, expected: Losses, rtol: float) -> None:
@@ -68,50 +71,50 @@ def assert_losses_close(actual: Losses, expected: Losses, rtol: float) -> None:
         torch.testing.assert_close(a, b, rtol=rtol, atol=0)
 
 
-def test_a_batch_without_any_object():
+def test_batch_without_objects():
     anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 20, 20]])
     logits = torch.zeros(2, 2, 3, requires_grad=True)
     deltas = torch.ones(2, 2, 4, requires_grad=True)
     losses = DetectionLoss()((logits, deltas, anchors), no_targets(2))
-    assert losses.classification.item() == pytest.approx(6 * negative_cross_entropy(0.5) / 100)
+    assert losses.classification.item() == pytest.approx(6 * absent_loss(0.5) / 100)
     assert losses.regression.item() == 0
     losses.total.backward()
     assert torch.isfinite(logits.grad).all() and (logits.grad > 0).all()
     assert not deltas.grad.any()
 
 
-def test_no_columns_equals_padding_alone(golden_batch):
-    outputs, truth = golden_batch
-    padding = Targets(torch.full_like(truth.boxes, -1.0), torch.full_like(truth.class_ids, -1))
+def test_targets_without_columns_equal_padding(golden_batch):
+    outputs, labels = golden_batch
+    padding = Targets(torch.full_like(labels.boxes, -1.0), torch.full_like(labels.class_ids, -1))
     assert_losses_close(DetectionLoss()(outputs, no_targets(4)), DetectionLoss()(outputs, padding), rtol=1e-12)
 
 
-def test_one_anchor_that_fits_its_object():
+def test_anchor_identical_to_its_object():
     anchors = torch.tensor([[0.0, 0, 10, 20]], dtype=torch.float64)  # (y1, x1, y2, x2)
     outputs = logit(0.1, 0.6), torch.zeros(1, 1, 4, dtype=torch.float64), anchors
     losses = DetectionLoss()(outputs, targets([0, 0, 20, 10, 1]))
-    assert losses.classification.item() == pytest.approx(negative_cross_entropy(0.1) + positive_cross_entropy(0.6))
+    assert losses.classification.item() == pytest.approx(absent_loss(0.1) + present_loss(0.6))
     assert losses.regression.item() == 0
     assert losses.total.item() == losses.classification.item()
 
 
-def test_one_anchor_that_is_off_its_object():
+def test_box_loss_of_wrong_deltas():
     anchors = torch.tensor([[0.0, 0, 10, 20]], dtype=torch.float64)
     deltas = torch.tensor([[[0.05, -0.3, 0.0, 0.0]]], dtype=torch.float64)
     losses = DetectionLoss()((logit(0.5), deltas, anchors), targets([0, 0, 20, 10, 0]))
-    # Smooth L1 with beta 1/9: 0.05 lies in the quadratic part, 0.3 in the linear one. Mean of four, times 50.
+    # Smooth L1 with beta 1/9: 0.05 is in the quadratic part, 0.3 in the linear one. Mean of four, times 50.
     expected = 50 / 4 * (0.5 * 0.05**2 * 9 + (0.3 - 0.5 / 9))
     assert losses.regression.item() == pytest.approx(expected)
 
 
-def test_a_distant_anchor_is_background_and_one_between_the_thresholds_counts_for_neither():
+def test_anchor_below_the_thresholds_is_background_and_one_between_them_is_ignored():
     square = [0.0, 0, 10, 10]
     anchors = torch.tensor([square, [0, 0, 10, 4.5], [0, 0, 10, 3.9]], dtype=torch.float64)  # IoU 1, 0.45, 0.39
     logits = torch.cat((logit(0.7), logit(0.8), logit(0.2)), dim=1)
     deltas = torch.tensor([[[0.0] * 4, [5.0] * 4, [7.0] * 4]], dtype=torch.float64)
     losses = DetectionLoss()((logits, deltas, anchors), targets([0, 0, 10, 10, 0]))
-    assert losses.classification.item() == pytest.approx(positive_cross_entropy(0.7) + negative_cross_entropy(0.2))
-    assert losses.regression.item() == 0  # the deltas of the two others do not count
+    assert losses.classification.item() == pytest.approx(present_loss(0.7) + absent_loss(0.2))
+    assert losses.regression.item() == 0  # the deltas of the other two are ignored
 
 
 def test_both_losses_are_means_over_positive_anchors():
@@ -119,22 +122,20 @@ def test_both_losses_are_means_over_positive_anchors():
     logits = torch.cat((logit(0.7), logit(0.6)), dim=1)
     deltas = torch.tensor([[[0.0] * 4, [0.0, 0.125, 0.0, math.log(1.25) + 1]]], dtype=torch.float64)
     losses = DetectionLoss()((logits, deltas, anchors), targets([0, 0, 10, 10, 0]))
-    assert losses.classification.item() == pytest.approx(
-        (positive_cross_entropy(0.7) + positive_cross_entropy(0.6)) / 2
-    )
+    assert losses.classification.item() == pytest.approx((present_loss(0.7) + present_loss(0.6)) / 2)
     assert losses.regression.item() == pytest.approx(50 * (1 - 0.5 / 9) / (4 * 2))
 
 
-def test_assignment_takes_the_object_that_overlaps_most_and_never_padding():
+def test_anchors_are_assigned_to_the_object_with_the_largest_iou_and_never_to_padding():
     anchors = torch.tensor([[0.0, 0, 10, 10], [0, 20, 10, 30], [50, 50, 60, 60]], dtype=torch.float64)
-    truth = targets([0, 0, 10, 6, 0], [0, 0, 10, 9, 2], [20, 0, 30, 10, 1], [50, 50, 60, 60, -1])
-    assigned = assign_anchors(anchors, truth)
+    labels = targets([0, 0, 10, 6, 0], [0, 0, 10, 9, 2], [20, 0, 30, 10, 1], [50, 50, 60, 60, -1])
+    assigned = assign_anchors(anchors, labels)
     assert assigned.positive.tolist() == [[True, True, False]]
     assert assigned.negative.tolist() == [[False, False, True]]
     assert assigned.object_index[0, :2].tolist() == [1, 2]
 
 
-def test_overlap_of_exactly_a_half_is_positive_and_of_four_tenths_is_not_negative():
+def test_iou_of_exactly_0_5_is_positive_and_of_0_4_is_not_negative():
     anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 8]], dtype=torch.float64)
     assigned = assign_anchors(anchors, targets([0, 0, 5, 10, 0]))
     assert assigned.positive.tolist() == [[True, True]]
@@ -156,8 +157,8 @@ def test_reference_numbers_of_each_image(golden, golden_batch, image):
 
 
 def test_reference_gradients(golden, golden_batch):
-    outputs, truth = golden_batch
-    DetectionLoss(empty_image_normalizer=1)(outputs, truth).total.backward()
+    outputs, labels = golden_batch
+    DetectionLoss(empty_image_normalizer=1)(outputs, labels).total.backward()
     step = int(golden["step"])
     for values, expected in ((outputs[0].grad, golden["grad_logits"]), (outputs[1].grad, golden["grad_regression"])):
         error = np.abs(values[:, ::step].numpy() - expected).max() / expected.std()
@@ -172,62 +173,62 @@ def test_reference_gradients(golden, golden_batch):
         (DetectionLoss(empty_image_normalizer=2.5), 2.5),
     ],
 )
-def test_an_image_without_objects_is_divided_by_its_own_normalizer(golden, golden_batch, loss, divisor):
-    outputs, truth = one_image(*golden_batch, 2)
-    assert (truth.class_ids == -1).all()
-    losses = loss(outputs, truth)
+def test_image_without_objects_is_divided_by_the_empty_image_normalizer(golden, golden_batch, loss, divisor):
+    outputs, labels = one_image(*golden_batch, 2)
+    assert (labels.class_ids == -1).all()
+    losses = loss(outputs, labels)
     assert losses.classification.item() == pytest.approx(golden["per_image"][2, 0] / divisor, rel=1e-6)
     assert losses.regression.item() == 0
 
 
-def test_an_object_that_no_anchor_reaches_divides_by_one(golden, golden_batch):
-    outputs, truth = one_image(*golden_batch, 1)
-    assert not assign_anchors(outputs[2], truth).positive.any()
-    losses = DetectionLoss()(outputs, truth)
+def test_image_without_positive_anchors_is_divided_by_one(golden, golden_batch):
+    outputs, labels = one_image(*golden_batch, 1)
+    assert not assign_anchors(outputs[2], labels).positive.any()
+    losses = DetectionLoss()(outputs, labels)
     assert losses.classification.item() == pytest.approx(golden["per_image"][1, 0], rel=1e-6)
 
 
-def test_the_weight_of_empty_images_leaves_the_others_alone(golden_batch):
+def test_empty_image_normalizer_does_not_affect_other_images(golden_batch):
     for image in (0, 1, 3):
         alone = one_image(*golden_batch, image)
         assert_losses_close(DetectionLoss()(*alone), DetectionLoss(empty_image_normalizer=1)(*alone), rtol=1e-12)
 
 
-def test_one_batch_equals_the_mean_of_its_images(golden_batch):
+def test_batch_equals_the_mean_of_its_images(golden_batch):
     alone = [DetectionLoss()(*one_image(*golden_batch, image)) for image in range(4)]
     expected = Losses(*(torch.stack(losses).mean() for losses in zip(*alone)))
     assert_losses_close(DetectionLoss()(*golden_batch), expected, rtol=1e-10)
 
 
 def test_more_padding_changes_nothing(golden_batch):
-    outputs, truth = golden_batch
+    outputs, labels = golden_batch
     padded = Targets(
-        torch.cat((truth.boxes, torch.zeros(4, 5, 4)), dim=1),
-        torch.cat((truth.class_ids, torch.full((4, 5), -1)), dim=1),
+        torch.cat((labels.boxes, torch.zeros(4, 5, 4)), dim=1),
+        torch.cat((labels.class_ids, torch.full((4, 5), -1)), dim=1),
     )
-    assert_losses_close(DetectionLoss()(outputs, padded), DetectionLoss()(outputs, truth), rtol=1e-12)
+    assert_losses_close(DetectionLoss()(outputs, padded), DetectionLoss()(outputs, labels), rtol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_autocast_and_half_logits_are_computed_in_float32(golden_batch, dtype):
-    (logits, deltas, anchors), truth = golden_batch
+def test_loss_is_computed_in_float32_under_autocast_and_for_half_precision(golden_batch, dtype):
+    (logits, deltas, anchors), labels = golden_batch
     logits, deltas, anchors = logits.detach().to(dtype), deltas.detach().to(dtype), anchors.float()
-    expected = DetectionLoss()((logits.float(), deltas.float(), anchors), truth)
+    expected = DetectionLoss()((logits.float(), deltas.float(), anchors), labels)
     with torch.autocast("cpu", torch.bfloat16):
-        losses = DetectionLoss()((logits, deltas, anchors), truth)
+        losses = DetectionLoss()((logits, deltas, anchors), labels)
     assert losses.classification.dtype == losses.regression.dtype == torch.float32
     assert_losses_close(losses, expected, rtol=0)
 
 
 def test_float32_agrees_with_float64(golden_batch):
-    (logits, deltas, anchors), truth = golden_batch
-    single = DetectionLoss()((logits.float(), deltas.float(), anchors.float()), truth)
-    for a, b in zip(single, DetectionLoss()((logits, deltas, anchors), truth)):
+    (logits, deltas, anchors), labels = golden_batch
+    single = DetectionLoss()((logits.float(), deltas.float(), anchors.float()), labels)
+    for a, b in zip(single, DetectionLoss()((logits, deltas, anchors), labels)):
         assert a.item() == pytest.approx(b.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("extreme", [-1e4, -100.0, 100.0, 1e4])
-def test_extreme_logits_give_a_finite_loss_and_no_gradient(extreme):
+def test_extreme_logits_have_a_finite_loss_and_no_gradient(extreme):
     anchors = torch.tensor([[0.0, 0, 10, 10]])
     logits = torch.full((1, 1, 2), extreme, requires_grad=True)
     losses = DetectionLoss()((logits, torch.zeros(1, 1, 4), anchors), targets([0, 0, 10, 10, 0]))
@@ -237,7 +238,7 @@ def test_extreme_logits_give_a_finite_loss_and_no_gradient(extreme):
 
 
 @pytest.mark.parametrize("extreme", [-20.0, 20.0])
-def test_clamped_logits_have_no_gradient_beside_others_that_have(extreme):
+def test_only_clamped_logits_have_no_gradient(extreme):
     anchors = torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60]])
     logits = torch.tensor([[[extreme, 0.5, extreme], [-2.0, extreme, 3.0]]], requires_grad=True)
     losses = DetectionLoss()((logits, torch.zeros(1, 2, 4), anchors), targets([0, 0, 10, 10, 0]))
@@ -245,16 +246,16 @@ def test_clamped_logits_have_no_gradient_beside_others_that_have(extreme):
     assert (logits.grad != 0).tolist() == [[[False, True, False], [True, False, True]]]
 
 
-# What computes the focal loss in one pass: as differentiable as if autograd did it.
+# The hand-written gradient of the focal loss.
 
 
 @pytest.fixture
 def two_images() -> tuple[tuple[Tensor, Tensor, Tensor], Targets]:
-    """Predictions of 3 classes for 4 anchors: a good one, one between the thresholds, one off, one far away."""
+    """Predictions of 3 classes for 4 anchors with IoUs of 1, 0.45, 0.8 and 0."""
     anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 4.5], [0, 0, 10, 8], [50, 50, 60, 60]], dtype=torch.float64)
     logits = torch.from_numpy(normal_array("two logits", (2, 4, 3))).double().requires_grad_()
     deltas = torch.from_numpy(normal_array("two deltas", (2, 4, 4))).double().requires_grad_()
-    boxes = torch.tensor([[[0.0, 0, 10, 10]], [[0, 0, 0, 0]]])  # none in the second image
+    boxes = torch.tensor([[[0.0, 0, 10, 10]], [[0, 0, 0, 0]]])  # padding in the second image
     return (logits, deltas, anchors), Targets(boxes, torch.tensor([[2], [-1]]))
 
 
@@ -268,59 +269,59 @@ OFFICIAL = {
 
 
 @pytest.mark.parametrize("options", [{}, OFFICIAL, {"focal_gamma": 1.0}], ids=["reference", "official", "gamma 1"])
-def test_gradients_are_the_slopes(two_images, options):
-    (logits, deltas, anchors), truth = two_images
+def test_gradients_equal_finite_differences(two_images, options):
+    (logits, deltas, anchors), labels = two_images
     loss = DetectionLoss(**options)
-    assert torch.autograd.gradcheck(lambda *values: loss((*values, anchors), truth).total, (logits, deltas))
+    assert torch.autograd.gradcheck(lambda *values: loss((*values, anchors), labels).total, (logits, deltas))
     assert torch.autograd.gradcheck(
         lambda *values: loss((*values, anchors), no_targets(2)).classification, (logits, deltas)
     )
 
 
-def test_an_anchor_that_counts_for_neither_has_no_gradient(two_images):
-    (logits, deltas, anchors), truth = two_images
-    DetectionLoss()((logits, deltas, anchors), truth).total.backward()
+def test_ignored_anchor_has_no_gradient(two_images):
+    (logits, deltas, anchors), labels = two_images
+    DetectionLoss()((logits, deltas, anchors), labels).total.backward()
     assert not logits.grad[0, 1].any() and not deltas.grad[0, 1].any()
     assert logits.grad[0, 0].all() and logits.grad[1, 1].all()
 
 
-def test_chunks_change_nothing(golden_batch, monkeypatch):
-    (logits, deltas, anchors), truth = golden_batch
+def test_chunk_size_does_not_change_the_result(golden_batch, monkeypatch):
+    (logits, deltas, anchors), labels = golden_batch
 
     def loss_and_gradient() -> tuple[Tensor, Tensor]:
-        loss = DetectionLoss()((logits, deltas, anchors), truth).total
+        loss = DetectionLoss()((logits, deltas, anchors), labels).total
         return loss.detach(), torch.autograd.grad(loss, logits)[0]
 
     whole = loss_and_gradient()
-    for logits_at_once in (1, 1000):  # an anchor at a time; 333 anchors and a remainder
+    for logits_at_once in (1, 1000):  # one anchor at a time; 333 anchors and a remainder
         monkeypatch.setattr("efficientdet.model.focal_loss.CPU_CHUNK", logits_at_once)
         for a, b in zip(loss_and_gradient(), whole):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
 
 
-def test_logits_may_lie_in_memory_in_any_order(golden_batch):
-    (logits, deltas, anchors), truth = golden_batch
-    DetectionLoss()((logits, deltas, anchors), truth).total.backward()
-    turned = logits.detach().mT.contiguous().mT.requires_grad_()
-    DetectionLoss()((turned, deltas, anchors), truth).total.backward()
-    torch.testing.assert_close(turned.grad, logits.grad, rtol=1e-12, atol=0)
+def test_logits_may_be_non_contiguous(golden_batch):
+    (logits, deltas, anchors), labels = golden_batch
+    DetectionLoss()((logits, deltas, anchors), labels).total.backward()
+    transposed = logits.detach().mT.contiguous().mT.requires_grad_()
+    DetectionLoss()((transposed, deltas, anchors), labels).total.backward()
+    torch.testing.assert_close(transposed.grad, logits.grad, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2**-8), (torch.float16, 2**-11)])
-def test_half_logits_have_the_rounded_gradients_of_float32(golden_batch, dtype, tolerance):
-    (logits, deltas, anchors), truth = golden_batch
+def test_half_precision_gradients_are_the_rounded_gradients_of_float32(golden_batch, dtype, tolerance):
+    (logits, deltas, anchors), labels = golden_batch
     half = logits.detach().to(dtype).requires_grad_()
     single = half.detach().float().requires_grad_()
-    scale = 2.0**16  # as a gradient scaler does for float16; without it most gradients are below its least number
+    scale = 2.0**16  # like a gradient scaler; otherwise most gradients would underflow in float16
     for values in (half, single):
-        (DetectionLoss()((values, deltas.float(), anchors.float()), truth).classification * scale).backward()
+        (DetectionLoss()((values, deltas.float(), anchors.float()), labels).classification * scale).backward()
     assert half.grad.dtype == dtype
     torch.testing.assert_close(half.grad.float(), single.grad, rtol=tolerance, atol=2**-24)
 
 
-def test_the_gradient_scales_with_the_loss_and_can_be_taken_twice(golden_batch):
-    (logits, deltas, anchors), truth = golden_batch
-    loss = DetectionLoss()((logits, deltas, anchors), truth).classification
+def test_gradient_scales_with_the_loss_and_can_be_computed_twice(golden_batch):
+    (logits, deltas, anchors), labels = golden_batch
+    loss = DetectionLoss()((logits, deltas, anchors), labels).classification
     (once,) = torch.autograd.grad(loss, logits, retain_graph=True)
     (thrice,) = torch.autograd.grad(3 * loss, logits, retain_graph=True)
     torch.testing.assert_close(thrice, 3 * once)
@@ -328,83 +329,91 @@ def test_the_gradient_scales_with_the_loss_and_can_be_taken_twice(golden_batch):
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_without_gradients_the_loss_is_the_same(golden_batch, mode):
-    outputs, truth = golden_batch
-    expected = DetectionLoss()(outputs, truth)
+def test_loss_is_the_same_without_gradients(golden_batch, mode):
+    outputs, labels = golden_batch
+    expected = DetectionLoss()(outputs, labels)
     with mode():
         for values in (outputs, [part.detach() for part in outputs]):
-            losses = DetectionLoss()(values, truth)
+            losses = DetectionLoss()(values, labels)
             assert not losses.total.requires_grad
             assert_losses_close(losses, expected, rtol=0)
         assert DetectionLoss()(outputs, no_targets(4)).regression.item() == 0
 
 
-def test_without_gradients_none_are_computed(golden_batch, monkeypatch):
-    (logits, deltas, anchors), truth = golden_batch
-    monkeypatch.setattr("torch.addcmul", None)  # the derivative's
-    DetectionLoss()((logits.detach(), deltas.detach(), anchors), truth)
+def test_no_derivative_is_computed_without_gradients(golden_batch, monkeypatch):
+    (logits, deltas, anchors), labels = golden_batch
+    monkeypatch.setattr("torch.addcmul", None)  # used for the derivative only
+    DetectionLoss()((logits.detach(), deltas.detach(), anchors), labels)
     with pytest.raises(TypeError):
-        DetectionLoss()((logits, deltas, anchors), truth)
+        DetectionLoss()((logits, deltas, anchors), labels)
 
 
-# The official recipe's options.
+# Options of the official recipe.
 
 
-def test_another_word_is_refused():
-    with pytest.raises(ValueError, match="box_loss must be 'smooth_l1' or 'huber', not 'l2'"):
+def test_unknown_option_is_refused():
+    with pytest.raises(ValueError, match="box_loss.*'l2'"):
         DetectionLoss(box_loss="l2")
-    with pytest.raises(ValueError, match="normalize must be 'image' or 'batch', not None"):
+    with pytest.raises(ValueError, match="normalize.*None"):
         DetectionLoss(normalize=None)
 
 
-def assigned_by_force(anchors_yxyx: list[list[float]], truth: Targets) -> tuple[list[bool], list[bool], list[int]]:
-    """The only image's positive, negative and object of each positive anchor."""
-    assigned = assign_anchors(torch.tensor(anchors_yxyx).double(), truth, negative_iou=0.5, force_best_anchor=True)
+def test_recipe_defines_the_loss():
+    assert DetectionLoss.from_recipe(SimpleNamespace(**OFFICIAL)) == DetectionLoss(**OFFICIAL)
+    shared = DetectionLoss.from_recipe(SimpleNamespace(**OFFICIAL), num_processes=2, all_reduce_sum=torch.neg)
+    assert shared == DetectionLoss(**OFFICIAL, num_processes=2, all_reduce_sum=torch.neg)
+
+
+def assign_with_force(anchors_yxyx: list[list[float]], labels: Targets) -> tuple[list[bool], list[bool], list[int]]:
+    """Return which anchors are positive, which negative, and the object of each positive one, for a single image."""
+    assigned = assign_anchors(torch.tensor(anchors_yxyx).double(), labels, negative_iou=0.5, force_best_anchor=True)
     positive, negative, object_index = (values[0].tolist() for values in assigned)
     return positive, negative, [index for index, is_positive in zip(object_index, positive) if is_positive]
 
 
-def test_an_objects_best_anchor_is_forced_and_no_other():
+def test_only_the_best_anchor_of_an_object_is_forced():
     anchors = [[0, 0, 10, 10], [0, 0, 10, 8], [50, 50, 60, 60]]
-    truth = targets([0, 0, 3, 10, 0])  # IoU 0.3, 0.375, 0
-    assert assigned_by_force(anchors, truth) == ([False, True, False], [True, False, True], [0])
-    assert not assign_anchors(torch.tensor(anchors).double(), truth, negative_iou=0.5).positive.any()
+    labels = targets([0, 0, 3, 10, 0])  # IoU 0.3, 0.375, 0
+    assert assign_with_force(anchors, labels) == ([False, True, False], [True, False, True], [0])
+    assert not assign_anchors(torch.tensor(anchors).double(), labels, negative_iou=0.5).positive.any()
 
 
-def test_of_anchors_that_overlap_an_object_equally_the_first_is_forced():
+def test_first_of_several_equal_anchors_is_forced():
     anchors = [[50, 50, 60, 60], [0, 0, 10, 10], [0, 0, 10, 10], [10, 0, 20, 10]]
-    assert assigned_by_force(anchors, targets([0, 6, 10, 14, 0]))[0] == [False, True, False, False]
+    assert assign_with_force(anchors, targets([0, 6, 10, 14, 0]))[0] == [False, True, False, False]
 
 
-def test_of_objects_with_the_same_best_anchor_the_first_gets_it():
+def test_first_of_several_objects_with_the_same_best_anchor_is_assigned():
     anchors = [[0, 0, 10, 10], [50, 50, 60, 60]]
-    truth = targets([50, 50, 60, 60, 0], [0, 0, 3, 10, 1], [0, 0, 4, 10, 2], [0, 0, 10, 10, 3])
-    assert assigned_by_force(anchors, truth) == ([True, True], [False, False], [1, 0])
+    labels = targets([50, 50, 60, 60, 0], [0, 0, 3, 10, 1], [0, 0, 4, 10, 2], [0, 0, 10, 10, 3])
+    assert assign_with_force(anchors, labels) == ([True, True], [False, False], [1, 0])
 
 
-def test_a_forced_anchor_leaves_the_object_that_it_overlaps_more():
+def test_forced_anchor_is_taken_from_the_object_with_larger_iou():
     anchors = [[0, 0, 10, 10], [0, 0, 10, 8]]
-    truth = targets([0, 0, 8, 10, 0], [0, 0, 10, 10, 1])  # IoU 0.8 and 1 with the first, 1 and 0.8 with the other
-    assert assigned_by_force(anchors, truth) == ([True, True], [False, False], [1, 0])
-    truth = targets([8, 0, 12, 10, 0], [0, 0, 10, 10, 1])  # the first overlaps the first anchor alone, by 1/6
-    assert assigned_by_force(anchors, truth) == ([True, True], [False, False], [0, 1])
+    labels = targets(
+        [0, 0, 8, 10, 0], [0, 0, 10, 10, 1]
+    )  # IoU 0.8 and 1 with the first anchor, 1 and 0.8 with the second
+    assert assign_with_force(anchors, labels) == ([True, True], [False, False], [1, 0])
+    labels = targets([8, 0, 12, 10, 0], [0, 0, 10, 10, 1])  # the first overlaps only the first anchor, by 1/6
+    assert assign_with_force(anchors, labels) == ([True, True], [False, False], [0, 1])
 
 
-def test_padding_and_objects_beyond_all_anchors_force_nothing():
+def test_padding_and_objects_without_overlap_force_nothing():
     anchors = [[0, 0, 10, 10], [50, 50, 60, 60]]
-    truth = targets([0, 0, 3, 10, -1], [50, 50, 54, 60, 1], [100, 100, 110, 110, 0], [0, 0, 10, 10, -1])
-    assert assigned_by_force(anchors, truth) == ([False, True], [True, False], [1])
+    labels = targets([0, 0, 3, 10, -1], [50, 50, 54, 60, 1], [100, 100, 110, 110, 0], [0, 0, 10, 10, -1])
+    assert assign_with_force(anchors, labels) == ([False, True], [True, False], [1])
 
 
 def test_huber_loss():
     anchors = torch.tensor([[0.0, 0, 10, 20]], dtype=torch.float64)
     deltas = torch.tensor([[[0.05, -0.3, 0.0, 0.0]]], dtype=torch.float64)
     losses = DetectionLoss(box_loss="huber")((logit(0.5), deltas, anchors), targets([0, 0, 20, 10, 0]))
-    # With delta 0.1 the first lies in the quadratic part, the second in the linear one.
+    # With delta 0.1 the first is in the quadratic part, the second in the linear one.
     assert losses.regression.item() == pytest.approx(50 / 4 * (0.5 * 0.05**2 + 0.1 * (0.3 - 0.05)))
 
 
-def test_gamma_is_the_exponent():
+def test_focal_gamma_is_the_exponent():
     anchors = torch.tensor([[0.0, 0, 10, 20]], dtype=torch.float64)
     outputs = logit(0.1, 0.6), torch.zeros(1, 1, 4, dtype=torch.float64), anchors
     losses = DetectionLoss(focal_gamma=1.5)(outputs, targets([0, 0, 20, 10, 1]))
@@ -414,7 +423,7 @@ def test_gamma_is_the_exponent():
 
 @pytest.fixture
 def batch_of_three_positives() -> tuple[tuple[Tensor, Tensor, Tensor], Targets]:
-    """Two anchors in four images: two positive ones in the first image, one in the second, none in the others."""
+    """Two anchors in four images: both positive in the first image, one if forced in the second, none in the others."""
     anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 8]], dtype=torch.float64)
     logits = torch.tensor([[0.7, 0.6], [0.2, 0.1], [0.3, 0.4], [0.8, 0.5]], dtype=torch.float64).logit()[..., None]
     deltas = torch.zeros(4, 2, 4, dtype=torch.float64)
@@ -422,27 +431,27 @@ def batch_of_three_positives() -> tuple[tuple[Tensor, Tensor, Tensor], Targets]:
     deltas[0, 1, 3] = math.log(1.25)
     far = [20.0, 20, 30, 30]
     boxes = torch.tensor([[[0.0, 0, 10, 10]], [[0, 0, 24, 10]], [far], [far]])  # IoU 1, 0.8; 0.42, 0.33 in the second
-    truth = Targets(boxes, torch.tensor([[0], [0], [0], [-1]]))
-    return (logits.requires_grad_(), deltas.requires_grad_(), anchors), truth
+    labels = Targets(boxes, torch.tensor([[0], [0], [0], [-1]]))
+    return (logits.requires_grad_(), deltas.requires_grad_(), anchors), labels
 
 
-def test_normalization_by_the_batch(batch_of_three_positives):
-    (logits, deltas, anchors), truth = batch_of_three_positives
-    losses = DetectionLoss(normalize="batch", negative_iou=0.5)((logits, deltas, anchors), truth)
+def test_normalization_over_the_batch(batch_of_three_positives):
+    (logits, deltas, anchors), labels = batch_of_three_positives
+    losses = DetectionLoss(normalize="batch", negative_iou=0.5)((logits, deltas, anchors), labels)
     positives = [0.7, 0.6]
     background = [0.2, 0.1, 0.3, 0.4, 0.8, 0.5]
-    total = sum(map(positive_cross_entropy, positives)) + sum(map(negative_cross_entropy, background))
+    total = sum(map(present_loss, positives)) + sum(map(absent_loss, background))
     assert losses.classification.item() == pytest.approx(total / (2 + 1))
     assert losses.regression.item() == pytest.approx(50 * (1 - 0.5 / 9) / (4 * (2 + 1)))
 
     losses = DetectionLoss(normalize="batch", negative_iou=0.5, force_best_anchor=True)(
-        (logits, deltas, anchors), truth
+        (logits, deltas, anchors), labels
     )
-    total += positive_cross_entropy(0.2) - negative_cross_entropy(0.2)
+    total += present_loss(0.2) - absent_loss(0.2)
     assert losses.classification.item() == pytest.approx(total / (3 + 1))
 
 
-def test_a_batch_without_any_object_is_divided_by_one():
+def test_batch_without_objects_is_divided_by_one():
     anchors = torch.tensor([[0.0, 0, 10, 10]])
     outputs = torch.zeros(2, 1, 3), torch.ones(2, 1, 4), anchors
     losses = DetectionLoss(**OFFICIAL)(outputs, no_targets(2))
@@ -450,17 +459,17 @@ def test_a_batch_without_any_object_is_divided_by_one():
     assert losses.regression.item() == 0
 
 
-@pytest.mark.parametrize("options", [{"normalize": "batch"}, OFFICIAL], ids=["by the batch", "official"])
-def test_processes_that_share_a_batch_average_to_one_with_the_whole(batch_of_three_positives, options):
-    (logits, deltas, anchors), truth = batch_of_three_positives
-    whole = DetectionLoss(**options)((logits, deltas, anchors), truth)
+@pytest.mark.parametrize("options", [{"normalize": "batch"}, OFFICIAL], ids=["batch", "official"])
+def test_mean_over_processes_equals_the_loss_of_the_whole_batch(batch_of_three_positives, options):
+    (logits, deltas, anchors), labels = batch_of_three_positives
+    whole = DetectionLoss(**options)((logits, deltas, anchors), labels)
     expected = torch.autograd.grad(whole.total, (logits, deltas))
 
-    parts = (slice(0, 1), slice(1, 4))  # the one with all the positives, and the rest
-    shares = [((logits[part], deltas[part], anchors), Targets(*(t[part] for t in truth))) for part in parts]
+    parts = (slice(0, 1), slice(1, 4))  # the image with two positive anchors, and the rest
+    shares = [((logits[part], deltas[part], anchors), Targets(*(t[part] for t in labels))) for part in parts]
     counts: list[Tensor] = []
-    for outputs, part_truth in shares:  # the processes' counts, which the real function adds up by communication
-        DetectionLoss(**options, all_reduce_sum=lambda count: counts.append(count) or count)(outputs, part_truth)
+    for outputs, part_labels in shares:  # record the counts that the real function would sum over the processes
+        DetectionLoss(**options, all_reduce_sum=lambda count: counts.append(count) or count)(outputs, part_labels)
     both = DetectionLoss(**options, num_processes=2, all_reduce_sum=lambda count: torch.stack(counts).sum())
     losses = [both(*share) for share in shares]
     for a, b in zip(zip(*losses), whole):

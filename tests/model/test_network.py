@@ -1,4 +1,4 @@
-"""The whole network: the published weights' keys, parameter counts, shapes, refusals and initial weights."""
+"""The whole network: published keys, parameter counts, shapes, invalid arguments and initial weights."""
 
 import math
 
@@ -7,13 +7,14 @@ import torch
 from golden_fill import published_shapes
 from torch import Tensor, nn
 
-from efficientdet.model.anchors import make_anchors
+from efficientdet.model import EfficientDet
+from efficientdet.model.anchors import AnchorSpec, make_anchors
 from efficientdet.model.loss import DetectionLoss
-from efficientdet.model.network import EfficientDet
+from efficientdet.model.network import BOX_HEADER, CLASS_HEADER
 from efficientdet.structures import Targets
 from efficientnet.layers import SameConv2d, SameMaxPool2d
 
-# (trainable, fusion weights that plain sum does not use), 90 classes; D0 to D7 as google/automl counts them
+# (trainable, fusion weights that plain sum does not use), 90 classes; google/automl counts the same for D0 to D7
 PARAMETERS = {
     0: (3_880_067, 0),
     1: (6_625_898, 0),
@@ -28,14 +29,14 @@ PARAMETERS = {
 
 
 def on_meta_device(compound_coef: int, **arguments) -> EfficientDet:
-    """A network of shapes alone, without numbers."""
+    """Return a network that has shapes but no values."""
     with torch.device("meta"):
         return EfficientDet(compound_coef, **arguments)
 
 
 @pytest.fixture(scope="module")
 def d0() -> EfficientDet:
-    """A fresh D0 with 3 classes. Do not change it."""
+    """A new D0 with 3 classes. Do not modify it."""
     torch.manual_seed(0)
     return EfficientDet(0, num_classes=3).eval()
 
@@ -45,27 +46,33 @@ def images(*shape: int) -> Tensor:
 
 
 @pytest.mark.parametrize("compound_coef", range(9))
-def test_keys_their_order_and_shapes_are_the_published_weights(compound_coef):
+def test_keys_order_and_shapes_equal_the_published_weights(compound_coef):
     state = {key: tuple(value.shape) for key, value in on_meta_device(compound_coef).state_dict().items()}
     published = published_shapes(compound_coef)
     assert list(state) == list(published)
     assert state == published
 
 
-def test_what_is_channels_last_stays_so():
-    network = EfficientDet(0, num_classes=3).to(memory_format=torch.channels_last)
-    others = []
+def test_headers_produce_the_outputs(d0):
+    state = d0.state_dict()
+    assert state[f"{CLASS_HEADER}.conv.bias"].shape == (9 * 3,)
+    assert state[f"{BOX_HEADER}.conv.bias"].shape == (9 * 4,)
 
-    def look(module: nn.Module, inputs: object, output: Tensor) -> None:
+
+def test_channels_last_memory_format_is_preserved():
+    network = EfficientDet(0, num_classes=3).to(memory_format=torch.channels_last)
+    contiguous = []
+
+    def check(module: nn.Module, inputs: object, output: Tensor) -> None:
         if not output.is_contiguous(memory_format=torch.channels_last):
-            others.append(module)
+            contiguous.append(module)
 
     layers = [module for module in network.modules() if isinstance(module, SameConv2d | nn.BatchNorm2d | SameMaxPool2d)]
     for layer in layers:
-        layer.register_forward_hook(look)
+        layer.register_forward_hook(check)
     with torch.autocast("cpu", torch.bfloat16):
         network(images(2, 3, 128, 128).contiguous(memory_format=torch.channels_last))
-    assert layers and not others
+    assert layers and not contiguous
 
 
 @pytest.mark.parametrize("compound_coef", PARAMETERS)
@@ -77,13 +84,13 @@ def test_parameter_counts(compound_coef):
 
 
 @pytest.mark.parametrize("compound_coef", [-1, 9, 1.5, "0", None])
-def test_there_is_no_other_coefficient(compound_coef):
+def test_unknown_coefficient_is_refused(compound_coef):
     with pytest.raises(ValueError, match="compound_coef"):
         EfficientDet(compound_coef)
 
 
 @pytest.mark.parametrize("arguments", [{"num_classes": 0}, {"num_classes": -1}, {"ratios": ()}, {"scales": ()}])
-def test_a_network_without_classes_or_anchors_is_refused(arguments):
+def test_network_without_classes_or_anchors_is_refused(arguments):
     with pytest.raises(ValueError, match="at least one"):
         on_meta_device(0, **arguments)
 
@@ -92,20 +99,20 @@ def test_a_network_without_classes_or_anchors_is_refused(arguments):
     ("compound_coef", "height", "width"),
     [(0, 64, 128), (0, 128, 200), (0, 0, 128), (7, 192, 128), (8, 128, 256), (8, 256, 384)],
 )
-def test_sizes_that_do_not_fit_the_pyramid_are_refused(compound_coef, height, width):
+def test_input_size_that_does_not_fit_the_pyramid_is_refused(compound_coef, height, width):
     network = on_meta_device(compound_coef)
     with pytest.raises(ValueError, match=f"multiples of {256 if compound_coef == 8 else 128}"):
         network(torch.empty(1, 3, height, width, device="meta"))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 128, 128), (1, 4, 128, 128), (3, 128, 128), (1, 128, 128, 3)])
-def test_images_of_another_shape_are_refused(d0, shape):
+def test_images_of_wrong_shape_are_refused(d0, shape):
     with pytest.raises(ValueError, match=r"\(N, 3, H, W\)"):
         d0(torch.zeros(shape))
 
 
 @pytest.mark.parametrize("compound_coef", range(9))
-def test_a_rectangular_input(compound_coef):
+def test_rectangular_input(compound_coef):
     network = on_meta_device(compound_coef, num_classes=5).eval()
     outputs = network(torch.empty(2, 3, 256, 512, device="meta"))
     cells = sum((256 >> level) * (512 >> level) for level in network.config.pyramid_levels)
@@ -117,22 +124,23 @@ def test_a_rectangular_input(compound_coef):
     ]
 
 
-def test_ratios_and_scales_of_the_projects_own():
+def test_custom_ratios_and_scales():
     network = on_meta_device(0, num_classes=2, ratios=[(1, 1), (2, 0.5)], scales=[1])
     outputs = network.eval()(torch.empty(1, 3, 128, 128, device="meta"))
     assert outputs.box_deltas.shape == (1, 2 * 341, 4)
+    assert network.anchor_spec == AnchorSpec((3, 4, 5, 6, 7), 4.0, (1.0,), ((1.0, 1.0), (2.0, 0.5)))
     on_cpu = network.anchors(torch.empty(1, 3, 128, 128))
-    assert torch.equal(on_cpu, make_anchors(128, 128, (3, 4, 5, 6, 7), 4.0, [1], [(1, 1), (2, 0.5)]).float())
+    assert torch.equal(on_cpu, make_anchors(128, 128, network.anchor_spec).float())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_anchors_stay_float32_in_half_precision(d0, dtype):
+def test_anchors_are_float32_for_half_precision_images(d0, dtype):
     anchors = d0.anchors(images(1, 3, 128, 256).to(dtype))
     assert anchors.dtype == torch.float32
     assert torch.equal(anchors, d0.anchors(images(1, 3, 128, 256)))
 
 
-def test_a_half_precision_network_gives_half_outputs_and_float32_anchors():
+def test_half_precision_network_returns_half_outputs_and_float32_anchors():
     torch.manual_seed(0)
     network = EfficientDet(0, num_classes=3).eval().bfloat16()
     with torch.no_grad():
@@ -145,11 +153,11 @@ def test_anchors_are_float64_in_a_float64_network(d0):
     assert d0.anchors(images(1, 3, 128, 128).double()).dtype == torch.float64
 
 
-def test_fresh_convolutions_are_normal_with_variance_one_over_fan_in(d0):
+def test_initial_convolutions_are_normal_with_variance_one_over_fan_in(d0):
     deviations = []
     for name, module in d0.named_modules():
         if isinstance(module, nn.Conv2d):
-            if module.bias is not None and name != "classifier.header.pointwise_conv.conv":
+            if module.bias is not None and name != f"{CLASS_HEADER}.conv":
                 assert not module.bias.any(), name
             if module.weight.numel() > 10_000:
                 deviations.append(module.weight.std().item() * math.sqrt(module.weight[0].numel()))
@@ -157,7 +165,7 @@ def test_fresh_convolutions_are_normal_with_variance_one_over_fan_in(d0):
     assert deviations == pytest.approx([1.0] * len(deviations), abs=0.03)
 
 
-def test_fresh_scores_are_one_in_a_hundred(d0):
+def test_initial_scores_are_one_in_a_hundred(d0):
     bias = d0.classifier.header.pointwise_conv.conv.bias
     torch.testing.assert_close(bias.sigmoid(), torch.full_like(bias, 0.01))
     with torch.no_grad():
@@ -165,10 +173,10 @@ def test_fresh_scores_are_one_in_a_hundred(d0):
     assert 0.005 < scores.median() < 0.02
 
 
-def test_a_network_used_for_inference_first_can_be_trained():
+def test_network_used_for_inference_can_be_trained_afterwards():
     torch.manual_seed(0)
     network = EfficientDet(0, num_classes=3)
-    batch = images(1, 3, 384, 128)  # a shape of this test's own: nothing has made its anchors yet
+    batch = images(1, 3, 384, 128)  # no other test uses this shape, so its anchors are not cached yet
     with torch.inference_mode():
         network.eval()(batch)
     targets = Targets(torch.tensor([[[10.0, 20, 70, 90]]]), torch.tensor([[1]]))

@@ -1,4 +1,4 @@
-"""From outputs to detections: thresholds, suppression within a class, clipping, order."""
+"""From outputs to detections: thresholds, NMS within each class, clipping, order."""
 
 import pytest
 import torch
@@ -8,29 +8,25 @@ from torchvision.ops import nms
 from efficientdet.data.transforms import Letterbox
 from efficientdet.model.postprocess import (
     Candidates,
-    _survivors_of_batch,
     choose_detections,
     find_candidates,
     postprocess,
     suppress,
+    surviving_candidates,
 )
 from efficientdet.structures import Detections, concatenate
 
-# (y1, x1, y2, x2). The first two overlap with an IoU of 0.9, the third lies apart.
+# yxyx. The IoU of the first two is 0.9; the third overlaps neither.
 ANCHORS = torch.tensor([[10.0, 10, 20, 20], [10, 10, 20, 19], [40, 40, 50, 60]])
 
 
+NOTHING = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+
+
 def outputs(*images, anchors: Tensor = ANCHORS, deltas: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Outputs with these class probabilities, (anchors, classes) for each image, and boxes equal to the anchors."""
+    """Return outputs with these class probabilities, (anchors, classes) per image, and boxes equal to the anchors."""
     logits = torch.tensor(images).logit()
     return logits, torch.zeros(len(images), len(anchors), 4) if deltas is None else deltas, anchors
-
-
-def test_empty_detections():
-    none = Detections.empty()
-    assert len(none) == 0
-    assert (none.boxes.shape, none.scores.shape, none.class_ids.shape) == ((0, 4), (0,), (0,))
-    assert none.class_ids.dtype == torch.int64
 
 
 def test_nothing_above_the_threshold():
@@ -55,35 +51,35 @@ def test_no_images():
         (torch.zeros(1, 2, 4), torch.zeros(2), torch.zeros(2)),
     ],
 )
-def test_shapes_that_do_not_fit_together_are_refused(boxes, scores, class_ids):
+def test_inconsistent_shapes_are_refused(boxes, scores, class_ids):
     with pytest.raises(ValueError, match=r"\(K, 4\), \(K,\) and \(K,\)"):
         Detections(boxes, scores, class_ids)
 
 
-def test_the_worse_of_two_overlapping_boxes_of_a_class_goes():
+def test_worse_of_two_overlapping_boxes_of_a_class_is_dropped():
     (found,) = postprocess(outputs([[0.7, 0.1], [0.9, 0.2], [0.1, 0.8]]), 64, 64, 0.4, 0.5)
     assert found.boxes.tolist() == [[10, 10, 19, 20], [40, 40, 60, 50]]
     torch.testing.assert_close(found.scores, torch.tensor([0.9, 0.8]))
     assert found.class_ids.tolist() == [0, 1]
 
 
-def test_overlapping_boxes_of_two_classes_both_stay():
+def test_overlapping_boxes_of_two_classes_are_both_kept():
     (found,) = postprocess(outputs([[0.7, 0.1], [0.2, 0.9], [0.1, 0.1]]), 64, 64, 0.4, 0.5)
     assert found.boxes.tolist() == [[10, 10, 19, 20], [10, 10, 20, 20]]
     assert found.class_ids.tolist() == [1, 0]
 
 
-def test_overlap_below_the_threshold_stays():
+def test_boxes_that_overlap_by_less_than_the_threshold_are_both_kept():
     (found,) = postprocess(outputs([[0.7], [0.9], [0.1]]), 64, 64, 0.4, 0.95)
     assert len(found) == 2
 
 
-def test_an_anchor_counts_once_by_its_best_class():
+def test_anchor_counts_once_with_its_best_class():
     (found,) = postprocess(outputs([[0.7, 0.8, 0.75], [0.1, 0.1, 0.1], [0.1, 0.1, 0.1]]), 64, 64, 0.4, 0.5)
     assert found.class_ids.tolist() == [1]
 
 
-def test_best_first():
+def test_detections_are_ordered_by_score():
     anchors = torch.tensor([[0.0, 20 * i, 10, 20 * i + 10] for i in range(5)])
     probabilities = [[0.5, 0.1], [0.1, 0.9], [0.7, 0.1], [0.1, 0.6], [0.8, 0.1]]
     (found,) = postprocess(outputs(probabilities, anchors=anchors), 128, 128, 0.4, 0.5)
@@ -105,7 +101,7 @@ def test_deltas_move_the_anchors():
     assert found.boxes.tolist() == [[35, 45, 55, 55]]
 
 
-def test_images_of_a_batch_do_not_mix():
+def test_images_of_a_batch_are_independent():
     first, second = [[0.7], [0.1], [0.1]], [[0.1], [0.9], [0.6]]
     together = postprocess(outputs(first, second), 64, 64, 0.4, 0.5)
     alone = [postprocess(outputs(image), 64, 64, 0.4, 0.5)[0] for image in (first, second)]
@@ -114,7 +110,7 @@ def test_images_of_a_batch_do_not_mix():
         assert torch.equal(a.boxes, b.boxes) and torch.equal(a.scores, b.scores)
 
 
-def test_half_precision_outputs_give_float32_boxes():
+def test_half_precision_outputs_result_in_float32_boxes():
     logits, deltas, anchors = outputs([[0.9], [0.1], [0.8]])
     (found,) = postprocess((logits.half(), deltas.half(), anchors), 64, 64, 0.4, 0.5)
     assert found.boxes.dtype == found.scores.dtype == torch.float32
@@ -122,16 +118,16 @@ def test_half_precision_outputs_give_float32_boxes():
 
 
 # Back to the image: 333 x 500 in 128 x 128 becomes 85 x 128 (85.248 truncated), so the two ratios differ.
-LETTERBOX = Letterbox(original=(333, 500), resized=(85, 128), canvas=(128, 128))
+LETTERBOX = Letterbox((333, 500), (85, 128), (128, 128))
 
 
-def test_nothing_found_stays_nothing_in_the_image():
-    found = LETTERBOX.detections_to_image(Detections.empty())
+def test_no_detections_are_mapped_to_no_detections():
+    found = LETTERBOX.detections_to_image(NOTHING)
     assert (found.boxes.shape, found.scores.shape, found.class_ids.shape) == ((0, 4), (0,), (0,))
     assert found.class_ids.dtype == torch.int64
 
 
-def test_boxes_go_back_to_the_images_pixels():
+def test_boxes_are_mapped_to_pixels_of_the_image():
     found = Detections(
         torch.tensor([[0.0, 0, 128, 85], [32, 17, 64, 51]]), torch.tensor([0.9, 0.5]), torch.tensor([3, 1])
     )
@@ -142,24 +138,24 @@ def test_boxes_go_back_to_the_images_pixels():
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_result_in_the_image_may_be_changed_and_is_the_callers_own(mode):
+def test_mapped_detections_are_an_independent_copy(mode):
     same = Letterbox((128, 128), (128, 128), (128, 128))
     with mode():
         found = Detections(torch.ones(2, 4), torch.ones(2), torch.ones(2, dtype=torch.int64))
     back = same.detections_to_image(found)
-    for mine, theirs in ((back.boxes, found.boxes), (back.scores, found.scores), (back.class_ids, found.class_ids)):
-        assert mine.device.type == "cpu" and not mine.is_inference() and not mine.requires_grad
-        mine.add_(1)
-        assert (mine == 2).all() and (theirs == 1).all()
+    for result, source in ((back.boxes, found.boxes), (back.scores, found.scores), (back.class_ids, found.class_ids)):
+        assert result.device.type == "cpu" and not result.is_inference() and not result.requires_grad
+        result.add_(1)
+        assert (result == 2).all() and (source == 1).all()
 
 
-def test_no_more_than_the_best_so_many():
+def test_max_detections_keeps_the_best():
     candidates = find_candidates(outputs([[0.7, 0.1], [0.1, 0.6], [0.1, 0.8]]), 64, 64, 0.4)
     (found,) = choose_detections(candidates, 1, 0.5, max_detections=2)
     torch.testing.assert_close(found.scores, torch.tensor([0.8, 0.7]))
 
 
-def test_only_the_classes_asked_for():
+def test_only_the_requested_classes_are_kept():
     candidates = find_candidates(outputs([[0.7, 0.1], [0.1, 0.6], [0.1, 0.8]]), 64, 64, 0.4)
     (found,) = choose_detections(candidates, 1, 0.5, class_ids=[0])
     assert found.class_ids.tolist() == [0]
@@ -168,7 +164,7 @@ def test_only_the_classes_asked_for():
     assert len(choose_detections(candidates, 1, 0.5, class_ids=[])[0]) == 0
 
 
-def test_candidates_are_the_anchors_above_the_threshold_image_by_image():
+def test_candidates_are_the_anchors_above_the_threshold_ordered_by_image():
     none, two = [[0.1, 0.2], [0.3, 0.1], [0.2, 0.2]], [[0.1, 0.9], [0.2, 0.4], [0.8, 0.1]]
     found = find_candidates(outputs(two, none, two), 45, 64, 0.5)
     assert found.image_indices.tolist() == [0, 0, 2, 2]
@@ -177,7 +173,7 @@ def test_candidates_are_the_anchors_above_the_threshold_image_by_image():
     assert found.class_ids.tolist() == [1, 0, 1, 0]
 
 
-def test_many_candidates_are_thinned_as_one_class_of_one_image_after_the_other():
+def test_nms_of_a_batch_equals_nms_of_each_class_of_each_image():
     generator = torch.Generator().manual_seed(0)
     count, images = 600, 3
     corners = torch.rand(count, 2, generator=generator) * 100
@@ -195,16 +191,16 @@ def test_many_candidates_are_thinned_as_one_class_of_one_image_after_the_other()
             alone += candidates.scores[rows][kept].tolist()
         assert 100 < len(alone) < 200
         assert found.scores.tolist() == sorted(alone, reverse=True)
-    # What a GPU does.
-    kept = _survivors_of_batch(candidates, images, 0.5)
+    # As on a GPU:
+    kept = surviving_candidates(candidates, images, 0.5)
     assert kept.tolist() == sorted(kept.tolist())
     assert candidates.scores[kept].sort().values.tolist() == sorted(
         score for found in together for score in found.scores.tolist()
     )
-    assert len(_survivors_of_batch(Candidates(*(part[:0] for part in candidates)), images, 0.5)) == 0
+    assert len(surviving_candidates(Candidates(*(part[:0] for part in candidates)), images, 0.5)) == 0
 
 
-def test_detections_are_chosen_by_mask_indices_or_slice():
+def test_detections_can_be_indexed_by_mask_indices_or_slice():
     found = Detections(torch.arange(12.0).view(3, 4), torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0, 1, 2]))
     for chosen in (torch.tensor([True, False, True]), torch.tensor([0, 2]), slice(0, 3, 2)):
         assert found[chosen].class_ids.tolist() == [0, 2]
@@ -212,11 +208,10 @@ def test_detections_are_chosen_by_mask_indices_or_slice():
     assert len(found[:0]) == 0
 
 
-def test_parts_are_put_together():
-    none = Detections.empty()
+def test_parts_are_concatenated():
     some = Detections(torch.tensor([[0.0, 0, 9, 9]]), torch.tensor([0.5]), torch.tensor([3]))
-    assert len(concatenate([none, none])) == 0
-    together = concatenate([some, none, some])
+    assert len(concatenate([NOTHING, NOTHING])) == 0
+    together = concatenate([some, NOTHING, some])
     assert (together.boxes.shape, together.class_ids.tolist()) == ((2, 4), [3, 3])
     assert len(suppress(together, 0.5)) == 1
-    assert len(suppress(none, 0.5)) == 0
+    assert len(suppress(NOTHING, 0.5)) == 0

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from efficientdet.model.network import EfficientDet
 from efficientdet.model.postprocess import Candidates, find_candidates
-from efficientdet.runtime import modes
 from efficientdet.runtime.modes import MODES, optimize
 
 CPU = torch.device("cpu")
@@ -67,9 +66,10 @@ def test_compiled_mode_finds_the_same_and_compiles_once_for_all_batches(d0, monk
 
 @pytest.mark.parametrize(("counts", "passed"), [((1, 4, 1), [1, 4, 1]), ((4, 1, 3), [4, 2, 3])])
 def test_a_single_image_after_batches_needs_no_other_graph(d0, monkeypatch, counts, passed):
-    monkeypatch.setattr(modes, "compile_network", lambda network, dynamic: network)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     fused, runner, sizes = optimize(d0, CPU), optimize(d0, CPU, mode="compiled"), []
-    runner.network.register_forward_pre_hook(lambda network, arguments: sizes.append(len(arguments[0])))
+    backbone = runner.network.backbone_net["model"]
+    backbone.register_forward_pre_hook(lambda module, arguments: sizes.append(len(arguments[0])))
     with torch.inference_mode():
         for count in counts:
             batch = images(count, 3, 128, 128)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.loader import Batch, collate
 from efficientdet.model.loss import DetectionLoss, Losses
 from efficientdet.project import load_project
+from efficientdet.runtime.modes import compile_network
 from efficientdet.structures import PADDING_CLASS, Outputs, Targets
 from efficientdet.training.step import StepOutcome, TrainingStep, set_training_mode
 
@@ -312,6 +314,35 @@ def test_overflow_at_a_scale_of_one_is_a_skipped_step():
     assert step.scaler.get_scale() == 1
     assert step([tiny_batch()]).outcome is StepOutcome.SKIPPED
     assert_same(everything(step), before)
+
+
+# Compilation.
+
+
+@pytest.mark.slow
+def test_compiled_network_trains_like_the_plain_one_and_compiles_once(dataset, recwarn, monkeypatch):
+    batches = collate([dataset[0], dataset[1]]), collate([dataset[2], dataset[3]])
+    plain, network = untrained(), untrained()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # everything but code generation
+    compiled = compile_network(network)
+    steps = []
+    for trained in (plain, compiled):
+        set_training_mode(trained)
+        steps.append(TrainingStep(trained, DetectionLoss(), sgd(trained), torch.bfloat16))
+    for number, batch in enumerate(batches):
+        outcomes = []
+        for step in steps:
+            torch.manual_seed(number)  # of drop-connect
+            with torch.compiler.set_stance("fail_on_recompile" if number else "default"):
+                outcomes.append(step([batch]))
+        assert outcomes[1].losses.total.item() == pytest.approx(outcomes[0].losses.total.item(), rel=1e-3)
+        assert outcomes[1].gradient_norm == pytest.approx(outcomes[0].gradient_norm, rel=0.02)
+        with torch.no_grad():  # as validation after an epoch: the network itself, with a batch of another size
+            network.eval()(collate([dataset[4]]).images)
+        set_training_mode(network)
+    assert list(network.state_dict()) == list(plain.state_dict())
+    torch.testing.assert_close(network.state_dict(), plain.state_dict(), rtol=0.02, atol=0.02)
+    assert not [warning for warning in recwarn if "lru_cache" in str(warning.message)]
 
 
 # Frozen parts.
