@@ -23,10 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from efficientdet.checkpoints.effdet import BOX_HEADER, EFFDET_BOX_BIAS, effdet_name, from_effdet, to_effdet
+from efficientdet.checkpoints.effdet import EFFDET_BOX_BIAS, effdet_name, from_effdet, to_effdet
 from efficientdet.checkpoints.find import find_weights
 from efficientdet.checkpoints.loading import anchors_per_cell, guess_compound_coefs, num_classes
 from efficientdet.config import CONFIGS
+from efficientdet.model.network import BOX_HEADER
 from efficientnet import pretrained
 from efficientnet.model import BATCH_NORM
 from utils.cli import make_parser
@@ -85,7 +86,7 @@ def without_prefix(weights: dict[str, Tensor], key: str) -> dict[str, Tensor] | 
 
 def convert(weights: dict[str, Tensor], path: Path, to: str | None) -> Conversion:
     """Convert `weights`, read from `path`, for this project or for `to`. Raises InputError if that is impossible."""
-    ours, effdets = without_prefix(weights, f"{BOX_HEADER}.bias"), without_prefix(weights, EFFDET_BOX_BIAS)
+    ours, effdets = without_prefix(weights, f"{BOX_HEADER}.conv.bias"), without_prefix(weights, EFFDET_BOX_BIAS)
     if to == "effdet" and ours is None:
         raise InputError(f"{path} is not a detector of this project, as --to effdet needs: leave that flag out")
     if to is None and ours is not None:

@@ -20,13 +20,12 @@ import torch
 from torch import Tensor
 
 from efficientdet.config import CONFIGS
-from efficientdet.model.network import EfficientDet
+from efficientdet.model.network import BOX_HEADER, CLASS_HEADER, EfficientDet
 from efficientnet.pretrained import renamed, timm_key
 
-CLASS_HEADER, BOX_HEADER = "classifier.header.pointwise_conv.conv", "regressor.header.pointwise_conv.conv"
 EFFDET_BOX_BIAS = "box_net.predict.conv_pw.bias"  # every detector of effdet has this key
 _EFFDET_HEADER_BIASES = ("class_net.predict.conv_pw.bias", EFFDET_BOX_BIAS)
-_OUR_HEADER_BIASES = (f"{CLASS_HEADER}.bias", f"{BOX_HEADER}.bias")
+_OUR_HEADER_BIASES = (f"{CLASS_HEADER}.conv.bias", f"{BOX_HEADER}.conv.bias")
 _OUR_BACKBONE = "backbone_net.model."
 _FIRST_NODE = "fpn.cell.0.fnode.0.after_combine.conv.conv_pw.weight"
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from efficientdet.checkpoints.effdet import BOX_HEADER, CLASS_HEADER, EFFDET_BOX_BIAS, compound_coefs_of_pyramid
+from efficientdet.checkpoints.effdet import EFFDET_BOX_BIAS, compound_coefs_of_pyramid
 from efficientdet.checkpoints.find import find_backbone, find_weights, is_exported
-from efficientdet.model.network import EfficientDet, initialize, initialize_class_prior
+from efficientdet.model.network import BOX_HEADER, CLASS_HEADER, EfficientDet, initialize, initialize_class_prior
 from efficientnet.pretrained import convert_backbone_weights
 from utils.errors import InputError
 from utils.tensor_files import is_state_dict, load_tensors
@@ -55,14 +55,14 @@ def fit_weights(network: EfficientDet, weights: dict[str, Tensor], path: Path, n
     unknown = [key for key in weights if key not in expected]
     other_classes = (
         not unknown
-        and set(misfits) == {f"{CLASS_HEADER}.weight", f"{CLASS_HEADER}.bias"}
+        and set(misfits) == {f"{CLASS_HEADER}.conv.weight", f"{CLASS_HEADER}.conv.bias"}
         and all(key in weights for key in misfits)
         and anchors_per_cell(weights) == anchors_per_cell(expected)
     )
     if unknown or misfits and not (other_classes and new_class_header):
         raise InputError(f"{path} does not fit: {_guess_cause(weights, network, misfits, unknown, other_classes)}")
     if misfits:
-        header = network.classifier.header.pointwise_conv
+        header = network.get_submodule(CLASS_HEADER)
         initialize(header)
         initialize_class_prior(header)
         weights = {**weights, **{key: network.state_dict()[key] for key in misfits}}
@@ -97,18 +97,18 @@ def load_backbone(network: EfficientDet, requested: str) -> None:
 
 
 def anchors_per_cell(weights: dict[str, Tensor]) -> int:
-    return weights[f"{BOX_HEADER}.bias"].numel() // 4
+    return weights[f"{BOX_HEADER}.conv.bias"].numel() // 4
 
 
 def num_classes(weights: dict[str, Tensor]) -> int:
-    return weights[f"{CLASS_HEADER}.bias"].numel() // anchors_per_cell(weights)
+    return weights[f"{CLASS_HEADER}.conv.bias"].numel() // anchors_per_cell(weights)
 
 
 def guess_compound_coefs(weights: dict[str, Tensor]) -> list[int]:
     """Return the coefficients that match a state dict, see `compound_coefs_of_pyramid`."""
     levels = {key.split(".")[2] for key in weights if key.startswith("regressor.bn_list.")}
     first_node = weights.get("bifpn.0.conv3_up.pointwise_conv.conv.weight", ())
-    return compound_coefs_of_pyramid(len(levels), len(first_node)) if f"{BOX_HEADER}.bias" in weights else []
+    return compound_coefs_of_pyramid(len(levels), len(first_node)) if f"{BOX_HEADER}.conv.bias" in weights else []
 
 
 def _guess_cause(

@@ -144,9 +144,12 @@ class BatchLoader:
             yield batch
 
 
-def is_dead_worker(error: RuntimeError) -> bool:
-    """Return whether a worker process died, which PyTorch raises wherever the main process happens to be."""
-    return "DataLoader worker" in str(error)
+def is_dead_worker(error: Exception) -> bool:
+    """Return whether `error` is due to the death of a worker process.
+
+    PyTorch raises it wherever the main process happens to be; while that reads a batch, the connection breaks instead.
+    """
+    return isinstance(error, EOFError | ConnectionError) or "DataLoader worker" in str(error)
 
 
 class _ErrorsAsValues(Dataset):

@@ -38,13 +38,14 @@ def save_on_failure(run: Run) -> Iterator[None]:
         if run.progress.step > steps_before:
             run.save()
         raise
-    except RuntimeError as error:
+    except (RuntimeError, EOFError, ConnectionError) as error:
         if not is_dead_worker(error):
             raise
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the death of another worker must not interrupt saving
         if run.progress.step > steps_before and distributed.world_size() == 1:
             run.save()
-        raise InputError(f"{error}; if memory is short, resume with -w last and a smaller -n") from error
+        reason = str(error) or "a worker process was killed"
+        raise InputError(f"{reason}; if memory is short, resume with -w last and a smaller -n") from error
 
 
 def unless_out_of_memory(function: Callable[[], T]) -> T | None:

@@ -99,12 +99,15 @@ def test_too_many_skipped_steps_in_a_row_name_the_images(capsys):
         (InputError("image 7"), 3, True),
         (OutOfMemory("too large"), 3, False),
         (Diverged("nan"), 3, False),
+        (EOFError(), 3, True),
+        (RuntimeError("DataLoader worker (pid 7) is killed"), 3, True),
     ],
 )
-def test_unusable_input_saves_the_steps_made(error, steps, saved):
+def test_unusable_input_and_dead_workers_save_the_steps_made(error, steps, saved):
     saves = []
     run = SimpleNamespace(progress=Progress(step=10), save=lambda: saves.append(run.progress.step))
-    with pytest.raises(type(error)), save_on_failure(run):
+    expected = type(error) if isinstance(error, InputError) else InputError
+    with pytest.raises(expected), save_on_failure(run):
         run.progress.step += steps
         raise error
     assert saves == ([13] if saved else [])
