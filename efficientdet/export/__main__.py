@@ -201,9 +201,17 @@ def read_frames(entries: Iterable[Entry | Failure]) -> Iterator[Frame]:
 
 def network_inputs(exported: ExportedModel, project: Project, frames: Iterable[Frame]) -> Iterator[Tensor]:
     """Yield each image letterboxed for the exported file: (1, 3, H, W)."""
-    detector = Detector(exported, project, _CPU)
+    detector, options = Detector(exported, project, _CPU), evaluation_options(exported)
     for frame in frames:
-        yield from (batch.images for batch in detector.prepare([frame.image], DetectionOptions(), 1).batches)
+        yield from (batch.images for batch in detector.prepare([frame.image], options, 1).batches)
+
+
+def evaluation_options(exported: ExportedModel) -> DetectionOptions:
+    """Return the options of evaluation, within the thresholds of the file's own NMS."""
+    limits = exported.metadata.suppression or _SUPPRESSION
+    return DetectionOptions(
+        max(EVALUATION_SCORE_THRESHOLD, limits.score_threshold), min(EVALUATION_IOU_THRESHOLD, limits.iou_threshold)
+    )
 
 
 def check_file(path: Path, network: EfficientDet, project: Project, frames: Sequence[Frame]) -> list[Tensor]:
@@ -273,11 +281,7 @@ def quantize_within_loss(args: argparse.Namespace, path: Path, project: Project,
 def average_precision(path: Path, project: Project, dataset: CocoDataset) -> float:
     """Return the AP of an exported file, as coco_eval.py reports it."""
     exported = ExportedModel(path, _CPU)
-    limits = exported.metadata.suppression or _SUPPRESSION  # a graph with NMS cannot return more than these allow
-    options = DetectionOptions(
-        max(EVALUATION_SCORE_THRESHOLD, limits.score_threshold), min(EVALUATION_IOU_THRESHOLD, limits.iou_threshold)
-    )
-    detector = Detector(exported, project, _CPU)
+    detector, options = Detector(exported, project, _CPU), evaluation_options(exported)
     results = detect_dataset(detector, dataset, options, 1, default_workers(), Stopwatch())
     return score(dataset, results).numbers[0]
 
