@@ -61,8 +61,9 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
+    if not re.fullmatch(r"\w[\w.-]*", args.project) or args.project.endswith((".yml", ".yaml")):
+        raise InputError(f"-p {args.project} must name a folder and a YAML file: use letters, digits, '_' and '-'")
     folder, project_file = args.data_path / args.project, Path("projects", f"{args.project}.yml")
-    check_project_name(args.project)
     for path in (folder, project_file):
         if path.exists():
             raise InputError(f"{path} already exists: move or remove it, or choose another name with -p")
@@ -85,12 +86,6 @@ def main(args: argparse.Namespace) -> None:
         f"  python train.py -p {args.project}{data_flag} -c 0 --batch_size 8 --lr 1e-5 --num_epochs 10 "
         "-w weights/efficientdet-d0.pth"
     )
-
-
-def check_project_name(name: str) -> None:
-    """Raise InputError for a name that cannot be a folder's and a YAML file's."""
-    if not re.fullmatch(r"\w[\w.-]*", name) or name.endswith((".yml", ".yaml")):
-        raise InputError(f"-p {name} must name a folder and a YAML file: use letters, digits, '_' and '-'")
 
 
 def read_labels(args: argparse.Namespace) -> Labels:

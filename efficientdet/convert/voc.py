@@ -48,9 +48,8 @@ def read_voc(
         xml_files = files_below(root, {".xml"})
         if not xml_files:
             raise InputError(f"no XML files in {root}: name the folder that holds them")
-        lists = _set_lists(root)
-        if lists:
-            used, absent = _read_set_lists(lists, root / "Annotations")
+        if listed := _read_set_lists(root):
+            used, absent = listed
             images += absent
             if unlisted := len(set(xml_files) - {xml_file for xml_file, _ in used}):
                 notes.append(f"{unlisted} XML files of {root} are in no list of ImageSets/Main: left out")
@@ -66,39 +65,36 @@ def read_voc(
     return Labels(images, notes=notes)
 
 
-def _set_lists(root: Path) -> dict[Path, str | None]:
-    """Map each list file to its set; to None for trainval, which counts only if there is neither train nor val."""
+def _read_set_lists(root: Path) -> tuple[list[tuple[Path, str | None]], list[LabelledImage]] | None:
+    """Return the XML files that ImageSets/Main lists, with their sets, and a faulty image for each that is missing.
+
+    The list trainval, whose images belong to no set, counts only if there is neither train nor val. None without lists.
+    """
     folder = root / "ImageSets" / "Main"
-    lists: dict[Path, str | None] = {
-        folder / f"{name}.txt": name for name in ("train", "val", "test") if (folder / f"{name}.txt").is_file()
+    lists: dict[str, str | None] = {
+        name: name for name in ("train", "val", "test") if (folder / f"{name}.txt").is_file()
     }
-    if not {"train", "val"} & set(lists.values()) and (folder / "trainval.txt").is_file():
-        lists[folder / "trainval.txt"] = None
-    return lists
-
-
-def _read_set_lists(
-    lists: dict[Path, str | None], annotations: Path
-) -> tuple[list[tuple[Path, str | None]], list[LabelledImage]]:
-    """Return the listed XML files with their sets, and an image with a fault for each that does not exist."""
+    if not {"train", "val"} & lists.keys() and (folder / "trainval.txt").is_file():
+        lists["trainval"] = None
     present, absent = [], []
-    for list_file, set_name in lists.items():
+    for list_name, set_name in lists.items():
+        list_file = folder / f"{list_name}.txt"
         for line, text in enumerate(read_lines(list_file), 1):
             if not text:
                 continue
             # Names may contain blanks; lists of one class append 1 or -1.
-            candidates = [annotations / f"{name}.xml" for name in (text, text.split()[0])]
+            candidates = [root / "Annotations" / f"{name}.xml" for name in (text, text.split()[0])]
             xml_file = next(filter(os.path.isfile, candidates), None)
             if xml_file:
                 present.append((xml_file, set_name))
             else:
                 fault = Fault(list_file, line, "a listed image without an XML file", str(candidates[0]))
                 absent.append(LabelledImage(None, list_file, line, set_name, faults=[fault]))
-    return present, absent
+    return (present, absent) if lists else None
 
 
 def _by_name(paths: list[Path]) -> dict[str, list[Path]]:
-    """Index images by their file names, with and without suffix."""
+    """Index images by file name, with and without suffix."""
     found: dict[str, list[Path]] = {}
     for path in paths:
         for name in {path.name, path.stem}:
@@ -206,8 +202,7 @@ def _read_object(xml_file: Path, element: Element, zero_based: bool, is_crowd: b
 
 
 def _line(element: Element) -> int:
-    """Return the line on which an element starts, recorded by `_parse`."""
-    return int(element.attrib["line"])
+    return int(element.attrib["line"])  # recorded by `_parse`
 
 
 def _child(xml_file: Path, element: Element, tag: str) -> Element:

@@ -46,14 +46,11 @@ def make_graph(network: EfficientDet, metadata: Metadata, nms_operator: bool = F
     """
     dtype = torch.float16 if metadata.precision == "float16" else torch.float32
     fused: Any = optimize(network, _CPU, dtype).network
-    normalization = (metadata.mean, metadata.std) if metadata.normalization == "inside" else None
-    image_size = None if metadata.dynamic else metadata.image_size
-    run_nms: Any = scores_after_nms_operator if nms_operator else scores_after_nms
-    return ExportGraph(fused, normalization, image_size, metadata.suppression, run_nms).eval()
+    return ExportGraph(fused, metadata, scores_after_nms_operator if nms_operator else scores_after_nms).eval()
 
 
 def write_exported(network: EfficientDet, metadata: Metadata, export_format: str, path: Path) -> None:
-    """Write the file that `metadata` describes to `path`, whose suffix must be the format's."""
+    """Write the file that `metadata` describes to `path`, which must have the format's suffix."""
     import torchvision  # noqa: F401  (cannot be imported while tracing)
 
     with quietly("torch", "onnxscript", "onnx_ir"), torch.no_grad():

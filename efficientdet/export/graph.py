@@ -11,7 +11,7 @@ from efficientdet.boxes import clip_boxes, decode
 from efficientdet.model.anchors import make_anchors
 from efficientdet.model.network import EfficientDet
 from efficientdet.model.postprocess import nms
-from efficientdet.runtime.metadata import Suppression
+from efficientdet.runtime.metadata import Metadata, Suppression
 
 _MAX_CANDIDATES = 5000  # anchors per image that enter NMS, as in google/automl
 
@@ -54,14 +54,10 @@ def _(boxes_xyxy: Tensor, scores: Tensor, *_: object) -> Tensor:
 
 
 class ExportGraph(nn.Module):
-    """A network together with its preprocessing and postprocessing.
+    """A network with the preprocessing and postprocessing that `metadata` describes.
 
     Args:
         network: in inference form, from `fuse_for_inference` or `optimize`.
-        normalization: mean and std of RGB in [0, 1], for images that are uint8 (N, H, W, 3) RGB. None for images as
-            the network accepts them: float32 (N, 3, H, W), normalised.
-        image_size: (height, width) of all images, or None for any that the pyramid accepts.
-        suppression: the thresholds of NMS; None leaves NMS out and returns the network's outputs.
         run_nms: `scores_after_nms` or `scores_after_nms_operator`.
     """
 
@@ -69,26 +65,19 @@ class ExportGraph(nn.Module):
     std: Tensor
     fixed_anchors: Tensor | None
 
-    def __init__(
-        self,
-        network: EfficientDet,
-        normalization: tuple[tuple[float, ...], tuple[float, ...]] | None,
-        image_size: tuple[int, int] | None,
-        suppression: Suppression | None,
-        run_nms: Callable[..., Tensor] = scores_after_nms,
-    ):
+    def __init__(self, network: EfficientDet, metadata: Metadata, run_nms: Callable[..., Tensor]):
         super().__init__()
         self.network = network
-        self.suppression = suppression
+        self.suppression = metadata.suppression
         self.run_nms = run_nms
-        self.accepts_pixels = normalization is not None
-        if normalization is not None:
-            mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in normalization)
-            self.register_buffer("mean", mean)
-            self.register_buffer("std", std)
-        self.register_buffer("fixed_anchors", None if image_size is None else self._anchors(*image_size))
-        smallest = 2 * (network.config.size_divisor,)
-        self.num_candidates = min(_MAX_CANDIDATES, len(self._anchors(*(image_size or smallest))))
+        self.accepts_pixels = metadata.normalization == "inside"
+        if self.accepts_pixels:
+            self.register_buffer("mean", 255 * torch.tensor(metadata.mean).view(3, 1, 1))
+            self.register_buffer("std", 255 * torch.tensor(metadata.std).view(3, 1, 1))
+        smallest = metadata.size_divisor, metadata.size_divisor
+        anchors = self._anchors(*(smallest if metadata.dynamic else metadata.image_size))
+        self.register_buffer("fixed_anchors", None if metadata.dynamic else anchors)
+        self.num_candidates = min(_MAX_CANDIDATES, len(anchors))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return RAW_OUTPUTS, the fields of `Outputs` in float32, or DETECTION_OUTPUTS with D = max_detections.
