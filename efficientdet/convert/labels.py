@@ -106,7 +106,7 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return the stripped lines of a UTF-8 text file. Raises InputError if it cannot be read."""
+    """Return the stripped lines of `read_text`."""
     return [line.strip() for line in read_text(path).splitlines()]
 
 

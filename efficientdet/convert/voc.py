@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from efficientdet.convert.labels import (
     MISSING_IMAGE,
+    SET_NAMES,
     Fault,
     LabelledBox,
     LabelledImage,
@@ -55,8 +56,8 @@ def read_voc(
                 notes.append(f"{unlisted} XML files of {root} are in no list of ImageSets/Main: left out")
         else:
             used = [(xml_file, set_named_in(xml_file, source)) for xml_file in xml_files]
-        jpeg_images = root / "JPEGImages"
-        image_paths = files_below(images_folder or (jpeg_images if jpeg_images.is_dir() else root))
+        inner = root / "JPEGImages"
+        image_paths = files_below(images_folder or (inner if inner.is_dir() else root))
         by_name = _by_name(image_paths)
         for xml_file, set_name in tqdm(used, desc=f"reading {root.name}", unit="file", dynamic_ncols=True):
             images.append(_read_annotation(xml_file, set_name, by_name, zero_based, difficult))
@@ -71,26 +72,24 @@ def _read_set_lists(root: Path) -> tuple[list[tuple[Path, str | None]], list[Lab
     The list trainval, whose images belong to no set, counts only if there is neither train nor val. None without lists.
     """
     folder = root / "ImageSets" / "Main"
-    lists: dict[str, str | None] = {
-        name: name for name in ("train", "val", "test") if (folder / f"{name}.txt").is_file()
-    }
-    if not {"train", "val"} & lists.keys() and (folder / "trainval.txt").is_file():
-        lists["trainval"] = None
+    names = [name for name in ("train", "val", "test", "trainval") if (folder / f"{name}.txt").is_file()]
+    if "train" in names or "val" in names:
+        names = [name for name in names if name != "trainval"]
     present, absent = [], []
-    for list_name, set_name in lists.items():
-        list_file = folder / f"{list_name}.txt"
+    for name in names:
+        list_file, set_name = folder / f"{name}.txt", SET_NAMES.get(name)
         for line, text in enumerate(read_lines(list_file), 1):
             if not text:
                 continue
             # Names may contain blanks; lists of one class append 1 or -1.
-            candidates = [root / "Annotations" / f"{name}.xml" for name in (text, text.split()[0])]
+            candidates = [root / "Annotations" / f"{stem}.xml" for stem in (text, text.split()[0])]
             xml_file = next(filter(os.path.isfile, candidates), None)
             if xml_file:
                 present.append((xml_file, set_name))
             else:
                 fault = Fault(list_file, line, "a listed image without an XML file", str(candidates[0]))
                 absent.append(LabelledImage(None, list_file, line, set_name, faults=[fault]))
-    return (present, absent) if lists else None
+    return (present, absent) if names else None
 
 
 def _by_name(paths: list[Path]) -> dict[str, list[Path]]:
@@ -179,8 +178,7 @@ def _find_image(xml_file: Path, root: Element, by_name: dict[str, list[Path]]) -
 
 def _read_size(xml_file: Path, root: Element) -> tuple[int, int] | None:
     """Return (height, width), or None if <size> is missing or holds zeros, as some tools write."""
-    element = root.find("size")
-    if element is None:
+    if (element := root.find("size")) is None:
         return None
     height, width = (int(_number(xml_file, element, tag)) for tag in ("height", "width"))
     return (height, width) if height and width else None
@@ -206,8 +204,7 @@ def _line(element: Element) -> int:
 
 
 def _child(xml_file: Path, element: Element, tag: str) -> Element:
-    child = element.find(tag)
-    if child is None:
+    if (child := element.find(tag)) is None:
         raise Fault(xml_file, _line(element), f"an element <{element.tag}> without <{tag}>")
     return child
 

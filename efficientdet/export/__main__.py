@@ -63,7 +63,9 @@ _MAX_AP_LOSS = 0.01
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__, prog="python -m efficientdet.export")
     flag = {**BOOLEAN, "default": False}
-    add_flags(parser.add_argument_group("what to export"), "project", "compound_coef", "weights", "saved_path")
+    names = "project", "compound_coef", "weights", "saved_path"
+    weights = {"help": "weights file (default: the project's own in weights/)"}
+    add_flags(parser.add_argument_group("what to export"), *names, weights=weights)
     group = parser.add_argument_group("how")
     group.add_argument("--format", nargs="+", choices=FORMATS, default=["onnx"], help="one or several (default: onnx)")
     group.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: next to the weights, by its format")
@@ -153,11 +155,8 @@ def check_args(args: argparse.Namespace) -> None:
 
 def given_suppression(args: argparse.Namespace) -> dict[str, Any]:
     """Return the fields of `Suppression` that the user set."""
-    values = {
-        "score_threshold": args.score_threshold,
-        "iou_threshold": args.iou_threshold,
-        "max_detections": args.max_detections,
-    }
+    thresholds = {"score_threshold": args.score_threshold, "iou_threshold": args.iou_threshold}
+    values = {**thresholds, "max_detections": args.max_detections}
     return {name: value for name, value in values.items() if value is not None}
 
 

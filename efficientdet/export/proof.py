@@ -144,10 +144,9 @@ def _detections(outputs: Sequence[Tensor], suppression: Suppression | None, heig
 
 
 def measure_speed(paths: Sequence[Path], network: EfficientDet, images: Tensor, runs: int) -> dict[str, float]:
-    """Time PyTorch and exported files on one image (1, 3, H, W), in separate processes that take turns.
+    """Return the median seconds of PyTorch and of exported files on one image (1, 3, H, W), by names to print.
 
-    Returns:
-        The median seconds by name, such as "PyTorch" and "onnx float32".
+    They run in separate processes that take turns.
     """
     exported = {path: ExportedModel(path, _CPU) for path in paths}
     metadata = replace(exported[paths[0]].metadata, precision="float32")
