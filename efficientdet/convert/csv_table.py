@@ -1,6 +1,7 @@
-"""CSV: a row for each box."""
+"""Read CSV tables with a row for each box."""
 
 import csv
+import io
 import itertools
 import os
 import re
@@ -13,16 +14,17 @@ from efficientdet.convert.labels import (
     LabelledBox,
     LabelledImage,
     Labels,
-    attempt,
+    call_or_record,
     files_below,
     finite_number,
+    read_text,
     set_named_in,
 )
 from utils.errors import InputError
 
-# What is in a column -> what headers call it, in any case, with blanks for the underscores or without.
+# Content of a column -> its names in headers, in any case; blanks and dashes count as underscores.
 COLUMNS = {
-    "picture": ("filename", "file_name", "file", "filepath", "path", "image", "image_path", "image_name", "img"),
+    "image": ("filename", "file_name", "file", "filepath", "path", "image", "image_path", "image_name", "img"),
     "class": ("class", "class_name", "label", "name", "category"),
     "x1": ("xmin", "x_min", "x1", "left"),
     "y1": ("ymin", "y_min", "y1", "top"),
@@ -30,139 +32,128 @@ COLUMNS = {
     "y2": ("ymax", "y_max", "y2", "bottom"),
     "x": ("x",),
     "y": ("y",),
-    "width": ("width", "w"),  # of the image beside x1, y1, x2 and y2, else of the box
+    "width": ("width", "w"),  # of the image if the table has x1, y1, x2 and y2, else of the box
     "height": ("height", "h"),
     "image width": ("image_width", "img_width"),
     "image height": ("image_height", "img_height"),
     "set": ("split", "set", "subset"),
 }
-HEADERLESS = ("picture", "x1", "y1", "x2", "y2", "class")
-CORNERS, SIDES = ("x1", "y1", "x2", "y2"), ("x", "y", "width", "height")
+HEADERLESS = ("image", "x1", "y1", "x2", "y2", "class")
+XYXY, XYWH = ("x1", "y1", "x2", "y2"), ("x", "y", "width", "height")
 
 
-def read_csv(source: Path, images: Path | None = None) -> Labels:
-    """The labels of `source`: a CSV file, or all of those in a folder.
+def read_csv(source: Path, images_folder: Path | None = None) -> Labels:
+    """Read the labels in `source`, a CSV file or a folder of CSV files.
 
-    A file has a header with names of `COLUMNS`, or is without one and has the columns `path,x1,y1,x2,y2,class`. A row
-    without a box and a class stands for an image without objects. Coordinates are pixels from the image's left and
-    upper edge. The set is in a column, or else in the name of the file or a folder.
+    The header names columns of `COLUMNS`; without a header the columns are `path,x1,y1,x2,y2,class`. A row with
+    neither box nor class is an image without objects. Coordinates are pixels from the image's left and upper edge.
+    The set is in a column, or else in the name of the file or of a folder.
 
     Args:
-        images: the folder that the images' paths begin in, when it is not that of the CSV file.
+        images_folder: where the images' paths start, if not in the CSV file's folder.
 
-    Raises InputError when a file is not such a table. What is wrong with a row is among its image's faults.
+    Raises InputError for a file that is not such a table. Faults of a row are recorded with its image.
     """
     files = files_below(source, {".csv"}) if source.is_dir() else [source]
     if not files:
-        raise InputError(f"there are no CSV files in {source}: name the folder that holds them")
-    pictures: dict[tuple[str | None, Path | None], LabelledImage] = {}
+        raise InputError(f"no CSV files in {source}: name the folder that holds them")
+    images: dict[tuple[str | None, Path | None], LabelledImage] = {}
     for file in files:
         words = re.split(r"[\W_]+", file.stem.lower())
         set_name = next((SET_NAMES[word] for word in words if word in SET_NAMES), None)
         if source.is_dir():
             set_name = set_name or set_named_in(file, source)
         for line, columns, cells in _rows(file):
-            _add_row(pictures, file, line, columns, cells, images or file.parent, set_name)
-    root = images or (source if source.is_dir() else source.parent)
-    listed = {os.path.abspath(picture.path) for picture in pictures.values() if picture.path}
+            row = _read_row(file, line, columns, cells, images_folder or file.parent, set_name)
+            image = images.setdefault((row.set_name, row.path), row)
+            if image is not row:
+                if row.size and image.size and row.size != image.size:
+                    problem = "a row with another image size than the image's first row"
+                    image.faults.append(Fault(file, line, problem, str(row.path)))
+                image.faults.extend(row.faults)
+                image.boxes.extend(row.boxes)
+    root = images_folder or (source if source.is_dir() else source.parent)
+    listed = {os.path.abspath(image.path) for image in images.values() if image.path}
     unlisted = sum(os.path.abspath(path) not in listed for path in files_below(root))
-    notes = [f"{unlisted} images of {root} are in no row: they are left out"] if unlisted else []
-    return Labels(list(pictures.values()), notes=notes)
+    notes = [f"{unlisted} images of {root} are in no row: left out"] if unlisted else []
+    return Labels(list(images.values()), notes=notes)
 
 
 def _rows(file: Path) -> Iterator[tuple[int, list[str], list[str]]]:
-    """(line, what is in the columns, cells) of every row that is not empty."""
+    """Yield (line, content of the columns, cells) for every non-empty row."""
+    text = read_text(file)
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    rows = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
     try:
-        with open(file, encoding="utf-8-sig", newline="") as lines:
-            delimiter = max(",;\t", key=lines.readline().count)
-            lines.seek(0)
-            rows = csv.reader(lines, delimiter=delimiter, strict=True)
-            first = next(rows, [])
-            columns, has_header = _columns(file, first)
-            for cells in rows if has_header else itertools.chain([first], rows):
-                if any(cells):
-                    yield rows.line_num, columns, [cell.strip() for cell in cells]
+        first = next(rows, [])
+        columns, has_header = _columns(file, first)
+        for cells in rows if has_header else itertools.chain([first], rows):
+            if any(cells):
+                yield rows.line_num, columns, [cell.strip() for cell in cells]
     except csv.Error as error:
-        raise InputError(f"{file}, line {rows.line_num}: this is not valid CSV: {error}") from error
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"cannot read {file}: it is not UTF-8 text; save it as such") from error
+        raise InputError(f"{file}, line {rows.line_num}: invalid CSV: {error}") from error
 
 
 def _columns(file: Path, first: list[str]) -> tuple[list[str], bool]:
-    """What is in the columns of the table whose first row this is, and whether that row is a header."""
+    """Return the content of each column, given the table's first row, and whether that row is a header."""
     names = [re.sub(r"[\s_-]+", "_", cell.strip().lower()) for cell in first]
     columns = [next((key for key, known in COLUMNS.items() if name in known), "") for name in names]
-    if "picture" not in columns:
+    if "image" not in columns:
         if len(first) == len(HEADERLESS) and not any(re.search("[^-+.0-9e]", cell.strip()) for cell in first[1:5]):
             return list(HEADERLESS), False
         raise InputError(
-            f"{file}, line 1: this is neither a header with a column of file names ({', '.join(COLUMNS['picture'])}) "
-            "nor a row path,x1,y1,x2,y2,class: name the CSV files that hold boxes, or add a header"
+            f"{file}, line 1: neither a header with a column of file names ({', '.join(COLUMNS['image'])}) nor a row "
+            "path,x1,y1,x2,y2,class: name the CSV files that hold boxes, or add a header"
         )
-    if set(CORNERS) <= set(columns):
+    if set(XYXY) <= set(columns):
         columns = [f"image {column}" if column in ("width", "height") else column for column in columns]
-    elif not set(SIDES) <= set(columns):
+    elif not set(XYWH) <= set(columns):
         raise InputError(f"{file}, line 1: the header has neither xmin, ymin, xmax, ymax nor x, y, width, height")
     if "class" not in columns:
         raise InputError(f"{file}, line 1: the header has no column of classes ({', '.join(COLUMNS['class'])})")
     for key in set(columns) - {""}:
         if columns.count(key) > 1:
             both = " and ".join(cell for cell, column in zip(first, columns) if column == key)
-            raise InputError(f"{file}, line 1: the columns {both} both hold the {key}: rename the one to leave out")
+            raise InputError(f"{file}, line 1: the columns {both} both hold the {key}: rename the one to ignore")
     return columns, True
 
 
-def _add_row(
-    pictures: dict[tuple[str | None, Path | None], LabelledImage],
-    file: Path,
-    line: int,
-    columns: list[str],
-    cells: list[str],
-    images: Path,
-    set_name: str | None,
-) -> None:
-    faults: list[Fault] = []
-    row = dict(zip(columns, cells))
-    file_name = row.get("picture", "").replace("\\", "/")
-    path = Path(os.path.normpath(images / file_name)) if file_name else None
-    own_set, size, box = attempt(faults, _read_row, file, line, columns, cells) or (None, None, None)
-    key = (own_set or set_name, path)
-    picture = pictures.setdefault(key, LabelledImage(path, file, line, key[0], size))
-    if size and picture.size and size != picture.size:
-        faults.append(Fault(file, line, "a row with another size of the image than its first row", file_name))
-    picture.faults.extend(faults)
-    if box:
-        picture.boxes.append(box)
-
-
 def _read_row(
+    file: Path, line: int, columns: list[str], cells: list[str], images_folder: Path, set_name: str | None
+) -> LabelledImage:
+    """Return the image of one row, with one box or fault at most; `set_name` is for rows that name no set."""
+    faults: list[Fault] = []
+    file_name = dict(zip(columns, cells)).get("image", "").replace("\\", "/")
+    path = Path(os.path.normpath(images_folder / file_name)) if file_name else None
+    own_set, size, box = call_or_record(faults, _parse_row, file, line, columns, cells) or (None, None, None)
+    return LabelledImage(path, file, line, own_set or set_name, size, [box] if box else [], faults)
+
+
+def _parse_row(
     file: Path, line: int, columns: list[str], cells: list[str]
 ) -> tuple[str | None, tuple[int, int] | None, LabelledBox | None]:
-    """The set that the row names, the (height, width) of the image, and the box, each None where it says nothing."""
+    """Return a row's set, image size (height, width) and box, each None if unspecified."""
     row = dict(zip(columns, cells))
     if len(cells) < len(columns) or any(cells[len(columns) :]):
         problem = "a row with another number of columns than the first row"
         raise Fault(file, line, problem, f"{len(cells)} instead of {len(columns)}")
-    if not row["picture"]:
+    if not row["image"]:
         raise Fault(file, line, "a row without the name of an image")
     set_name = row.get("set", "")
     if set_name and set_name.lower() not in SET_NAMES:
-        raise Fault(file, line, "a set that is none of train, val and test", repr(set_name))
-    sides = [row[key] for key in ("image height", "image width") if row.get(key)]
-    height_width = [int(finite_number(text, file, line)) for text in sides]
-    size = (height_width[0], height_width[1]) if len(height_width) == 2 and all(height_width) else None
-    return SET_NAMES.get(set_name.lower()), size, _read_box(file, line, row)
+        raise Fault(file, line, "a set other than train, val and test", repr(set_name))
+    sides = [int(finite_number(row[key], file, line)) for key in ("image height", "image width") if row.get(key)]
+    size = (sides[0], sides[1]) if len(sides) == 2 and all(sides) else None
+    return SET_NAMES.get(set_name.lower()), size, _parse_box(file, line, row)
 
 
-def _read_box(file: Path, line: int, row: dict[str, str]) -> LabelledBox | None:
-    has_corners = row.keys() >= set(CORNERS)
-    texts = [row[key] for key in (CORNERS if has_corners else SIDES)]
+def _parse_box(file: Path, line: int, row: dict[str, str]) -> LabelledBox | None:
+    is_xyxy = row.keys() >= set(XYXY)
+    texts = [row[key] for key in (XYXY if is_xyxy else XYWH)]
     if not any(texts) and not row["class"]:
         return None
     if not row["class"]:
         raise Fault(file, line, "an object without a class")
     x1, y1, *rest = (finite_number(text, file, line) for text in texts)
-    x2, y2 = rest if has_corners else (x1 + rest[0], y1 + rest[1])
+    x2, y2 = rest if is_xyxy else (x1 + rest[0], y1 + rest[1])
     return LabelledBox(row["class"], (x1, y1, x2, y2), line)

@@ -1,4 +1,4 @@
-"""What label files of any format say: images with their boxes, and faults with file and line; and checking it."""
+"""What every label format is read into: images with boxes, classes and faults; and how these are checked."""
 
 import math
 import os
@@ -12,27 +12,26 @@ from tqdm.contrib.concurrent import thread_map
 from utils.errors import InputError
 from utils.images import IMAGE_SUFFIXES, read_image
 
-ROUNDING = 1.0  # pixels that a box may reach beyond its image; it is clipped
-
-T = TypeVar("T")
-
-# What folders, files and columns call the three sets of a data set.
+PIXEL_TOLERANCE = 1.0  # a box may reach this far beyond its image and is clipped: rounding explains it
+MISSING_IMAGE = "an image that does not exist (VOC, CSV: --images names another folder)"
+# What folders, files and columns call a set -> our name for it.
 SET_NAMES = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
-MISSING_IMAGE = "an image that is not there (for VOC and CSV, --images names another folder)"
+
+T = TypeVar("T")
 
 
 @dataclass(eq=False)
 class Fault(Exception):
-    """Something that cannot be converted. Readers raise it where they meet it and collect it in the image's list."""
+    """Something that cannot be converted. Readers raise it on the spot; it is collected with its image."""
 
     file: Path
     line: int | None
-    problem: str  # what and what to do, in the same words for all of its kind
-    detail: str = ""  # the value at fault
+    problem: str  # what is wrong and the remedy, in the same words for all faults of a kind
+    detail: str = ""  # the offending value
 
     def __str__(self) -> str:
         place = str(self.file) if self.line is None else f"{self.file}, line {self.line}"
@@ -41,54 +40,54 @@ class Fault(Exception):
 
 @dataclass(frozen=True)
 class LabelledBox:
-    """One object. Pixels are counted from 0: the image's corners are (0, 0) and (width, height)."""
+    """One object. Coordinates count from 0: the image's corners are (0, 0) and (width, height)."""
 
     class_name: str
-    xyxy: tuple[float, float, float, float]  # pixels, or shares of the image's sides
+    xyxy: tuple[float, float, float, float]  # pixels, or fractions of the image's sides
     line: int
     is_crowd: bool = False  # neither trained on nor evaluated
 
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """One image, as its label file describes it."""
+    """One image as its label file describes it."""
 
-    path: Path | None  # None when the label file does not lead to an image
-    file: Path  # where the label is
+    path: Path | None  # None if the label file does not lead to an image
+    file: Path  # the label file
     line: int | None
-    set_name: str | None = None  # "train", "val", "test"; None when the labels do not say
-    size: tuple[int, int] | None = None  # (height, width); None when the labels do not say
+    set_name: str | None = None  # "train", "val" or "test"; None if unspecified
+    size: tuple[int, int] | None = None  # (height, width); None if unspecified
     boxes: list[LabelledBox] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
-    normalised: bool = False  # whether boxes are shares of the image's sides
+    normalised: bool = False  # whether the boxes are fractions of the image's sides
 
 
 @dataclass(frozen=True)
 class Labels:
-    """All that the label files of a data set say."""
+    """The content of a data set's label files."""
 
-    pictures: list[LabelledImage]
-    class_names: list[str] | None = None  # in the network's order; None when the labels do not say
-    notes: list[str] = field(default_factory=list)  # sentences that the user should read
+    images: list[LabelledImage]
+    class_names: list[str] | None = None  # in the order of the network's outputs; None if unspecified
+    notes: list[str] = field(default_factory=list)  # sentences to print
 
 
-def attempt(faults: list[Fault], read: Callable[..., T], *args: object) -> T | None:
-    """What `read(*args)` gives; None when it raises a Fault, which then joins `faults`."""
+def call_or_record(faults: list[Fault], function: Callable[..., T], *args: object) -> T | None:
+    """Return `function(*args)`. If it raises a Fault, append that to `faults` and return None."""
     try:
-        return read(*args)
+        return function(*args)
     except Fault as fault:
         faults.append(fault)
         return None
 
 
 def set_named_in(path: Path, root: Path) -> str | None:
-    """The set that the first folder between `root` and `path` with such a name stands for."""
-    parts = path.relative_to(root).parts[:-1]
-    return next((SET_NAMES[part.lower()] for part in parts if part.lower() in SET_NAMES), None)
+    """Return the set that a folder between `root` and `path` is named after; the outermost wins."""
+    folders = path.relative_to(root).parts[:-1]
+    return next((SET_NAMES[name.lower()] for name in folders if name.lower() in SET_NAMES), None)
 
 
 def files_below(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> list[Path]:
-    """All files in `folder` and the folders in it, links followed, whose suffix is one of these; nothing hidden."""
+    """Return all files under `folder` with one of `suffixes`, sorted. Links are followed, hidden names skipped."""
     found = []
     for parent, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -96,33 +95,38 @@ def files_below(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> lis
     return sorted(path for path in found if path.suffix.lower() in suffixes)
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of the text file `path`, without white space at their ends. InputError when it cannot be read."""
+def read_text(path: Path) -> str:
+    """Return the content of a UTF-8 text file. Raises InputError if it cannot be read."""
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"cannot read {path}: it is not UTF-8 text; save it as such") from error
+        raise InputError(f"cannot read {path}: not UTF-8; save it as UTF-8 text") from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the stripped lines of `read_text`."""
+    return [line.strip() for line in read_text(path).splitlines()]
 
 
 def read_class_names(path: Path) -> list[str]:
-    """The class names in the text file `path`, one a line. InputError for an empty line or a name that occurs twice."""
+    """Read class names from a text file, one per line. Raises InputError for empty lines and duplicates."""
     names = read_lines(path)
     while names and not names[-1]:
         names.pop()
     if not names:
-        raise InputError(f"{path} is empty: it must hold the class names, one a line")
+        raise InputError(f"{path} is empty: write the class names into it, one per line")
     for line, name in enumerate(names, 1):
         if not name:
-            raise InputError(f"{path}, line {line}: the line is empty, but its number stands for a class: name it")
+            raise InputError(f"{path}, line {line}: a class without a name; name it, as line numbers are class indices")
         if name in names[: line - 1]:
-            raise InputError(f"{path}, line {line}: the class {name!r} is named twice")
+            raise InputError(f"{path}, line {line}: the class {name!r} is listed twice")
     return names
 
 
 def finite_number(text: str, file: Path, line: int) -> float:
-    """`text` as a number. Fault when it is none."""
+    """Parse a number. Raises Fault for anything else, NaN and infinity included."""
     try:
         value = float(text)
     except ValueError:
@@ -133,70 +137,64 @@ def finite_number(text: str, file: Path, line: int) -> float:
 
 
 def check_images(labels: Labels, clip: bool, num_threads: int) -> list[LabelledImage]:
-    """The images with their true sizes and boxes in pixels within these, and a fault for whatever does not fit.
+    """Open every image and check its boxes. Returns the images with true sizes, boxes in pixels, and all faults.
 
-    An image's size is the one that its labels give, when it is that of the stored pixels, else that of the image as
-    a person sees it. With `clip`, boxes that reach beyond their image are cut, instead of being a fault.
+    An image's size is the one in its labels if the stored pixels have that size, else its size with the EXIF
+    orientation applied.
+
+    Args:
+        clip: clip boxes that reach beyond their image instead of reporting them as faults.
     """
+    first: dict[tuple[str, str], LabelledImage] = {}  # of those with the same set and path
+    for image in labels.images:
+        first.setdefault(_key(image), image)
 
-    def key(set_name: str | None, path: Path) -> tuple[str, str]:
-        return set_name or "train", os.path.abspath(path)
-
-    first: dict[tuple[str, str], LabelledImage] = {}
-    for picture in labels.pictures:
-        if picture.path:
-            first.setdefault(key(picture.set_name, picture.path), picture)
-
-    def check(picture: LabelledImage) -> LabelledImage:
-        if picture.path is None:
-            return picture
-        first_alike = first[key(picture.set_name, picture.path)]
-        return _check_image(picture, picture.path, first_alike, labels.class_names, clip)
+    def check(image: LabelledImage) -> LabelledImage:
+        if image.path is None:
+            return image
+        faults = list(image.faults)
+        size = call_or_record(faults, _true_size, image, image.path, first[_key(image)])
+        if size is None:
+            return replace(image, faults=faults)
+        boxes = [call_or_record(faults, _check_box, image, box, size, labels.class_names, clip) for box in image.boxes]
+        return replace(image, size=size, boxes=[box for box in boxes if box], faults=faults, normalised=False)
 
     return thread_map(
-        check, labels.pictures, max_workers=num_threads, desc="checking the images", unit="img", dynamic_ncols=True
+        check, labels.images, max_workers=num_threads, desc="checking images", unit="img", dynamic_ncols=True
     )
 
 
-def _check_image(
-    picture: LabelledImage, path: Path, first: LabelledImage, class_names: list[str] | None, clip: bool
-) -> LabelledImage:
-    """The image at `path`, checked; `first` is the first of its set with the same path."""
-    faults = list(picture.faults)
+def _key(image: LabelledImage) -> tuple[str, str]:
+    return image.set_name or "train", os.path.abspath(image.path) if image.path else ""
 
-    def with_fault(problem: str, detail: str) -> LabelledImage:
-        return replace(picture, faults=[*faults, Fault(picture.file, picture.line, problem, detail)])
 
-    if first is not picture:
-        return with_fault("an image that is labelled twice", f"{path} is also in {first.file}")
-    if not os.path.isfile(path):  # Path's own raises for names that are too long
-        return with_fault(MISSING_IMAGE, str(path))
+def _true_size(image: LabelledImage, path: Path, first: LabelledImage) -> tuple[int, int]:
+    """Return the (height, width) of the image at `path`. Raises Fault if it is unusable or not the `first`."""
+    if first is not image:
+        raise Fault(image.file, image.line, "an image that is labelled twice", f"{path} is also in {first.file}")
+    if not os.path.isfile(path):  # Path.is_file raises for names that are too long
+        raise Fault(image.file, image.line, MISSING_IMAGE, str(path))
     try:
-        size = read_image(path, picture.size).shape[:2]
+        height, width, _ = read_image(path, image.size).shape
     except InputError as error:
-        return with_fault("an image that cannot be used", str(error))
-    scale = size if picture.normalised else (1, 1)
-    boxes = [attempt(faults, _check_box, picture.file, box, scale, size, class_names, clip) for box in picture.boxes]
-    return replace(picture, size=size, boxes=[box for box in boxes if box], faults=faults, normalised=False)
+        raise Fault(image.file, image.line, "an unusable image", str(error)) from error
+    return height, width
 
 
 def _check_box(
-    file: Path,
-    box: LabelledBox,
-    scale: tuple[int, int],
-    size: tuple[int, int],
-    class_names: list[str] | None,
-    clip: bool,
+    image: LabelledImage, box: LabelledBox, size: tuple[int, int], class_names: list[str] | None, clip: bool
 ) -> LabelledBox:
-    """The box times the (vertical, horizontal) `scale`, clipped to the (height, width) `size` of its image."""
+    """Return a box in pixels, clipped to the (height, width) `size` of its image."""
     if class_names is not None and box.class_name not in class_names:
-        raise Fault(file, box.line, "a class that is not in the list of classes", repr(box.class_name))
+        raise Fault(image.file, box.line, "a class that is not in the list of classes", repr(box.class_name))
     height, width = size
-    x1, y1, x2, y2 = (value * side for value, side in zip(box.xyxy, scale[::-1] * 2))
-    told = f"x1 y1 x2 y2 = {x1:g} {y1:g} {x2:g} {y2:g} in {width} x {height} pixels"
-    if max(-x1, -y1, x2 - width, y2 - height) > ROUNDING and not clip:
-        raise Fault(file, box.line, "a box that reaches beyond its image: correct it, or pass --clip", told)
+    x1, y1, x2, y2 = box.xyxy
+    if image.normalised:
+        x1, y1, x2, y2 = x1 * width, y1 * height, x2 * width, y2 * height
+    shown = f"x1 y1 x2 y2 = {x1:g} {y1:g} {x2:g} {y2:g} in {width} x {height} pixels"
+    if max(-x1, -y1, x2 - width, y2 - height) > PIXEL_TOLERANCE and not clip:
+        raise Fault(image.file, box.line, "a box that reaches beyond its image: correct it, or pass --clip", shown)
     x1, y1, x2, y2 = max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
     if x1 >= x2 or y1 >= y2:
-        raise Fault(file, box.line, "a box without width or height in its image", told)
+        raise Fault(image.file, box.line, "a box without width or height inside its image", shown)
     return replace(box, xyxy=(x1, y1, x2, y2))

@@ -1,4 +1,4 @@
-"""Pascal VOC: an XML file for each image."""
+"""Read Pascal VOC: an XML file for each image."""
 
 import os
 from pathlib import Path, PureWindowsPath
@@ -9,11 +9,12 @@ from tqdm import tqdm
 
 from efficientdet.convert.labels import (
     MISSING_IMAGE,
+    SET_NAMES,
     Fault,
     LabelledBox,
     LabelledImage,
     Labels,
-    attempt,
+    call_or_record,
     files_below,
     finite_number,
     read_lines,
@@ -21,84 +22,80 @@ from efficientdet.convert.labels import (
 )
 from utils.errors import InputError
 
-DIFFICULT = ("ignore", "keep", "drop")  # what can become of the objects that are marked so
+DIFFICULT = ("ignore", "keep", "drop")  # what to do with objects marked as difficult
 
 
-def read_voc(source: Path, images: Path | None = None, zero_based: bool = False, difficult: str = "ignore") -> Labels:
-    """The labels in the folder `source`.
+def read_voc(
+    source: Path, images_folder: Path | None = None, zero_based: bool = False, difficult: str = "ignore"
+) -> Labels:
+    """Read the labels in the folder `source`.
 
-    With `Annotations/`, `JPEGImages/` and `ImageSets/Main/`, or as a folder of such folders, it has Pascal VOC's own
-    layout, and the lists in `ImageSets/Main` name the sets. Else all XML files in it are taken, and folders that are
-    called train, val or test name the sets.
+    If it has Pascal VOC's layout (`Annotations/`, `JPEGImages/`, `ImageSets/Main/`), or is a folder of such folders,
+    the lists in `ImageSets/Main` define the sets. Otherwise all its XML files are read, and folders named train, val
+    or test define the sets.
 
     Args:
-        images: the folder of the images, when it is not in `source`.
-        zero_based: coordinates are distances from the image's left and upper edge, as in most other formats.
-            Without it they are Pascal VOC's: numbers of pixels from 1 on, xmax and ymax being the last of the box.
-        difficult: objects so marked are kept for evaluation to ignore, kept as any other, or dropped.
+        images_folder: where the images are, if not in `source`.
+        zero_based: coordinates are distances from the image's left and upper edge, as in most other formats, not
+            Pascal VOC's pixel numbers, which count from 1 and include xmax and ymax in the box.
+        difficult: keep difficult objects for evaluation to ignore ("ignore"), keep them as any other, or drop them.
 
-    Raises InputError when there are no XML files. What is wrong with one of them is among its image's faults.
+    Raises InputError if there are no XML files. Faults of an XML file are recorded with its image.
     """
-    own_layout = [source] if (source / "Annotations").is_dir() else [p.parent for p in source.glob("*/Annotations")]
-    pictures: list[LabelledImage] = []
+    voc_folders = [source] if (source / "Annotations").is_dir() else [p.parent for p in source.glob("*/Annotations")]
+    images: list[LabelledImage] = []
     notes: list[str] = []
-    for root in sorted(own_layout) or [source]:
+    for root in sorted(voc_folders) or [source]:
         xml_files = files_below(root, {".xml"})
         if not xml_files:
-            raise InputError(f"there are no XML files in {root}: name the folder that holds them")
-        lists = _set_lists(root)
-        if lists:
-            used, absent = _read_set_lists(lists, root / "Annotations")
-            pictures += absent
+            raise InputError(f"no XML files in {root}: name the folder that holds them")
+        if listed := _read_set_lists(root):
+            used, absent = listed
+            images += absent
             if unlisted := len(set(xml_files) - {xml_file for xml_file, _ in used}):
-                notes.append(f"{unlisted} XML files of {root} are in no list of ImageSets/Main: they are left out")
+                notes.append(f"{unlisted} XML files of {root} are in no list of ImageSets/Main: left out")
         else:
             used = [(xml_file, set_named_in(xml_file, source)) for xml_file in xml_files]
         inner = root / "JPEGImages"
-        found = files_below(images or (inner if inner.is_dir() else root))
-        by_name = _by_name(found)
+        image_paths = files_below(images_folder or (inner if inner.is_dir() else root))
+        by_name = _by_name(image_paths)
         for xml_file, set_name in tqdm(used, desc=f"reading {root.name}", unit="file", dynamic_ncols=True):
-            pictures.append(_read_annotation(xml_file, set_name, by_name, zero_based, difficult))
-        if unused := len(set(found) - {picture.path for picture in pictures}):
-            notes.append(f"{unused} images of {root} have no XML file in use: they are left out")
-    return Labels(pictures, notes=notes)
+            images.append(_read_annotation(xml_file, set_name, by_name, zero_based, difficult))
+        if unused := len(set(image_paths) - {image.path for image in images}):
+            notes.append(f"{unused} images of {root} have no XML file in use: left out")
+    return Labels(images, notes=notes)
 
 
-def _set_lists(root: Path) -> dict[Path, str | None]:
-    """The files that list a set's images -> the set; None for trainval, which counts only where it is not divided."""
+def _read_set_lists(root: Path) -> tuple[list[tuple[Path, str | None]], list[LabelledImage]] | None:
+    """Return the XML files that ImageSets/Main lists, with their sets, and a faulty image for each that is missing.
+
+    The list trainval, whose images belong to no set, counts only if there is neither train nor val. None without lists.
+    """
     folder = root / "ImageSets" / "Main"
-    found: dict[Path, str | None] = {
-        folder / f"{name}.txt": name for name in ("train", "val", "test") if (folder / f"{name}.txt").is_file()
-    }
-    if not {"train", "val"} & set(found.values()) and (folder / "trainval.txt").is_file():
-        found[folder / "trainval.txt"] = None
-    return found
-
-
-def _read_set_lists(
-    lists: dict[Path, str | None], annotations: Path
-) -> tuple[list[tuple[Path, str | None]], list[LabelledImage]]:
-    """The XML files that are listed, each with its set, and faults for those that do not exist."""
+    names = [name for name in ("train", "val", "test", "trainval") if (folder / f"{name}.txt").is_file()]
+    if "train" in names or "val" in names:
+        names = [name for name in names if name != "trainval"]
     present, absent = [], []
-    for list_file, set_name in lists.items():
+    for name in names:
+        list_file, set_name = folder / f"{name}.txt", SET_NAMES.get(name)
         for line, text in enumerate(read_lines(list_file), 1):
             if not text:
                 continue
-            # A name may hold blanks, and lists of one class have 1 or -1 behind it.
-            files = [annotations / f"{name}.xml" for name in (text, text.split()[0])]
-            xml_file = next(filter(os.path.isfile, files), files[0])
-            if os.path.isfile(xml_file):
+            # Names may contain blanks; lists of one class append 1 or -1.
+            candidates = [root / "Annotations" / f"{stem}.xml" for stem in (text, text.split()[0])]
+            xml_file = next(filter(os.path.isfile, candidates), None)
+            if xml_file:
                 present.append((xml_file, set_name))
             else:
-                fault = Fault(list_file, line, "an image of the list without an XML file", str(xml_file))
+                fault = Fault(list_file, line, "a listed image without an XML file", str(candidates[0]))
                 absent.append(LabelledImage(None, list_file, line, set_name, faults=[fault]))
-    return present, absent
+    return (present, absent) if names else None
 
 
-def _by_name(pictures: list[Path]) -> dict[str, list[Path]]:
-    """File names, with suffix and without -> the images of that name."""
+def _by_name(paths: list[Path]) -> dict[str, list[Path]]:
+    """Index images by file name, with and without suffix."""
     found: dict[str, list[Path]] = {}
-    for path in pictures:
+    for path in paths:
         for name in {path.name, path.stem}:
             found.setdefault(name, []).append(path)
     return found
@@ -108,7 +105,7 @@ def _read_annotation(
     xml_file: Path, set_name: str | None, by_name: dict[str, list[Path]], zero_based: bool, difficult: str
 ) -> LabelledImage:
     faults: list[Fault] = []
-    root = attempt(faults, _parse, xml_file)
+    root = call_or_record(faults, _parse, xml_file)
     if root is None:
         return LabelledImage(None, xml_file, faults[0].line, set_name, faults=faults)
     boxes = []
@@ -116,25 +113,25 @@ def _read_annotation(
         is_difficult = element.findtext("difficult", "").strip() == "1"
         if not (is_difficult and difficult == "drop"):
             is_crowd = is_difficult and difficult == "ignore"
-            boxes.append(attempt(faults, _read_object, xml_file, element, zero_based, is_crowd))
+            boxes.append(call_or_record(faults, _read_object, xml_file, element, zero_based, is_crowd))
     return LabelledImage(
-        path=attempt(faults, _find_image, xml_file, root, by_name),
+        path=call_or_record(faults, _find_image, xml_file, root, by_name),
         file=xml_file,
         line=_line(root),
         set_name=set_name,
-        size=attempt(faults, _read_size, xml_file, root),
+        size=call_or_record(faults, _read_size, xml_file, root),
         boxes=[box for box in boxes if box],
         faults=faults,
     )
 
 
 def _parse(path: Path) -> Element:
-    """The root of an XML file; every element has its line as its only attribute. Fault when it is no annotation."""
+    """Return the root of an annotation file. Its elements have their line as their only attribute."""
     builder, parser = TreeBuilder(), expat.ParserCreate()
 
     def refuse(*declaration: object) -> None:
-        # A document type can declare entities, which fetch files or grow without bound.
-        raise Fault(path, parser.CurrentLineNumber, "an XML file with a document type: take out <!DOCTYPE ...>")
+        # A document type can declare entities that fetch files or grow without bound.
+        raise Fault(path, parser.CurrentLineNumber, "an XML file with a document type: remove <!DOCTYPE ...>")
 
     parser.StartDoctypeDeclHandler = refuse
     parser.StartElementHandler = lambda tag, _: builder.start(tag, {"line": parser.CurrentLineNumber})
@@ -143,46 +140,45 @@ def _parse(path: Path) -> Element:
     try:
         parser.Parse(path.read_bytes(), True)
     except OSError as error:
-        raise Fault(path, None, "a file that cannot be read", error.strerror or "") from error
+        raise Fault(path, None, "an unreadable file", error.strerror or "") from error
     except expat.ExpatError as error:
-        raise Fault(path, error.lineno, "a file that is not valid XML", expat.ErrorString(error.code)) from error
-    except (ValueError, LookupError) as error:  # of encodings that Python or expat do not know
-        raise Fault(path, parser.CurrentLineNumber, "a file that is not valid XML", str(error)) from error
+        raise Fault(path, error.lineno, "invalid XML", expat.ErrorString(error.code)) from error
+    except (ValueError, LookupError) as error:  # an encoding unknown to Python or expat
+        raise Fault(path, parser.CurrentLineNumber, "invalid XML", str(error)) from error
     root = builder.close()
     if root.tag != "annotation":
-        raise Fault(path, _line(root), "an XML file that is no Pascal VOC annotation", f"<{root.tag}>")
+        raise Fault(path, _line(root), "an XML file that is not a Pascal VOC annotation", f"<{root.tag}>")
     return root
 
 
 def _find_image(xml_file: Path, root: Element, by_name: dict[str, list[Path]]) -> Path:
-    """The image of the XML file's own name; else the one in <filename>, which is often left from before a renaming.
+    """Return the image with the XML file's name, else the one in <filename>, often outdated by a renaming.
 
-    Of several, the one in the nearest folder. Fault when there is none, or no nearest.
+    Of several, the one in the nearest folder. Raises Fault if there is none, or no nearest one.
     """
-    told = PureWindowsPath(root.findtext("filename", "").strip())  # takes both kinds of slashes
+    filename = PureWindowsPath(root.findtext("filename", "").strip())  # accepts both kinds of slashes
 
     def nearness(path: Path) -> tuple[int, bool, bool]:
         shared_folders = len(os.path.commonprefix([path.parts, xml_file.parts]))
-        return shared_folders, path.parent.name == xml_file.parent.name, path.name == told.name
+        return shared_folders, path.parent.name == xml_file.parent.name, path.name == filename.name
 
-    found = next((by_name[name] for name in (xml_file.stem, told.name, told.stem) if name in by_name), [])
-    most = max(map(nearness, found), default=None)
-    nearest = [path for path in found if nearness(path) == most]
+    found = next((by_name[name] for name in (xml_file.stem, filename.name, filename.stem) if name in by_name), [])
+    best = max(map(nearness, found), default=None)
+    nearest = [path for path in found if nearness(path) == best]
     if len(nearest) == 1:
         return nearest[0]
-    filename = root.find("filename")
-    line = _line(root if filename is None else filename)
+    element = root.find("filename")
+    line = _line(root if element is None else element)
     if nearest:
-        detail = " or ".join(map(str, nearest))
-        raise Fault(xml_file, line, "a file that may belong to several images: give them different names", detail)
-    names = dict.fromkeys((f"{xml_file.stem}.*", *filter(None, [told.name])))
+        problem = "a file that may belong to several images: give them different names"
+        raise Fault(xml_file, line, problem, " or ".join(map(str, nearest)))
+    names = [f"{xml_file.stem}.*", *([filename.name] if filename.name else [])]
     raise Fault(xml_file, line, MISSING_IMAGE, " or ".join(names))
 
 
 def _read_size(xml_file: Path, root: Element) -> tuple[int, int] | None:
-    """(height, width); None where <size> is missing, or 0 as some tools write."""
-    element = root.find("size")
-    if element is None:
+    """Return (height, width), or None if <size> is missing or holds zeros, as some tools write."""
+    if (element := root.find("size")) is None:
         return None
     height, width = (int(_number(xml_file, element, tag)) for tag in ("height", "width"))
     return (height, width) if height and width else None
@@ -197,20 +193,18 @@ def _read_object(xml_file: Path, element: Element, zero_based: bool, is_crowd: b
     x1, y1, x2, y2 = (_number(xml_file, box, tag) for tag in ("xmin", "ymin", "xmax", "ymax"))
     if not zero_based:
         if 0 <= x1 < 1 or 0 <= y1 < 1:
-            problem = "a coordinate below 1, where Pascal VOC begins: pass --zero_based if yours begin at 0"
+            problem = "a coordinate below 1, where Pascal VOC starts: pass --zero_based if yours start at 0"
             raise Fault(xml_file, _line(box), problem, f"xmin {x1:g}, ymin {y1:g}")
         x1, y1 = x1 - 1, y1 - 1
     return LabelledBox(class_name, (x1, y1, x2, y2), line, is_crowd)
 
 
 def _line(element: Element) -> int:
-    """Where in its file the element begins; `_parse` has noted it."""
-    return int(element.attrib["line"])
+    return int(element.attrib["line"])  # recorded by `_parse`
 
 
 def _child(xml_file: Path, element: Element, tag: str) -> Element:
-    child = element.find(tag)
-    if child is None:
+    if (child := element.find(tag)) is None:
         raise Fault(xml_file, _line(element), f"an element <{element.tag}> without <{tag}>")
     return child
 

@@ -1,4 +1,4 @@
-"""YOLO: a text file for each image, with a line `class cx cy width height` in shares of the image's sides."""
+"""Read YOLO: a text file for each image, with lines `class cx cy width height` in fractions of the image's sides."""
 
 import os
 from dataclasses import replace
@@ -12,7 +12,7 @@ from efficientdet.convert.labels import (
     LabelledBox,
     LabelledImage,
     Labels,
-    attempt,
+    call_or_record,
     files_below,
     finite_number,
     read_class_names,
@@ -23,55 +23,55 @@ from utils.errors import InputError
 from utils.yaml_file import read_yaml
 
 NAMES_FILES = ("classes.txt", "obj.names", "_darknet.labels")
-ROUNDING = 0.001  # how far values may lie beyond 0 and 1
+FRACTION_TOLERANCE = 0.001  # values may be this far outside 0 to 1: rounding explains it
 
 
 def read_yolo(source: Path, class_names: list[str] | None = None) -> Labels:
-    """The labels of `source`: a YAML file such as `data.yaml`, or a folder with such a file or without.
+    """Read the labels in `source`: a YAML file such as `data.yaml`, or a folder with or without one.
 
-    The YAML file names the classes and the sets' images. Without it all images in `images/`, or else in `source`,
-    are taken, folders that are called train, val or test name the sets, and `classes.txt` or `obj.names` the classes.
-    The labels of `.../images/.../a.jpg` are in `.../labels/.../a.txt`, or beside it. An image without has no objects.
+    The YAML file names the classes and each set's images. Without it, all images in `images/`, or else in `source`,
+    are read; folders named train, val or test define the sets, `classes.txt` or `obj.names` the classes.
+    The labels of `.../images/.../a.jpg` are in `.../labels/.../a.txt`, or next to it. An image without labels has no
+    objects.
 
     Args:
-        class_names: class index -> name, where `source` does not say it.
+        class_names: class index -> name, which overrides the data's own.
 
-    Raises InputError when it is not clear where images, labels or classes are. What is wrong with a label file or
-    one of its lines is among its image's faults.
+    Raises InputError if images, labels or classes cannot be located. Faults of a label file are recorded with its
+    image.
     """
-    yaml_file = _data_yaml(source)
+    yaml_file = _find_yaml(source)
     folder = source.parent if source.is_file() else source
     content = read_yaml(yaml_file, "names, and the folders train and val") if yaml_file else {}
     if "kpt_shape" in content:
-        raise InputError(
-            f"{yaml_file} is of key points (kpt_shape), which cannot be converted: export boxes or polygons"
-        )
-    notes: list[str] = []
+        raise InputError(f"{yaml_file} describes key points (kpt_shape), not boxes: export boxes or polygons")
     if class_names is not None:
         names = dict(enumerate(class_names))
     elif yaml_file and "names" in content:
-        names = _names(content["names"], yaml_file)
+        names = _parse_names(content["names"], yaml_file)
     else:
-        names = dict(enumerate(read_class_names(_names_file(folder))))
+        names = dict(enumerate(read_class_names(_find_names_file(folder))))
+
+    notes: list[str] = []
     if yaml_file and {"train", "val"} & content.keys():
         unlabelled = _images_of_yaml(content, yaml_file, notes)
     else:
-        images = folder / "images" if (folder / "images").is_dir() else folder
-        unlabelled = [_unlabelled(path, set_named_in(path, folder)) for path in files_below(images)]
+        root = folder / "images" if (folder / "images").is_dir() else folder
+        unlabelled = [_unlabelled(path, set_named_in(path, folder)) for path in files_below(root)]
     bar = tqdm(unlabelled, desc=f"reading {folder.name}", unit="file", dynamic_ncols=True)
-    pictures = [_with_labels(picture, names) for picture in bar]
-    without = sum(after is before for before, after in zip(unlabelled, pictures))
-    paths = [picture.path for picture in unlabelled if picture.path]
-    if without == len(pictures):
+    images = [_with_labels(image, names) for image in bar]
+    num_unlabelled = sum(after is before for before, after in zip(unlabelled, images))
+    paths = [image.path for image in unlabelled if image.path]
+    if num_unlabelled == len(images):
         example = f", such as {_label_file(paths[0])} for {paths[0]}" if paths else ""
-        raise InputError(f"{len(pictures)} images and no label file were found in {folder}{example}")
-    if without:
-        notes.append(f"{without} images have no label file: they have no objects")
-    return Labels(pictures + _labels_without_image(paths), [names[index] for index in sorted(names)], notes)
+        raise InputError(f"{folder} has {len(images)} images and no label files{example}")
+    if num_unlabelled:
+        notes.append(f"{num_unlabelled} images have no label file: they count as images without objects")
+    return Labels(images + _labels_without_image(paths), [names[index] for index in sorted(names)], notes)
 
 
-def _data_yaml(source: Path) -> Path | None:
-    """`source` itself when it is a file, or the YAML file in this folder that describes the data, if any."""
+def _find_yaml(source: Path) -> Path | None:
+    """Return `source` if it is a file, else the YAML file in this folder that describes the data, if any."""
     if source.is_file():
         return source
     files = sorted([*source.glob("*.yaml"), *source.glob("*.yml")])
@@ -82,24 +82,24 @@ def _data_yaml(source: Path) -> Path | None:
     return files[0] if files else None
 
 
-def _names(names: object, yaml_file: Path) -> dict[int, str]:
-    """Class index -> name, of a list or a mapping."""
+def _parse_names(names: object, yaml_file: Path) -> dict[int, str]:
+    """Return class index -> name from a YAML list or mapping."""
     indexed = dict(enumerate(names)) if isinstance(names, list) else names
     if not isinstance(indexed, dict) or not indexed or not all(isinstance(index, int) for index in indexed):
         raise InputError(f"{yaml_file}: names must be a list, or lines such as '0: car', not {names!r}")
-    texts = []
-    for name in indexed.values():
+    result: dict[int, str] = {}
+    for index, name in indexed.items():
         if not isinstance(name, str | int) or isinstance(name, bool):  # YAML reads yes and no as bool
-            raise InputError(f"{yaml_file}: the name {name!r} in names is no text: put it between quotes")
-        texts.append(str(name).strip())
-    for name in texts:
-        if not name or texts.count(name) > 1:
-            raise InputError(f"{yaml_file}: names holds {name!r} {'twice' if name else 'for a name'}")
-    return dict(zip(indexed, texts))
+            raise InputError(f"{yaml_file}: the name {name!r} in names is not text: put it in quotes")
+        text = str(name).strip()
+        if not text or text in result.values():
+            raise InputError(f"{yaml_file}: the name {name!r} in names is {'a duplicate' if text else 'empty'}")
+        result[index] = text
+    return result
 
 
-def _names_file(folder: Path) -> Path:
-    """The file with the class names, wherever it is in `folder`."""
+def _find_names_file(folder: Path) -> Path:
+    """Return the file with the class names, anywhere in `folder`."""
     suffixes = {Path(name).suffix for name in NAMES_FILES}
     files = [file for file in files_below(folder, suffixes) if file.name in NAMES_FILES]
     if not files:
@@ -112,36 +112,34 @@ def _names_file(folder: Path) -> Path:
 
 
 def _images_of_yaml(content: dict, yaml_file: Path, notes: list[str]) -> list[LabelledImage]:
-    """The images of the folders and list files that the YAML file names, not yet with their boxes."""
-    pictures = []
+    """Return the images in the folders and list files that the YAML file names, without their boxes."""
+    images = []
     for set_name in ("train", "val", "test"):
         entries = content.get(set_name) or []
         for entry in map(str, entries if isinstance(entries, list) else [entries]):
-            path = _located(entry, str(content.get("path") or ""), yaml_file)
-            if path is None and set_name == "test":  # exporters write this line whether there is a test set or not
-                notes.append(f"{yaml_file}: the folder {entry} of the set test does not exist: it is left out")
+            path = _locate(entry, str(content.get("path") or ""), yaml_file)
+            if path is None and set_name == "test":  # exporters write this line with or without a test set
+                notes.append(f"{yaml_file}: {entry}, the folder of the set test, does not exist: left out")
             elif path is None:
-                raise InputError(
-                    f"{yaml_file}: there is no {entry}, the folder of the set {set_name}: correct its path"
-                )
+                raise InputError(f"{yaml_file}: {entry}, the folder of the set {set_name}, does not exist: correct it")
             elif path.is_dir():
-                pictures += [_unlabelled(picture, set_name) for picture in files_below(path)]
+                images += [_unlabelled(file, set_name) for file in files_below(path)]
             else:
-                pictures += [
+                images += [
                     LabelledImage(_normal(path.parent / text), path, line, set_name, normalised=True)
                     for line, text in enumerate(read_lines(path), 1)
                     if text
                 ]
-    return pictures
+    return images
 
 
-def _located(entry: str, data_path: str, yaml_file: Path) -> Path | None:
-    """Where `entry` is: below `path` of the YAML file, or beside the file, with the `../` in front or without."""
+def _locate(entry: str, data_path: str, yaml_file: Path) -> Path | None:
+    """Return the place of `entry`: below the YAML file's `path` or next to the file, with or without leading `../`."""
     below = entry
     while below.startswith("../"):
         below = below[3:]
-    beside = yaml_file.parent
-    candidates = (base / text for base in (beside / data_path, beside) for text in (entry, below))
+    folder = yaml_file.parent
+    candidates = (base / text for base in (folder / data_path, folder) for text in (entry, below))
     return next((_normal(path) for path in candidates if os.path.exists(path)), None)
 
 
@@ -153,30 +151,30 @@ def _unlabelled(path: Path, set_name: str | None) -> LabelledImage:
     return LabelledImage(path, path, None, set_name, normalised=True)
 
 
-def _images_folder(picture: Path) -> Path | None:
-    return next((parent for parent in picture.parents if parent.name == "images"), None)
+def _images_folder(path: Path) -> Path | None:
+    return next((parent for parent in path.parents if parent.name == "images"), None)
 
 
-def _label_file(picture: Path) -> Path:
-    images = _images_folder(picture)
-    if images:
-        path = images.with_name("labels") / picture.relative_to(images).with_suffix(".txt")
+def _label_file(image_path: Path) -> Path:
+    folder = _images_folder(image_path)
+    if folder:
+        path = folder.with_name("labels") / image_path.relative_to(folder).with_suffix(".txt")
         if os.path.isfile(path):
             return path
-    return picture.with_suffix(".txt")
+    return image_path.with_suffix(".txt")
 
 
-def _with_labels(picture: LabelledImage, names: dict[int, str]) -> LabelledImage:
-    """The image with the boxes of its label file; itself when there is none."""
-    if picture.path is None or not os.path.isfile(file := _label_file(picture.path)):
-        return picture
+def _with_labels(image: LabelledImage, names: dict[int, str]) -> LabelledImage:
+    """Return the image with the boxes of its label file; the same object if there is no such file."""
+    if image.path is None or not os.path.isfile(file := _label_file(image.path)):
+        return image
     try:
         lines = read_lines(file)
     except InputError as error:
-        return replace(picture, file=file, faults=[Fault(file, None, "a file that cannot be read", str(error))])
+        return replace(image, file=file, faults=[Fault(file, None, "an unreadable file", str(error))])
     faults: list[Fault] = []
-    boxes = [attempt(faults, _read_line, file, line, text, names) for line, text in enumerate(lines, 1) if text]
-    return replace(picture, file=file, line=1, boxes=[box for box in boxes if box], faults=faults)
+    boxes = [call_or_record(faults, _read_line, file, line, text, names) for line, text in enumerate(lines, 1) if text]
+    return replace(image, file=file, line=1, boxes=[box for box in boxes if box], faults=faults)
 
 
 def _read_line(file: Path, line: int, text: str, names: dict[int, str]) -> LabelledBox:
@@ -186,9 +184,10 @@ def _read_line(file: Path, line: int, text: str, names: dict[int, str]) -> Label
         raise Fault(file, line, problem, f"{1 + len(values)} values")
     if class_index not in names:
         raise Fault(file, line, "a class index without a class name", f"{class_index:g}, with {len(names)} names")
-    outside = [value for value in values if not -ROUNDING <= value <= 1 + ROUNDING]
+    outside = [value for value in values if not -FRACTION_TOLERANCE <= value <= 1 + FRACTION_TOLERANCE]
     if outside:
-        raise Fault(file, line, "a value outside 0 to 1: YOLO counts in shares of the image", f"{outside[0]:g}")
+        problem = "a value outside 0 to 1: YOLO's coordinates are fractions of the image's sides"
+        raise Fault(file, line, problem, f"{outside[0]:g}")
     if len(values) == 4:
         cx, cy, width, height = values
         xyxy = (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
@@ -197,13 +196,13 @@ def _read_line(file: Path, line: int, text: str, names: dict[int, str]) -> Label
     return LabelledBox(names[int(class_index)], xyxy, line)
 
 
-def _labels_without_image(pictures: list[Path]) -> list[LabelledImage]:
-    """Faults for the files in `labels` that correspond to no image in `images`."""
-    alone = []
-    for images in sorted({folder for picture in pictures if (folder := _images_folder(picture))}):
-        labels = images.with_name("labels")
-        present = {path.relative_to(images).with_suffix("") for path in files_below(images)}
+def _labels_without_image(image_paths: list[Path]) -> list[LabelledImage]:
+    """Return an image with a fault for each file in a `labels` folder without a counterpart in `images`."""
+    orphans = []
+    for folder in sorted({folder for path in image_paths if (folder := _images_folder(path))}):
+        labels = folder.with_name("labels")
+        present = {path.relative_to(folder).with_suffix("") for path in files_below(folder)}
         for file in files_below(labels, {".txt"}):
             if file.name not in NAMES_FILES and file.relative_to(labels).with_suffix("") not in present:
-                alone.append(LabelledImage(None, file, 1, faults=[Fault(file, 1, MISSING_IMAGE)]))
-    return alone
+                orphans.append(LabelledImage(None, file, 1, faults=[Fault(file, 1, MISSING_IMAGE)]))
+    return orphans

@@ -1,32 +1,32 @@
 """Export a network for deployment, and prove that the exported file computes the same.
 
-  python -m efficientdet.export -p shapes                        ONNX, of the weights that come with the project
-  python -m efficientdet.export -p shapes --nms                  image in, boxes, scores, classes and count out
+  python -m efficientdet.export -p shapes                        ONNX, from the weights that come with the project
+  python -m efficientdet.export -p shapes --nms                  image in; boxes, scores, classes and count out
   python -m efficientdet.export -p my_project -c 2 -w best --format onnx torchscript pt2 openvino
   python -m efficientdet.export -p my_project -c 2 -w best --nms --dynamic      any height and width
   python -m efficientdet.export -p my_project -c 2 -w best --format openvino --half
   python -m efficientdet.export -p my_project -c 2 -w best --format openvino --int8
 
-Formats: onnx for ONNX Runtime and most others; openvino (two files, .xml and .bin) for Intel's; pt2 is torch.export's
-and torchscript its predecessor's, both for PyTorch without this project.
+Formats: onnx for ONNX Runtime and most others; openvino (.xml and .bin) for Intel's runtime; pt2 (torch.export) and
+its predecessor torchscript for PyTorch without this project.
 
-The file takes a batch of any size. Its images are uint8 RGB (N, height, width, 3): images scaled to fit, at the top
-left, the rest filled with the padding colour. With --normalization outside they are float32 (N, 3, height, width),
-normalised, the rest zero. It gives class_logits (N, A, classes), box_deltas (N, A, 4) and anchors (A, 4); with --nms
-boxes (N, D, 4) as x1, y1, x2, y2 in pixels of the input, scores (N, D), classes (N, D) and count (N). Class names,
-anchors, mean, std, size, padding and thresholds are in its metadata.
+Input: a batch of uint8 RGB images (N, height, width, 3), resized to fit into the top left and padded with the padding
+colour; with --normalization outside float32 (N, 3, height, width), normalised and padded with zeros. Output:
+class_logits (N, A, classes), box_deltas (N, A, 4), anchors (A, 4); with --nms boxes (N, D, 4) as x1, y1, x2, y2 in
+pixels of the input, scores (N, D), classes (N, D), count (N). Class names, sizes and thresholds are in the metadata.
 
-The proof runs the file in its own engine on real images, beside PyTorch in float32; with --nms, the same graph
-without it as well. When an output differs by more than the tolerance, the command fails and no file is written.
+The proof runs the file in its own engine on real images and compares it with PyTorch in float32; with --nms, also the
+same graph without NMS. If an output differs by more than the tolerance, the command fails and writes no file.
 """
 
 import argparse
 import signal
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,8 +37,8 @@ from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRES
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.shapes import draw_if_absent
 from efficientdet.evaluation.coco import score
-from efficientdet.export.formats import check_packages, write_exported
-from efficientdet.export.proof import Proof, prove, time_in_turns
+from efficientdet.export.formats import PACKAGES, write_exported
+from efficientdet.export.proof import Proof, measure_speed, prove
 from efficientdet.export.quantization import CALIBRATION_IMAGES, quantize
 from efficientdet.export.quantization import PACKAGES as QUANTIZATION_PACKAGES
 from efficientdet.inference.dataset import detect_dataset
@@ -48,7 +48,7 @@ from efficientdet.model.network import EfficientDet
 from efficientdet.project import SHAPES_IMAGES, SHAPES_WEIGHTS, Project, load_project
 from efficientdet.runtime.exported import ExportedModel
 from efficientdet.runtime.metadata import Metadata, Suppression
-from utils.cli import default_workers, fraction, image_size, non_negative_int, positive_int
+from utils.cli import BOOLEAN, add_flags, default_workers, fraction, make_parser, non_negative_int, positive_int
 from utils.device import keep_freed_memory
 from utils.errors import InputError, exit_on_input_error
 from utils.files import atomic_write, make_writable_folder
@@ -58,181 +58,112 @@ from utils.stopwatch import Stopwatch
 _CPU = torch.device("cpu")
 _SUPPRESSION = Suppression(EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD, max_detections=100)
 _MAX_AP_LOSS = 0.01
-_COUNT_WITH = {"score_threshold": "nms", "iou_threshold": "nms", "max_detections": "nms", "max_ap_loss": "int8"}
 
 
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m efficientdet.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = make_parser(__doc__, prog="python -m efficientdet.export")
+    flag = {**BOOLEAN, "default": False}
+    names = "project", "compound_coef", "weights", "saved_path"
+    weights = {"help": "weights file (default: the project's own in weights/)"}
+    add_flags(parser.add_argument_group("what to export"), *names, weights=weights)
+    group = parser.add_argument_group("how")
+    group.add_argument(
+        "--format", nargs="+", choices=EXPORT_SUFFIXES, default=["onnx"], help="one or several (default: onnx)"
     )
-    add = parser.add_argument_group("what to export").add_argument
-    add("-p", "--project", default="coco", help="a name under projects/, or a YAML file (default: coco)")
-    add("-c", "--compound_coef", type=int, default=0, choices=range(9), help="D0 to D7, 8 is D7X (default: 0)")
-    add("-w", "--weights", metavar="FILE|best|last", help="weights file (default: the one in weights/)")
-    add("--saved_path", type=Path, default=Path("logs"), help="where -w best and last look (default: logs/)")
-    add = parser.add_argument_group("how").add_argument
-    add("--format", nargs="+", choices=EXPORT_SUFFIXES, default=["onnx"], help="one or several (default: onnx)")
-    add("-o", "--output", type=Path, metavar="FILE", help="default: named and placed as the weights, by its format")
-    add("--image_size", type=image_size, metavar="SIDE|WIDTHxHEIGHT", help="of the input (default: the project's)")
-    add("--dynamic", action="store_true", help="any height and width the pyramid can take (onnx, openvino)")
+    group.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: next to the weights, by its format")
+    add_flags(group, "image_size")
+    add = group.add_argument
+    add("--dynamic", **flag, help="accept any height and width that the pyramid accepts (onnx, openvino)")
     add("--normalization", choices=("inside", "outside"), default="inside", help="see above (default: inside)")
-    add("--half", action="store_true", help="weights in float16: half the size")
-    add("--int8", action="store_true", help="8-bit integers for CPUs, calibrated on the training images (openvino)")
-    add = parser.add_argument_group("what counts as found").add_argument
-    add("--nms", action="store_true", help="choose the detections in the graph")
-    add("--score_threshold", type=fraction, help=f"with --nms ({_SUPPRESSION.score_threshold})")
-    add("--iou_threshold", type=fraction, help=f"with --nms ({_SUPPRESSION.iou_threshold})")
-    add("--max_detections", type=positive_int, help=f"with --nms, of an image ({_SUPPRESSION.max_detections})")
-    add = parser.add_argument_group("the proof").add_argument
-    add(
-        "--images",
-        "--pictures",
-        metavar="SOURCE",
-        help="image, folder or pattern (default: the project's validation set)",
+    add("--half", **flag, help="weights in float16: half the size")
+    add("--int8", **flag, help="8-bit integers for CPUs, calibrated on the training images (openvino)")
+    group = parser.add_argument_group("detections")
+    group.add_argument("--nms", **flag, help="select the detections in the graph")
+    add_flags(
+        group,
+        score_threshold={"help": f"of --nms (default: {_SUPPRESSION.score_threshold})"},
+        iou_threshold={"help": f"of --nms (default: {_SUPPRESSION.iou_threshold})"},
+        max_detections={"help": f"of --nms, per image (default: {_SUPPRESSION.max_detections})"},
     )
+    group = parser.add_argument_group("the proof")
+    add = group.add_argument
+    add("--images", "--pictures", metavar="SOURCE", help="image, folder or pattern (default: the validation set)")
     add("--max_images", "--num_pictures", type=positive_int, default=8, help="how many of them (default: 8)")
-    add("--data_path", type=Path, default=Path("datasets"), help="folder of the projects' data (default: datasets/)")
-    add("--max_ap_loss", type=fraction, help=f"that --int8 may cost on the validation set ({_MAX_AP_LOSS})")
-    add("--runs", type=non_negative_int, default=10, help="passes to measure the speed, 0 for none (default: 10)")
+    add_flags(group, "data_path")
+    add("--max_ap_loss", type=fraction, help=f"AP that --int8 may cost on the validation set (default: {_MAX_AP_LOSS})")
+    add("--runs", type=non_negative_int, default=10, help="timed passes, 0 for none (default: 10)")
     return parser.parse_args(args)
 
 
 def main(args: argparse.Namespace) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell's background job would ignore the first
-        signal.signal(number, signal.default_int_handler)
-    check(args)
+    check_args(args)
     keep_freed_memory()
     project = load_project(args.project)
     weights = find_weights(chosen_weights(args.weights, project.name, args.compound_coef, args.saved_path))
     network = EfficientDet(args.compound_coef, project.num_classes, project.anchor_ratios, project.anchor_scales)
     load_weights(network, weights)
-    metadata = describe(args, network.eval(), project)
-    beside = Path(weights.name) if weights == SHAPES_WEIGHTS else weights  # these may lie where programs are installed
-    make_writable_folder((args.output or beside).parent)
-    frames = images_for_proof(args, project)
-    dataset = validation_set(args, project, metadata) if args.int8 else None
+    metadata = make_metadata(args, network.eval(), project)
+    # The weights of shapes may be where programs are installed: write into the current folder instead.
+    template = args.output or (Path(weights.name) if weights == SHAPES_WEIGHTS else weights)
+    make_writable_folder(template.parent)
+    frames = proof_images(args, project)
+    dataset = int8_validation_set(args, project, metadata) if args.int8 else None
+
     for export_format in args.format:
-        path = args.output or beside.with_suffix(EXPORT_SUFFIXES[export_format])
+        path = template.with_suffix(EXPORT_SUFFIXES[export_format])
+        print(f"D{args.compound_coef} from {weights} as {export_format} ...", flush=True)
         with TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
-            files = [Path(folder) / path.name]
-            print(f"D{args.compound_coef} from {weights} as {export_format} ...", flush=True)
-            if args.nms:  # hides the raw outputs, so these are proven by the same graph without it
-                raw = Path(folder) / "raw" / path.name
-                raw.parent.mkdir()
-                write_exported(network, replace(metadata, suppression=None), export_format, raw)
-                prove_and_tell(raw, network, project, frames)
+            file = Path(folder) / path.name
+            if args.nms:  # hides the raw outputs: prove these with the same graph without NMS
+                raw_file = Path(folder) / "raw" / path.name
+                raw_file.parent.mkdir()
+                write_exported(network, replace(metadata, suppression=None), export_format, raw_file)
+                check_file(raw_file, network, project, frames)
                 print("  with --nms:")
-            write_exported(network, metadata, export_format, files[0])
-            inputs = prove_and_tell(files[0], network, project, frames)
+            write_exported(network, metadata, export_format, file)
+            inputs = check_file(file, network, project, frames)
+            files = [file]
             if dataset is not None:
-                files.append(quantize_and_tell(args, files[0], project, dataset))
+                files.append(quantize_within_loss(args, file, project, dataset))
             if args.runs:
-                speeds = time_in_turns(files, network, inputs[0], args.runs)
-                texts = [f"{name} {1000 * seconds:.1f} ms" for name, seconds in speeds]
-                print(f"  an image: {', '.join(texts)} (batch 1, {torch.get_num_threads()} threads, {args.runs} runs)")
-            # OpenVINO's weights before what names them.
-            results = sorted(file for file in files[-1].parent.iterdir() if file.is_file())
-            print(f"  -> {path} ({sum(file.stat().st_size for file in results) / 1e6:.1f} MB)")
-            for file in results:
-                with atomic_write(path.with_suffix(file.suffix)) as temporary:
-                    file.replace(temporary)
+                speeds = measure_speed(files, network, inputs[0], args.runs).items()
+                shown = ", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in speeds)
+                print(f"  per image: {shown} (batch 1, {torch.get_num_threads()} threads, {args.runs} runs)")
+            move_into_place(files[-1], path)
 
 
-def prove_and_tell(path: Path, network: EfficientDet, project: Project, frames: Sequence[Frame]) -> list[Tensor]:
-    """InputError when the file at `path` does not compute what `network` computes. Returns what both were given."""
-    exported = ExportedModel(path, _CPU)
-    inputs = list(network_inputs(exported, project, frames))
-    proof = prove(exported, network, inputs)
-    print_proof(proof, len(frames))
-    if not proof.matches.found:
-        if exported.metadata.suppression is not None:
-            raise InputError(
-                "nothing is detected in these images, which proves nothing of a file with --nms: name others by "
-                "--images, or lower --score_threshold"
-            )
-        print("  (nothing is detected in these images: the raw outputs alone are the proof)")
-    failure = proof.first_failure
-    if failure is not None:
-        raise InputError(
-            f"{path.name} does not compute what PyTorch computes, and is not kept: {failure.name} differs by "
-            f"{failure.largest:.2g}, and {failure.allowed:.2g} is allowed; leave --half out, or try another --format"
-        )
-    return inputs
-
-
-def validation_set(args: argparse.Namespace, project: Project, metadata: Metadata) -> CocoDataset:
-    """What tells the cost of --int8. InputError when it, or the images to calibrate with, are not there."""
-    draw_if_absent(project, args.data_path)
-    folder = args.data_path / project.name
-    if not (folder / project.train_set).is_dir():
-        raise InputError(
-            f"--int8 is calibrated on the training images, and there is no folder {folder / project.train_set}"
-        )
-    return CocoDataset(folder, project.val_set, project, metadata.image_size)
-
-
-def quantize_and_tell(args: argparse.Namespace, path: Path, project: Project, dataset: CocoDataset) -> Path:
-    """The INT8 form of an OpenVINO file. InputError when that costs more than --max_ap_loss."""
-    exported = ExportedModel(path, _CPU)
-    train_folder = args.data_path / project.name / project.train_set
-    pictures = list(list_sources([str(train_folder)]))
-    spread = pictures[:: max(1, len(pictures) // CALIBRATION_IMAGES)][:CALIBRATION_IMAGES]
-    inputs = network_inputs(exported, project, read_frames(spread))
-    calibration = [exported.graph_input(images).numpy() for images in inputs]
-    quantized = path.parent / "int8" / path.name
-    quantized.parent.mkdir()
-    quantize(path, calibration, quantized)
-
-    before, after = (average_precision(file, project, dataset) for file in (path, quantized))
-    print(f"  AP on the {len(dataset)} images of {dataset.set_name}: float32 {before:.4f}, INT8 {after:.4f}")
-    allowed = _MAX_AP_LOSS if args.max_ap_loss is None else args.max_ap_loss
-    if not before - after <= allowed:
-        raise InputError(
-            f"{path.name} loses {before - after:.4f} AP by --int8, and --max_ap_loss {allowed:g} is allowed: "
-            "it is not kept; leave --int8 out, or allow more"
-        )
-    return quantized
-
-
-def average_precision(path: Path, project: Project, dataset: CocoDataset) -> float:
-    """Of the file at `path`, as coco_eval.py scores it."""
-    detector = Detector(ExportedModel(path, _CPU), project, _CPU)
-    limits = detector.limits or _SUPPRESSION
-    options = DetectionOptions(
-        max(EVALUATION_SCORE_THRESHOLD, limits.score_threshold), min(EVALUATION_IOU_THRESHOLD, limits.iou_threshold)
-    )
-    results = detect_dataset(detector, dataset, options, 1, default_workers(), Stopwatch())
-    return score(dataset, results).numbers[0]
-
-
-def check(args: argparse.Namespace) -> None:
-    """InputError for what cannot be exported, before any work."""
+def check_args(args: argparse.Namespace) -> None:
+    """Raise InputError for flags that exclude each other and for missing packages."""
     args.format = list(dict.fromkeys(args.format))
     for export_format in args.format:
-        check_packages(export_format)
+        require_packages(PACKAGES[export_format], f"--format {export_format}")
         if args.dynamic and export_format not in ("onnx", "openvino"):
             raise InputError(f"--format {export_format} has a fixed height and width: leave --dynamic out")
-    for flag, other in _COUNT_WITH.items():
-        if getattr(args, flag) is not None and not getattr(args, other):
-            raise InputError(f"--{flag} counts with --{other} alone: add that, or leave it out")
+    if not args.nms and given_suppression(args):
+        raise InputError(f"--{min(given_suppression(args))} needs --nms: add that, or leave it out")
+    if args.max_ap_loss is not None and not args.int8:
+        raise InputError("--max_ap_loss needs --int8: add that, or leave it out")
     if args.int8:
         if args.format != ["openvino"] or args.half:
-            raise InputError("--int8 is for --format openvino alone, without --half")
+            raise InputError("--int8 is for --format openvino only, without --half")
         require_packages(QUANTIZATION_PACKAGES, "--int8")
     if args.output is not None:
         if len(args.format) > 1:
-            raise InputError("--output names one file: pass one --format, or leave it out")
+            raise InputError("--output names a single file: pass a single --format, or leave it out")
         suffix = EXPORT_SUFFIXES[args.format[0]]
         if args.output.suffix != suffix:
-            raise InputError(
-                f"--output {args.output} must end with {suffix}, by which the other scripts know the format"
-            )
+            raise InputError(f"--output {args.output} must end in {suffix}, by which other scripts know the format")
 
 
-def describe(args: argparse.Namespace, network: EfficientDet, project: Project) -> Metadata:
-    """What the files will say of themselves."""
-    given = {field.name: getattr(args, field.name) for field in fields(Suppression)}
-    limits = replace(_SUPPRESSION, **{name: value for name, value in given.items() if value is not None})
+def given_suppression(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of `Suppression` that the user set."""
+    thresholds = {"score_threshold": args.score_threshold, "iou_threshold": args.iou_threshold}
+    values = {**thresholds, "max_detections": args.max_detections}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def make_metadata(args: argparse.Namespace, network: EfficientDet, project: Project) -> Metadata:
+    """Return what the exported files say about themselves."""
     red, green, blue = (round(255 * value) for value in project.mean)
     return Metadata(
         compound_coef=args.compound_coef,
@@ -245,7 +176,7 @@ def describe(args: argparse.Namespace, network: EfficientDet, project: Project) 
         size_divisor=network.config.size_divisor,
         padding=(red, green, blue),  # the nearest to zero when normalised
         precision="float16" if args.half else "float32",
-        suppression=limits if args.nms else None,
+        suppression=replace(_SUPPRESSION, **given_suppression(args)) if args.nms else None,
         pyramid_levels=network.config.pyramid_levels,
         anchor_scale=network.config.anchor_scale,
         anchor_scales=project.anchor_scales,
@@ -253,15 +184,15 @@ def describe(args: argparse.Namespace, network: EfficientDet, project: Project) 
     )
 
 
-def images_for_proof(args: argparse.Namespace, project: Project) -> list[Frame]:
-    """The first images of --images, of the validation set, or of those that come with the project."""
-    validation_set = args.data_path / project.name / project.val_set
-    chosen = args.images or str(validation_set if validation_set.is_dir() else SHAPES_IMAGES)
-    return list(islice(read_frames(list_sources([chosen])), args.max_images))
+def proof_images(args: argparse.Namespace, project: Project) -> list[Frame]:
+    """Return the first of --images, else of the validation set, else of the images that come with the project."""
+    folder = args.data_path / project.name / project.val_set
+    source = args.images or str(folder if folder.is_dir() else SHAPES_IMAGES)
+    return list(islice(read_frames(list_sources([source])), args.max_images))
 
 
 def read_frames(entries: Iterable[Entry | Failure]) -> Iterator[Frame]:
-    """The images of `entries`. InputError for one that cannot be used."""
+    """Yield the images of sources. Raises InputError for an unusable one."""
     for item in open_sources(entries):
         frame = load(item)
         if isinstance(frame, Failure):
@@ -270,23 +201,104 @@ def read_frames(entries: Iterable[Entry | Failure]) -> Iterator[Frame]:
 
 
 def network_inputs(exported: ExportedModel, project: Project, frames: Iterable[Frame]) -> Iterator[Tensor]:
-    """Each image as the file takes it: (1, 3, H, W)."""
-    detector = Detector(exported, project, _CPU)
+    """Yield each image letterboxed for the exported file: (1, 3, H, W)."""
+    detector, options = Detector(exported, project, _CPU), evaluation_options(exported)
     for frame in frames:
-        yield from (batch.images for batch in detector.prepare([frame.image], DetectionOptions(), 1).batches)
+        yield from (batch.images for batch in detector.prepare([frame.image], options, 1).batches)
+
+
+def evaluation_options(exported: ExportedModel) -> DetectionOptions:
+    """Return the options of evaluation, within the thresholds of the file's own NMS."""
+    limits = exported.metadata.suppression or _SUPPRESSION
+    return DetectionOptions(
+        max(EVALUATION_SCORE_THRESHOLD, limits.score_threshold), min(EVALUATION_IOU_THRESHOLD, limits.iou_threshold)
+    )
+
+
+def check_file(path: Path, network: EfficientDet, project: Project, frames: Sequence[Frame]) -> list[Tensor]:
+    """Print the proof that an exported file computes what `network` computes, and return the inputs of both.
+
+    Raises InputError if it computes something else, or if nothing is detected to prove NMS with.
+    """
+    exported = ExportedModel(path, _CPU)
+    inputs = list(network_inputs(exported, project, frames))
+    proof = prove(exported, network, inputs)
+    print_proof(proof, len(frames))
+    if not proof.matches.found:
+        if exported.metadata.suppression is not None:
+            raise InputError(
+                "nothing is detected in these images, which proves nothing about --nms: name others with --images, or "
+                "lower --score_threshold"
+            )
+        print("  (nothing is detected in these images: the proof rests on the raw outputs)")
+    failure = proof.first_failure
+    if failure is not None:
+        raise InputError(
+            f"{path.name} does not compute what PyTorch computes, so it is not kept: {failure.name} differs by "
+            f"{failure.largest:.2g}, above {failure.allowed:.2g}; leave --half out, or try another --format"
+        )
+    return inputs
 
 
 def print_proof(proof: Proof, num_images: int) -> None:
-    print(f"  {f'beside PyTorch, on {num_images} pictures':<38} largest difference      allowed")
+    print(f"  {f'compared with PyTorch on {num_images} images':<38} largest difference      allowed")
     for difference in proof.differences:
         print(f"  {difference.name:<38} {difference.largest:>18.1e} {difference.allowed:>12.1e}")
-    matches = proof.matches
-    print(
-        f"  detections of both: {matches.found}, {matches.unmatched} without a match; of {matches.clear} clear ones "
-        f"{matches.clear_unmatched}"
-    )
+    found, clear = proof.matches.found, proof.matches.clear
+    missed, clear_missed = found - proof.matches.matched, clear - proof.matches.clear_matched
+    print(f"  detections of both: {found}, {missed} without a match; of {clear} clear ones {clear_missed}")
+
+
+def int8_validation_set(args: argparse.Namespace, project: Project, metadata: Metadata) -> CocoDataset:
+    """Return the images that measure what --int8 costs. Raises InputError if they or the training set are missing."""
+    draw_if_absent(project, args.data_path)
+    folder = args.data_path / project.name
+    if not (folder / project.train_set).is_dir():
+        raise InputError(f"--int8 is calibrated on training images, but {folder / project.train_set} does not exist")
+    return CocoDataset(folder, project.val_set, project, metadata.image_size)
+
+
+def quantize_within_loss(args: argparse.Namespace, path: Path, project: Project, dataset: CocoDataset) -> Path:
+    """Write the INT8 form of an OpenVINO file and return its path. Raises InputError if it loses too much AP."""
+    exported = ExportedModel(path, _CPU)
+    images = list(list_sources([str(args.data_path / project.name / project.train_set)]))
+    spread = images[:: max(1, len(images) // CALIBRATION_IMAGES)][:CALIBRATION_IMAGES]
+    inputs = network_inputs(exported, project, read_frames(spread))
+    quantized = path.parent / "int8" / path.name
+    quantized.parent.mkdir()
+    quantize(path, [exported.graph_input(batch).numpy() for batch in inputs], quantized)
+
+    before, after = (average_precision(file, project, dataset) for file in (path, quantized))
+    print(f"  AP on the {len(dataset)} images of {dataset.set_name}: float32 {before:.4f}, INT8 {after:.4f}")
+    allowed = _MAX_AP_LOSS if args.max_ap_loss is None else args.max_ap_loss
+    if not before - after <= allowed:
+        raise InputError(
+            f"{path.name} loses {before - after:.4f} AP by --int8, above --max_ap_loss {allowed:g}, so it is not kept: "
+            "leave --int8 out, or allow more"
+        )
+    return quantized
+
+
+def average_precision(path: Path, project: Project, dataset: CocoDataset) -> float:
+    """Return the AP of an exported file, as coco_eval.py reports it."""
+    exported = ExportedModel(path, _CPU)
+    detector, options = Detector(exported, project, _CPU), evaluation_options(exported)
+    results = detect_dataset(detector, dataset, options, 1, default_workers(), Stopwatch())
+    return score(dataset, results).numbers[0]
+
+
+def move_into_place(file: Path, path: Path) -> None:
+    """Move an exported file, and the .bin next to an .xml, to `path`."""
+    # Sorted: OpenVINO's weights before the file that refers to them.
+    results = sorted(result for result in file.parent.iterdir() if result.is_file())
+    print(f"  -> {path} ({sum(result.stat().st_size for result in results) / 1e6:.1f} MB)")
+    for result in results:
+        with atomic_write(path.with_suffix(result.suffix)) as temporary:
+            result.replace(temporary)
 
 
 if __name__ == "__main__":
     with exit_on_input_error():
+        for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job would ignore SIGINT
+            signal.signal(number, signal.default_int_handler)
         main(parse_args())

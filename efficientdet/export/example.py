@@ -1,7 +1,7 @@
-"""Run an exported detector without PyTorch and without this project: copy this file and make of it what you need.
+"""Run an exported detector without PyTorch and without this project. Copy this file and adapt it.
 
-python -m efficientdet.export -p shapes --nms -o detector.onnx     once, where the project is
-python deployment_example.py detector.onnx photo.jpg found.jpg     anywhere: pip install numpy opencv-python onnxruntime
+python -m efficientdet.export -p shapes --nms -o detector.onnx     once, where the project is installed
+python example.py detector.onnx photo.jpg found.jpg                anywhere: pip install numpy opencv-python onnxruntime
 """
 
 import json
@@ -13,7 +13,7 @@ import onnxruntime
 
 
 class Detector:
-    """An ONNX file that efficientdet.export has written with --nms."""
+    """An ONNX file written by efficientdet.export --nms."""
 
     def __init__(self, path: str):
         self.session = onnxruntime.InferenceSession(path)
@@ -23,42 +23,45 @@ class Detector:
             sys.exit(f"{path}: export it with --nms and without --normalization outside")
         self.class_names = self.metadata["class_names"]
 
-    def __call__(self, picture: np.ndarray, least_score: float = 0.2) -> list[tuple[str, float, np.ndarray]]:
-        """(H, W, 3) uint8 RGB -> class name, score and box (x1, y1, x2, y2) in pixels of each object, best first."""
-        # Scale to fit, put it at the top left, fill the rest.
+    def __call__(self, image: np.ndarray, score_threshold: float = 0.2) -> list[tuple[str, float, np.ndarray]]:
+        """Detect objects in an (H, W, 3) uint8 RGB image.
+
+        Returns class name, score and box (x1, y1, x2, y2) in pixels of the image for each object, best first.
+        """
+        # Letterbox: resize the image to fit into the top left of the input, and pad the rest.
         height, width = self.metadata["image_size"]
-        scale = min(height / picture.shape[0], width / picture.shape[1])
-        resized_height, resized_width = (max(1, int(side * scale + 1e-6)) for side in picture.shape[:2])
-        image = np.full((1, height, width, 3), self.metadata["padding"], np.uint8)
-        image[0, :resized_height, :resized_width] = cv2.resize(picture, (resized_width, resized_height))
+        scale = min(height / image.shape[0], width / image.shape[1])
+        resized_height, resized_width = (max(1, int(side * scale + 1e-6)) for side in image.shape[:2])
+        batch = np.full((1, height, width, 3), self.metadata["padding"], np.uint8)
+        batch[0, :resized_height, :resized_width] = cv2.resize(image, (resized_width, resized_height))
 
-        boxes, scores, classes, _ = self.session.run(None, {"images": image})
-        found = scores[0] > least_score
-        shrink = np.array([resized_width / picture.shape[1], resized_height / picture.shape[0]] * 2)
+        boxes, scores, classes, _ = self.session.run(None, {"images": batch})
+        found = scores[0] > score_threshold
+        ratios = np.array([resized_width / image.shape[1], resized_height / image.shape[0]] * 2)
         names = [self.class_names[index] for index in classes[0, found]]
-        return list(zip(names, scores[0, found].tolist(), boxes[0, found] / shrink))
+        return list(zip(names, scores[0, found].tolist(), boxes[0, found] / ratios))
 
 
-def draw(picture: np.ndarray, text: str, x1: int, y1: int, x2: int, y2: int) -> None:
-    """A box and its label on a white ground, into the image itself."""
-    cv2.rectangle(picture, (x1, y1), (x2, y2), (0, 200, 0), 2)
+def draw_box(image: np.ndarray, text: str, x1: int, y1: int, x2: int, y2: int) -> None:
+    """Draw a box with a label into an image."""
+    cv2.rectangle(image, (x1, y1), (x2, y2), (0, 200, 0), 2)
     (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)
-    left, bottom = max(0, min(x1, picture.shape[1] - width)), max(y1, height + 4)
-    cv2.rectangle(picture, (left, bottom - height - 4), (left + width, bottom), (255, 255, 255), cv2.FILLED)
-    cv2.putText(picture, text, (left, bottom - 2), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
+    left, bottom = max(0, min(x1, image.shape[1] - width)), max(y1, height + 4)
+    cv2.rectangle(image, (left, bottom - height - 4), (left + width, bottom), (255, 255, 255), cv2.FILLED)
+    cv2.putText(image, text, (left, bottom - 2), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
 
 
 def main(model_path: str, image_path: str, output_path: str) -> None:
-    picture = cv2.imread(image_path)
-    if picture is None:
-        sys.exit(f"{image_path} is no image that OpenCV can read")
-    objects = Detector(model_path)(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
-    found = [(f"{name} {score:.2f}", box.round().astype(int).tolist()) for name, score, box in objects]
-    for text, box in found:
+    image = cv2.imread(image_path)
+    if image is None:
+        sys.exit(f"cannot read {image_path} as an image")
+    objects = Detector(model_path)(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+    labels = [(f"{name} {score:.2f}", box.round().astype(int).tolist()) for name, score, box in objects]
+    for text, box in labels:
         print(text, *box)
-    for text, box in reversed(found):  # the best on top
-        draw(picture, text, *box)
-    if not cv2.haveImageWriter(output_path) or not cv2.imwrite(output_path, picture):
+    for text, box in reversed(labels):  # the best on top
+        draw_box(image, text, *box)
+    if not cv2.haveImageWriter(output_path) or not cv2.imwrite(output_path, image):
         sys.exit(f"cannot write {output_path}")
 
 

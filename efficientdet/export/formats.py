@@ -1,4 +1,4 @@
-"""A network -> a file of each format, which holds one graph and `Metadata`."""
+"""Write a network in each export format: a single graph and its `Metadata`."""
 
 import json
 import tempfile
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.export import Dim
 
-from efficientdet.export.graph import Deployable, opaque_surviving_scores
+from efficientdet.export.graph import ExportGraph, scores_after_nms, scores_after_nms_operator
 from efficientdet.model.network import EfficientDet
 from efficientdet.runtime.metadata import (
     CONVOLUTIONS,
@@ -23,7 +23,7 @@ from efficientdet.runtime.metadata import (
     Suppression,
 )
 from efficientdet.runtime.modes import optimize
-from utils.optional import quietly, require_packages
+from utils.optional import quietly
 
 if TYPE_CHECKING:
     import openvino
@@ -38,39 +38,36 @@ _CPU = torch.device("cpu")
 _OPSET = 18
 
 
-def make_deployable(network: EfficientDet, metadata: Metadata, own_suppression: bool = False) -> Deployable:
-    """`network` as the file that `metadata` describes computes it, on the CPU.
+def make_graph(network: EfficientDet, metadata: Metadata, nms_operator: bool = False) -> ExportGraph:
+    """Return the graph that `metadata` describes, on the CPU.
 
     Args:
-        own_suppression: leave non-maximum suppression to the file's format.
+        nms_operator: make NMS a single operator, which the format replaces by its own.
     """
     dtype = torch.float16 if metadata.precision == "float16" else torch.float32
     fused: Any = optimize(network, _CPU, dtype).network
-    normalization = (metadata.mean, metadata.std) if metadata.normalization == "inside" else None
-    surviving: Any = opaque_surviving_scores if own_suppression else None
-    image_size = None if metadata.dynamic else metadata.image_size
-    return Deployable(fused, normalization, image_size, metadata.suppression, surviving).eval()
+    return ExportGraph(fused, metadata, scores_after_nms_operator if nms_operator else scores_after_nms).eval()
 
 
 def write_exported(network: EfficientDet, metadata: Metadata, export_format: str, path: Path) -> None:
-    """Write the file that `metadata` describes at `path`, which ends as the format has it."""
-    import torchvision  # noqa: F401  (in the middle of tracing it could not be)
+    """Write the file that `metadata` describes to `path`, which must have the format's suffix."""
+    import torchvision  # noqa: F401  (cannot be imported while tracing)
 
     with quietly("torch", "onnxscript", "onnx_ir"), torch.no_grad():
         _WRITERS[export_format](network, metadata, path)
 
 
 def _write_onnx(network: EfficientDet, metadata: Metadata, path: Path) -> None:
-    deployable = make_deployable(network, metadata, own_suppression=True)
-    deployable.to(memory_format=torch.contiguous_format)  # channels-last weights give a graph of needless reshapes
+    graph = make_graph(network, metadata, nms_operator=True)
+    graph.to(memory_format=torch.contiguous_format)  # channels-last weights would fill the graph with reshapes
     program = torch.onnx.export(
-        deployable,
+        graph,
         (_example(metadata),),
         input_names=["images"],
         output_names=DETECTION_OUTPUTS if metadata.suppression else RAW_OUTPUTS,
         dynamic_shapes=_dynamic_shapes(metadata),
         opset_version=_OPSET,
-        custom_translation_table=_translations(metadata.suppression),
+        custom_translation_table=_onnx_nms(metadata.suppression) if metadata.suppression else {},
         dynamo=True,
         verbose=False,
     )
@@ -82,43 +79,40 @@ def _write_onnx(network: EfficientDet, metadata: Metadata, path: Path) -> None:
     path.write_bytes(model.SerializeToString())
 
 
-def _translations(suppression: Suppression | None) -> dict[Any, Any]:
-    """How to say `opaque_surviving_scores` in ONNX's own operators."""
-    if suppression is None:
-        return {}
+def _onnx_nms(suppression: Suppression) -> dict[Any, Any]:
+    """Return the translation of `scores_after_nms_operator` to ONNX operators."""
     from onnxscript import FLOAT, INT64
     from onnxscript import opset18 as op
 
-    def surviving_scores(
+    def translated(
         boxes: FLOAT, scores: FLOAT, class_ids: INT64, num_classes: int, score_threshold: float, iou_threshold: float
     ) -> FLOAT:
-        # (N, classes, K): each candidate counts in its own class alone.
+        # (N, classes, K): each candidate scores in its own class only.
         classes = op.Constant(value_ints=list(range(num_classes)))
         is_class = op.Equal(op.Unsqueeze(class_ids, [1]), op.Unsqueeze(classes, [0, 2]))
         by_class = op.Where(is_class, op.Unsqueeze(scores, [1]), op.Constant(value_float=0.0))
-        most = op.Constant(value_ints=[suppression.max_detections])
         selected = op.NonMaxSuppression(
             boxes,
             by_class,
-            most,
+            op.Constant(value_ints=[suppression.max_detections]),
             op.Constant(value_floats=[iou_threshold]),
             op.Constant(value_floats=[score_threshold]),
         )  # (M, 3): image, class, candidate
         places = op.Gather(selected, op.Constant(value_ints=[0, 2]), axis=1)
-        nothing = op.Mul(scores, op.Constant(value_float=0.0))
-        return op.ScatterND(nothing, places, op.GatherND(scores, places))
+        zeros = op.Mul(scores, op.Constant(value_float=0.0))
+        return op.ScatterND(zeros, places, op.GatherND(scores, places))
 
-    return {torch.ops.efficientdet.surviving_scores.default: surviving_scores}
+    return {torch.ops.efficientdet.scores_after_nms.default: translated}
 
 
 def _write_openvino(network: EfficientDet, metadata: Metadata, path: Path) -> None:
-    """By way of ONNX. Half precision is one of the stored weights: the engine chooses what it computes in."""
+    """Convert from ONNX. Half precision applies to the stored weights; the engine chooses its own for computing."""
     import openvino
 
     with tempfile.TemporaryDirectory() as folder:
         onnx_path = Path(folder) / "model.onnx"
         _write_onnx(network, replace(metadata, precision="float32"), onnx_path)
-        model = openvino.convert_model(onnx_path)  # read_model would leave out some fusions
+        model = openvino.convert_model(onnx_path)  # read_model would skip some fusions
         for name, text in metadata.to_texts().items():
             model.set_rt_info(text, [RT_INFO, name])
         if metadata.precision == "float16":
@@ -127,10 +121,10 @@ def _write_openvino(network: EfficientDet, metadata: Metadata, path: Path) -> No
 
 
 def _halve_weights(model: "openvino.Model") -> None:
-    """Store the convolutions' weights in float16. OpenVINO's own compression would make the anchors coarse, too."""
+    """Store the convolutions' weights in float16. OpenVINO's own compression would also round the anchors."""
     from openvino import opset13 as op
 
-    halved: dict[str, Any] = {}  # the levels of the pyramid share the heads' weights
+    halved: dict[str, Any] = {}  # the pyramid levels share the heads' weights
     for operation in model.get_ordered_ops():
         if operation.get_type_name() in CONVOLUTIONS:
             weights = operation.input_value(1).get_node()
@@ -141,19 +135,22 @@ def _halve_weights(model: "openvino.Model") -> None:
 
 
 def _write_torchscript(network: EfficientDet, metadata: Metadata, path: Path) -> None:
-    traced = torch.jit.trace(make_deployable(network, metadata), _example(metadata), check_trace=False)
+    traced = torch.jit.trace(make_graph(network, metadata), _example(metadata), check_trace=False)
     torch.jit.save(traced, str(path), _extra_files={METADATA_FILE: json.dumps(metadata.to_texts())})
 
 
 def _write_pt2(network: EfficientDet, metadata: Metadata, path: Path) -> None:
-    deployable = make_deployable(network, metadata)
-    program = torch.export.export(deployable, (_example(metadata),), dynamic_shapes=_dynamic_shapes(metadata))
-    program.example_inputs = None  # these would be stored, too
+    graph = make_graph(network, metadata)
+    program = torch.export.export(graph, (_example(metadata),), dynamic_shapes=_dynamic_shapes(metadata))
+    program.example_inputs = None  # else they would be stored
     torch.export.save(program, path, extra_files={METADATA_FILE: json.dumps(metadata.to_texts())})
 
 
+_WRITERS = {"onnx": _write_onnx, "openvino": _write_openvino, "torchscript": _write_torchscript, "pt2": _write_pt2}
+
+
 def _example(metadata: Metadata) -> Tensor:
-    """A batch of two images; where their sides may vary, these are small and unequal."""
+    """Return a batch of two images; if their size is dynamic, small ones with unequal sides."""
     divisor = metadata.size_divisor
     height, width = (2 * divisor, 3 * divisor) if metadata.dynamic else metadata.image_size
     if metadata.normalization == "inside":
@@ -162,23 +159,10 @@ def _example(metadata: Metadata) -> Tensor:
 
 
 def _dynamic_shapes(metadata: Metadata) -> tuple[dict[int, Any]]:
-    """The sizes that may vary: of the batch, and height and width unless they are fixed."""
+    """Return the input's dynamic dimensions: the batch, and with --dynamic height and width."""
     sizes: dict[int, Any] = {0: Dim("batch")}
     if metadata.dynamic:
         first = 1 if metadata.normalization == "inside" else 2
         sizes[first] = metadata.size_divisor * Dim("rows")
         sizes[first + 1] = metadata.size_divisor * Dim("columns")
     return (sizes,)
-
-
-def check_packages(export_format: str) -> None:
-    """InputError when a package that the format needs is missing."""
-    require_packages(PACKAGES[export_format], f"--format {export_format}")
-
-
-_WRITERS = {
-    "onnx": _write_onnx,
-    "openvino": _write_openvino,
-    "torchscript": _write_torchscript,
-    "pt2": _write_pt2,
-}

@@ -1,8 +1,8 @@
-"""What shows that an exported file computes what PyTorch computes."""
+"""Prove that an exported file computes what PyTorch computes, and compare their speed."""
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,38 +12,38 @@ import torch
 from torch import Tensor
 
 from efficientdet.config import DEMO_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
-from efficientdet.export.formats import make_deployable
+from efficientdet.export.formats import make_graph
 from efficientdet.model.network import EfficientDet
 from efficientdet.model.postprocess import postprocess
 from efficientdet.runtime.exported import ExportedModel
-from efficientdet.runtime.metadata import RAW_OUTPUTS, Metadata, Suppression
-from efficientdet.structures import Detections
+from efficientdet.runtime.metadata import RAW_OUTPUTS, Suppression
+from efficientdet.structures import Detections, Outputs
 from utils.device import keep_freed_memory
 from utils.measuring import Measured, Rounds, Workload, measure
 
 _CPU = torch.device("cpu")
-_MOST_DETECTIONS = 100  # of an image, as COCO counts them
-# What two boxes of one object may differ by: a share of its longer side, but some pixels in any case.
-_SAME_SHARE, _SAME_PIXELS = 0.05, 2.0
-_CLEAR = DEMO_SCORE_THRESHOLD
+_MAX_DETECTIONS = 100  # per image, as COCO counts
+# Boxes match if no coordinate differs by more than this: a fraction of the longer side, but at least some pixels.
+_MATCH_FRACTION, _MIN_MATCH_PIXELS = 0.05, 2.0
+_CLEAR_SCORE = DEMO_SCORE_THRESHOLD
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far a file may be from PyTorch in float32."""
+    """How far a file may deviate from PyTorch in float32."""
 
-    outputs: float  # the largest difference of a raw output, in its standard deviations
-    scores: float  # of detections that match
-    boxes: float  # of detections that match, in sides of the input
-    unmatched: float  # share of all detections
-    clear_unmatched: float  # the same of the clear ones: where scores are nearly equal, another one may survive
+    outputs: float  # largest difference of a raw output, in its standard deviations
+    scores: float  # of matching detections
+    boxes: float  # of matching detections, as a fraction of the input's longer side
+    unmatched: float  # fraction of all detections
+    clear_unmatched: float  # fraction of clear ones: NMS may keep another box if scores are nearly equal
 
 
 TOLERANCES = {
     "float32": Tolerance(outputs=1e-3, scores=1e-3, boxes=1e-4, unmatched=0.2, clear_unmatched=0.01),
     "float16": Tolerance(outputs=0.1, scores=0.02, boxes=5e-3, unmatched=0.4, clear_unmatched=0.05),
 }
-_ANCHORS_TOLERANCE = 1e-5  # in their standard deviation, in any precision: they are no result of the network's
+_ANCHOR_TOLERANCE = 1e-5  # in standard deviations, at any precision: the network does not compute anchors
 
 
 class Difference(NamedTuple):
@@ -53,147 +53,119 @@ class Difference(NamedTuple):
     largest: float
     allowed: float
 
-    @property
-    def is_proven(self) -> bool:
-        return self.largest <= self.allowed  # not for NaN
 
+@dataclass
+class Matches:
+    """The file's detections compared with PyTorch's, summed over images. Counts include both sides."""
 
-class Matches(NamedTuple):
-    """Detections of the file beside PyTorch's."""
+    found: int = 0
+    matched: int = 0
+    clear: int = 0  # scored above _CLEAR_SCORE; fainter detections come and go at the threshold
+    clear_matched: int = 0
+    scores: float = 0.0  # largest difference of two matching scores
+    boxes: float = 0.0  # largest difference of two matching coordinates, pixels of the input
 
-    found: int = 0  # of both
-    unmatched: int = 0
-    clear: int = 0  # of both, with a score above _CLEAR: fainter ones come and go at the threshold
-    clear_unmatched: int = 0
-    scores: float = 0.0  # the largest difference of two that match
-    boxes: float = 0.0  # the same of a coordinate, pixels of the input
-
-    def plus(self, other: "Matches") -> "Matches":
-        found, unmatched, clear, clear_unmatched = (a + b for a, b in zip(self[:4], other[:4]))
-        largest = max(self.scores, other.scores), max(self.boxes, other.boxes)
-        return Matches(found, unmatched, clear, clear_unmatched, *largest)
+    def add(self, expected: Detections, got: Detections) -> None:
+        """Match the detections of one image: each of `expected`, best first, with the nearest of its class in `got`."""
+        # By corners, not by IoU, which is 0 even of two identical boxes if they lie beyond the image's edge.
+        distances = (expected.boxes[:, None] - got.boxes).abs().amax(dim=-1)
+        distances[expected.class_ids[:, None] != got.class_ids] = math.inf
+        sides = (expected.boxes[:, 2:] - expected.boxes[:, :2]).abs().amax(dim=-1)
+        allowed = (_MATCH_FRACTION * sides).clamp(min=_MIN_MATCH_PIXELS)
+        expected_clear, got_clear = expected.scores > _CLEAR_SCORE, got.scores > _CLEAR_SCORE
+        self.found += len(expected) + len(got)
+        self.clear += int(expected_clear.sum() + got_clear.sum())
+        for row in range(len(expected) if len(got) else 0):
+            distance, column = distances[row].min(dim=0)
+            if not distance <= allowed[row]:
+                continue
+            distances[:, column] = math.inf
+            self.matched += 2
+            self.clear_matched += int(expected_clear[row]) + int(got_clear[column])
+            self.scores = max(self.scores, (expected.scores[row] - got.scores[column]).abs().item())
+            self.boxes = max(self.boxes, distance.item())
 
 
 @dataclass(frozen=True)
 class Proof:
-    """The differences over all images."""
+    """The differences over all images, those of the raw outputs first."""
 
-    differences: list[Difference]  # those of the raw outputs first
+    differences: list[Difference]
     matches: Matches
 
     @property
     def first_failure(self) -> Difference | None:
-        return next((difference for difference in self.differences if not difference.is_proven), None)
+        return next((row for row in self.differences if not row.largest <= row.allowed), None)  # NaN fails, too
 
 
 @torch.inference_mode()
 def prove(exported: ExportedModel, network: EfficientDet, inputs: Sequence[Tensor]) -> Proof:
-    """Run the file and, beside it, `network` in float32 by PyTorch.
+    """Run the exported file and, in PyTorch and float32, `network` on the same inputs, and compare.
 
     Args:
-        inputs: images (1, 3, H, W), as the file takes them.
+        inputs: images (1, 3, H, W), as `ExportedModel` accepts them.
     """
     metadata = exported.metadata
     tolerance = TOLERANCES[metadata.precision]
-    reference = make_deployable(network, replace(metadata, precision="float32"))
-    outputs: dict[str, Difference] = {}
+    reference = make_graph(network, replace(metadata, precision="float32"))
+    raw: dict[str, list[Tensor]] = {name: [] for name in RAW_OUTPUTS} if metadata.suppression is None else {}
     matches = Matches()
     for images in inputs:
-        pixels = images.permute(0, 2, 3, 1) if reference.takes_pixels else images
-        wanted, got = reference(pixels), exported(images)
-        if metadata.suppression is None:
-            for name, expected, value in zip(RAW_OUTPUTS, wanted, got):
-                largest = (value - expected).abs().max() / expected.std()
-                allowed = _ANCHORS_TOLERANCE if name == "anchors" else tolerance.outputs
-                outputs[name] = _worse(outputs.get(name), Difference(name, largest.item(), allowed))
+        expected, got = reference(exported.graph_input(images)), exported(images)
+        for name, a, b in zip(raw, expected, got):
+            raw[name].append((b - a).abs().max() / a.std())
         height, width = images.shape[-2:]
-        pair = (_detections(values, metadata.suppression, height, width) for values in (wanted, got))
-        matches = matches.plus(match(*pair))
-    clear_share = _share(matches.clear_unmatched, matches.clear)
-    side = max(metadata.image_size)
-    return Proof(
-        [
-            *outputs.values(),
-            Difference("share of detections unmatched", _share(matches.unmatched, matches.found), tolerance.unmatched),
-            Difference("share of clear ones unmatched", clear_share, tolerance.clear_unmatched),
-            Difference("scores of detections", matches.scores, tolerance.scores),
-            Difference("boxes of detections (pixels)", matches.boxes, tolerance.boxes * side),
-        ],
-        matches,
-    )
+        matches.add(*(_detections(outputs, metadata.suppression, height, width) for outputs in (expected, got)))
 
-
-def _share(part: int, whole: int) -> float:
-    return part / max(1, whole)
-
-
-def _worse(a: Difference | None, b: Difference) -> Difference:
-    return b if a is None or not b.largest <= a.largest else a  # NaN is the worst
+    differences = []
+    for name, values in raw.items():
+        allowed = _ANCHOR_TOLERANCE if name == "anchors" else tolerance.outputs
+        differences.append(Difference(name, torch.stack(values).max().item(), allowed))
+    unmatched = (matches.found - matches.matched) / max(1, matches.found)
+    clear_unmatched = (matches.clear - matches.clear_matched) / max(1, matches.clear)
+    differences += [
+        Difference("share of detections unmatched", unmatched, tolerance.unmatched),
+        Difference("share of clear ones unmatched", clear_unmatched, tolerance.clear_unmatched),
+        Difference("scores of detections", matches.scores, tolerance.scores),
+        Difference("boxes of detections (pixels)", matches.boxes, tolerance.boxes * max(metadata.image_size)),
+    ]
+    return Proof(differences, matches)
 
 
 def _detections(outputs: Sequence[Tensor], suppression: Suppression | None, height: int, width: int) -> Detections:
-    """Of one image."""
+    """Return the detections in a graph's outputs for one image."""
     if suppression is not None:
-        boxes, scores, classes, count = outputs
-        found = int(count)
-        return Detections(boxes[0, :found], scores[0, :found], classes[0, :found])
-    raw = outputs[0], outputs[1], outputs[2]
-    (all_found,) = postprocess(raw, height, width, EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD)
-    return all_found[:_MOST_DETECTIONS]
+        boxes, scores, classes, counts = outputs
+        count = int(counts)
+        return Detections(boxes[0, :count], scores[0, :count], classes[0, :count])
+    limits = EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD
+    (detections,) = postprocess(Outputs(*outputs), height, width, *limits)
+    return detections[:_MAX_DETECTIONS]
 
 
-def match(expected: Detections, got: Detections) -> Matches:
-    """Each of `expected`, the best first, takes that of `got` of its class that lies nearest, if it is near enough."""
-    # By corners, not by IoU: of a box beyond the image's edge that is 0, with itself even.
-    distances = (expected.boxes[:, None] - got.boxes).abs().amax(dim=-1)
-    distances[expected.class_ids[:, None] != got.class_ids] = math.inf
-    sides = (expected.boxes[:, 2:] - expected.boxes[:, :2]).abs().amax(dim=-1)
-    allowed = (_SAME_SHARE * sides).clamp(min=_SAME_PIXELS)
-    is_clear, is_clear_too = expected.scores > _CLEAR, got.scores > _CLEAR
-    clear = clear_unmatched = int(is_clear.sum() + is_clear_too.sum())
-    found = unmatched = len(expected) + len(got)
-    scores = boxes = 0.0
-    for row in range(len(expected) if len(got) else 0):
-        distance, column = distances[row].min(dim=0)
-        if not distance <= allowed[row]:
-            continue
-        distances[:, column] = math.inf
-        unmatched -= 2
-        clear_unmatched -= int(is_clear[row]) + int(is_clear_too[column])
-        scores = max(scores, (expected.scores[row] - got.scores[column]).abs().item())
-        boxes = max(boxes, distance.item())
-    return Matches(found, unmatched, clear, clear_unmatched, scores, boxes)
+def measure_speed(paths: Sequence[Path], network: EfficientDet, images: Tensor, runs: int) -> dict[str, float]:
+    """Return the median seconds of PyTorch and of exported files on one image (1, 3, H, W), by names to print.
 
-
-def time_in_turns(paths: Sequence[Path], network: EfficientDet, images: Tensor, runs: int) -> list[tuple[str, float]]:
-    """PyTorch and the files: their names, and median seconds for an image (1, 3, H, W), in processes of their own."""
-    metadata = replace(ExportedModel(paths[0], _CPU).metadata, precision="float32")
-    contenders = {"PyTorch": partial(_run_pytorch, network, metadata, images)}
-    for path in paths:
-        contenders[f"{path.suffix[1:]} {ExportedModel(path, _CPU).metadata.precision}"] = partial(
-            _run_file, path, images
-        )
+    They run in separate processes that take turns.
+    """
+    exported = {path: ExportedModel(path, _CPU) for path in paths}
+    metadata = replace(exported[paths[0]].metadata, precision="float32")
+    pixels = exported[paths[0]].graph_input(images)
+    contenders = {"PyTorch": partial(_workload, partial(make_graph, network, metadata), pixels)}
+    for path, model in exported.items():
+        name = f"{path.suffix[1:]} {model.metadata.precision}"
+        contenders[name] = partial(_workload, partial(ExportedModel, path, _CPU), images)
     measured: dict[str, Measured] = {}
     measure(contenders, Rounds(least=runs, most=runs), "speed", measured)
-    return [(name, statistics.median(run.seconds for run in measured[name].passes)) for name in contenders]
+    return {name: statistics.median(run.seconds for run in measured[name].passes) for name in contenders}
 
 
-def _run_file(path: Path, images: Tensor) -> Workload:
-    exported = ExportedModel(path, _CPU)
-
-    def run_once() -> None:
-        exported(images)
-
-    return Workload(run_once, 1, _CPU)
-
-
-def _run_pytorch(network: EfficientDet, metadata: Metadata, images: Tensor) -> Workload:
+def _workload(make_model: Callable[[], Callable[[Tensor], object]], images: Tensor) -> Workload:
     keep_freed_memory()
-    deployable = make_deployable(network, metadata)
-    pixels = images.permute(0, 2, 3, 1) if deployable.takes_pixels else images
+    model = make_model()
 
     @torch.inference_mode()
     def run_once() -> None:
-        deployable(pixels)
+        model(images)
 
     return Workload(run_once, 1, _CPU)

@@ -1,7 +1,7 @@
-"""An exported network -> the same in eight-bit integers, for CPUs: post-training quantisation of OpenVINO's files.
+"""Quantise OpenVINO files to eight-bit integers after training, for CPUs.
 
-NNCF runs calibration images to find the range of each activation, and corrects the biases for what rounding adds.
-README.md tells what else was measured: ONNX Runtime gains next to nothing by its own quantisation.
+NNCF runs calibration images to find the range of each activation, and corrects the biases for rounding errors.
+The README says what else was measured: ONNX Runtime gains next to nothing from its own quantisation.
 """
 
 import contextlib
@@ -21,40 +21,40 @@ if TYPE_CHECKING:
     import openvino
 
 PACKAGES = ("openvino", "nncf")
-CALIBRATION_IMAGES = 100  # 10 lose another 0.01 AP of the shapes, 300 gain nothing
+CALIBRATION_IMAGES = 100  # on shapes, 10 cost another 0.01 AP and 300 gain nothing
 
 
 def quantize(model_path: Path, inputs: Sequence[np.ndarray], quantized_path: Path) -> None:
-    """Write the INT8 form of an exported float32 network, with the same inputs, outputs and metadata but for precision.
+    """Write the INT8 form of an exported float32 network: same inputs, outputs and metadata except the precision.
 
-    Convolutions and what lies before them are quantised, except for squeeze-and-excitation, which NNCF leaves. What
-    follows the last ones, such as decoding and non-maximum suppression, stays in float32, too.
+    Convolutions and their predecessors are quantised, except squeeze-and-excitation, which NNCF skips. Whatever
+    follows the last convolutions, such as decoding and NMS, stays in float32.
 
     Args:
-        model_path: OpenVINO's .xml, with its .bin beside. It should come from `openvino.convert_model`: without the
-            fusions of that, INT8 is slower than float32.
-        inputs: what the network takes, an array for each pass: of images like those that it will see.
-        quantized_path: the .xml to write; the .bin goes beside it.
+        model_path: OpenVINO's .xml, next to its .bin. It should come from `openvino.convert_model`: without the
+            fusions that makes, INT8 is slower than float32.
+        inputs: arrays for the network, one per pass, of images like those it will see.
+        quantized_path: the .xml to write; the .bin is written next to it.
 
-    Raises InputError when a package is not installed, ValueError without inputs.
+    Raises InputError if a package is missing, ValueError without inputs.
     """
     require_packages(PACKAGES, "quantisation")
     if not inputs:
-        raise ValueError("quantisation needs at least one input to calibrate with")
+        raise ValueError("quantisation needs at least one input for calibration")
     import nncf
     import openvino
 
     network = openvino.Core().read_model(model_path)
     with (
-        # NNCF's own switch, set_log_level, would also silence every handler that another put on its logger, for good.
+        # Not nncf.set_log_level, which would also silence other handlers on its logger, permanently.
         quietly("nncf"),
-        contextlib.redirect_stdout(io.StringIO()),  # takes NNCF's own bars
+        contextlib.redirect_stdout(io.StringIO()),  # hides NNCF's progress bars
         tqdm(inputs, desc="calibrating INT8", unit="pass", dynamic_ncols=True) as bar,
     ):
         quantized = nncf.quantize(
             network,
             nncf.Dataset(bar),
-            # The other preset, MIXED, gives activations zero points: 0.006 less AP of the shapes, and a tenth slower.
+            # The MIXED preset adds zero points to activations: 0.006 AP lower on shapes, and a tenth slower.
             preset=nncf.QuantizationPreset.PERFORMANCE,
             subset_size=len(inputs),
             ignored_scope=nncf.IgnoredScope(names=_after_convolutions(network)),
@@ -64,7 +64,7 @@ def quantize(model_path: Path, inputs: Sequence[np.ndarray], quantized_path: Pat
 
 
 def _after_convolutions(network: "openvino.Model") -> list[str]:
-    """The names of the operations, no convolutions themselves, that no convolution follows."""
+    """Return the names of the operations that neither are convolutions nor precede one."""
     before, after = set(), []
     for operation in reversed(network.get_ordered_ops()):
         users = [target.get_node() for output in operation.outputs() for target in output.get_target_inputs()]

@@ -1,4 +1,4 @@
-"""From labelled images to a project: three formats there and back, what is written, and what is refused."""
+"""`python -m efficientdet.convert`: three formats there and back, what it writes, and what it rejects."""
 
 import json
 import os
@@ -9,12 +9,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from scripts import REPOSITORY, assert_succeeded
 
 from efficientdet.convert import __main__ as convert
 from efficientdet.convert.__main__ import guess_format, main, parse_args
 from efficientdet.convert.labels import LabelledImage
-from efficientdet.convert.writing import divide, project_text
+from efficientdet.convert.writing import project_text, split_into_sets
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.project import load_project
 from utils.errors import InputError
@@ -25,7 +26,7 @@ def content(set_name: str, project: str = "made", data: str = "datasets") -> dic
 
 
 def objects(coco: dict) -> dict[str, list[tuple]]:
-    """File name -> (class, bbox) of its annotations."""
+    """Return file name -> [(class, *xywh)]."""
     names = {category["id"]: category["name"] for category in coco["categories"]}
     found = {image["id"]: (image["file_name"], []) for image in coco["images"]}
     for annotation in coco["annotations"]:
@@ -33,26 +34,25 @@ def objects(coco: dict) -> dict[str, list[tuple]]:
     return dict(found.values())
 
 
-def run(monkeypatch, *args: str | Path) -> None:
-    """The command in this process, for the project `made`."""
-    monkeypatch.setattr(sys, "argv", ["convert", *map(str, args), "-p", "made"])
-    main(parse_args())
+def run(*args: str | Path) -> None:
+    """Run the command in this process, for the project `made`."""
+    main(parse_args([*map(str, args), "-p", "made"]))
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """An empty folder to be in."""
+    """An empty working folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def write_csv(pictures: int = 4, rows: str = "", file_name: str = "photos/boxes.csv") -> Path:
-    """Images `0.png`, `1.png`, ... of 60 x 40 pixels beside a CSV file; each shows a cat from (1, 2) to (10, 20)."""
+def write_csv(number: int = 4, rows: str = "", file_name: str = "photos/boxes.csv") -> Path:
+    """Write a CSV file, next to images `0.png`, ... of 60 x 40 pixels, each with a cat from (1, 2) to (10, 20)."""
     file = Path(file_name)
     file.parent.mkdir(parents=True, exist_ok=True)
-    for number in range(pictures):
-        assert cv2.imwrite(str(file.parent / f"{number}.png"), np.full((40, 60, 3), number, np.uint8))
-    cats = "".join(f"{number}.png,1,2,10,20,cat\n" for number in range(pictures))
+    for n in range(number):
+        assert cv2.imwrite(str(file.parent / f"{n}.png"), np.full((40, 60, 3), n, np.uint8))
+    cats = "".join(f"{n}.png,1,2,10,20,cat\n" for n in range(number))
     file.write_text(f"filename,xmin,ymin,xmax,ymax,class\n{cats}{rows}")
     return file
 
@@ -61,11 +61,11 @@ def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
 
 
-# A small set of the conftest, written in each format.
+# The shapes project of conftest, written in each format.
 
 
 def read_images(project) -> list[tuple[str, dict, list[tuple[str, list[float]]]]]:
-    """(set, image entry, [(class, bbox)]) of the project's images."""
+    """Return [(set, image entry, [(class, xywh)])] of a project."""
     found = []
     for set_name in ("train", "val"):
         coco = json.loads((project.data / "annotations" / f"instances_{set_name}.json").read_text())
@@ -125,18 +125,18 @@ def write_as_csv(project, folder: Path) -> list[str]:
     return [str(folder / "train.csv"), str(folder / "val.csv")]
 
 
-def test_no_objects_at_all(folder, monkeypatch):
+def test_no_objects(folder):
     write_csv(0, "0.png,,,,,\n1.png,,,,,\n")
     for name in ("0.png", "1.png"):
         cv2.imwrite(f"photos/{name}", np.zeros((4, 6, 3), np.uint8))
     with pytest.raises(InputError, match="no object"):
-        run(monkeypatch, "photos")
+        run("photos")
     assert not Path("datasets").exists() and not Path("projects").exists()
 
 
 @pytest.mark.parametrize("write", [write_as_voc, write_as_yolo, write_as_csv])
-def test_there_and_back(shapes_project, folder, monkeypatch, capsys, write):
-    run(monkeypatch, *write(shapes_project, folder / "labelled"))
+def test_there_and_back(shapes_project, folder, capsys, write):
+    run(*write(shapes_project, folder / "labelled"))
 
     project = load_project("made")
     assert project.name == "made" and project.class_names == ("disc", "square")
@@ -175,9 +175,9 @@ def test_there_and_back(shapes_project, folder, monkeypatch, capsys, write):
     assert "python -m efficientdet.check -p made" in printed and "python train.py -p made" in printed
 
 
-def test_annotations_are_complete(folder, monkeypatch):
+def test_annotations_are_complete(folder):
     write_csv(2, "1.png,0.5,0,60,39.5,dog\n")
-    run(monkeypatch, "photos", "--seed", "1")
+    run("photos", "--seed", "1")
     train, val = content("train"), content("val")
     assert train["categories"] == val["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
     both = {coco["images"][0]["file_name"]: coco for coco in (train, val)}
@@ -188,60 +188,79 @@ def test_annotations_are_complete(folder, monkeypatch):
     ]
 
 
-def test_difficult_objects_are_ignored_in_evaluation(folder, monkeypatch, capsys):
+def test_files_are_written_byte_for_byte(folder):
+    write_csv(2)
+    run("photos")
+    assert Path("datasets/made/annotations/instances_val.json").read_text() == (
+        '{"images": [{"id": 1, "file_name": "1.png", "width": 60, "height": 40}], '
+        '"annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1.0, 2.0, 9.0, 18.0], "area": 162.0, '
+        '"iscrowd": 0}], "categories": [{"id": 1, "name": "cat"}]}'
+    )
+    lines = [line.split("  #")[0] for line in Path("projects/made.yml").read_text().splitlines()]
+    assert [line for line in lines if line and not line.startswith("#")] == [
+        "project_name: made",
+        "train_set: train",
+        "val_set: val",
+        f"num_gpus: {int(torch.cuda.is_available())}",
+        "mean: [0.485, 0.456, 0.406]",
+        "std: [0.229, 0.224, 0.225]",
+        "anchors_scales: '[2 ** 0, 2 ** (1.0 / 3.0), 2 ** (2.0 / 3.0)]'",
+        "anchors_ratios: '[(1.0, 1.0), (1.4, 0.7), (0.7, 1.4)]'",
+        "obj_list:",
+        "- cat",
+    ]
+
+
+def test_difficult_objects_are_ignored_in_evaluation(folder, capsys):
     box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
     for name in "ab":
         cv2.imwrite(f"{name}.png", np.zeros((40, 60, 3), np.uint8))
         difficult = f"<object><name>cat</name><difficult>1</difficult>{box}</object>"
         Path(f"{name}.xml").write_text(f"<annotation>{difficult}</annotation>")
-    run(monkeypatch, ".")
+    run(".")
     assert [annotation["iscrowd"] for annotation in content("train")["annotations"]] == [1]
     assert "2 objects are difficult" in capsys.readouterr().out
 
 
-def test_test_set_stays_a_set_of_its_own(folder, monkeypatch):
+def test_test_set_remains_separate(folder):
     write_csv(3, file_name="data/train.csv")
     write_csv(1, file_name="data/more/test.csv")
-    run(monkeypatch, "data")
+    run("data")
     assert [len(content(set_name)["images"]) for set_name in ("train", "val", "test")] == [2, 1, 1]
     assert load_project("made").val_set == "val"
 
 
-def pictures(*sets: str | None) -> list[LabelledImage]:
+def labelled(*sets: str | None) -> list[LabelledImage]:
     return [LabelledImage(Path(f"{number}.jpg"), Path("x"), 1, set_name) for number, set_name in enumerate(sets)]
 
 
-def test_division_depends_on_the_seed_alone():
+def test_validation_set_depends_on_the_seed_only():
     for fraction, expected in ((0.1, 3), (0.0, 1), (1.0, 29)):
-        sets = divide(pictures(*[None] * 30), fraction, seed=0)
+        sets = split_into_sets(labelled(*[None] * 30), fraction, seed=0)
         assert len(sets["val"]) == expected and len(sets["train"]) == 30 - expected
         assert {*map(id, sets["val"])} & {*map(id, sets["train"])} == set()
-    names = [[p.path.name for p in divide(pictures(*[None] * 30), 0.2, seed)["val"]] for seed in (0, 0, 1)]
+    names = [[p.path.name for p in split_into_sets(labelled(*[None] * 30), 0.2, seed)["val"]] for seed in (0, 0, 1)]
     assert names[0] == names[1] != names[2]
 
 
-def test_division_of_the_data_itself_is_kept():
-    labelled = pictures("train", "val", None, "test")
-    assert divide(labelled, 0.5, 0) == {
-        "train": [labelled[0], labelled[2]],
-        "val": [labelled[1]],
-        "test": [labelled[3]],
-    }
+def test_sets_of_the_data_are_kept():
+    a, b, c, d = labelled("train", "val", None, "test")
+    assert split_into_sets([a, b, c, d], 0.5, 0) == {"train": [a, c], "val": [b], "test": [d]}
 
 
 @pytest.mark.parametrize(
     ("sets", "empty"), [([], "train"), (["val"], "train"), (["train"], "val"), (["test", None], "val")]
 )
-def test_sets_without_images_are_refused(sets, empty):
+def test_sets_without_images_are_rejected(sets, empty):
     with pytest.raises(InputError, match=f"the set {empty}"):
-        divide(pictures(*sets), 0.5, 0)
+        split_into_sets(labelled(*sets), 0.5, 0)
 
 
-def test_same_names_in_different_folders_stay_apart(folder, monkeypatch):
+def test_equal_names_in_different_folders_stay_apart(folder):
     write_csv(1, file_name="photos/a/b/boxes.csv").unlink()
     write_csv(1, "b/0.png,0,0,5,5,dog\n", "photos/a/boxes.csv")
     write_csv(1, file_name="elsewhere/val.csv")
-    run(monkeypatch, "photos", "elsewhere/val.csv")
+    run("photos", "elsewhere/val.csv")
     assert objects(content("train")) == {"0.png": [("cat", 1, 2, 9, 18)], "b/0.png": [("dog", 0, 0, 5, 5)]}
     assert files(folder / "datasets/made") == [
         "annotations/instances_train.json",
@@ -253,55 +272,55 @@ def test_same_names_in_different_folders_stay_apart(folder, monkeypatch):
     assert len(CocoDataset(Path("datasets/made"), "train", load_project("made"), (128, 128))) == 2
 
 
-def test_classes_are_in_alphabetical_order(folder, monkeypatch):
+def test_classes_are_in_alphabetical_order(folder):
     write_csv(2, "".join(f"0.png,1,1,9,9,{name}\n" for name in ("zebra", "ant", "mule", "bee", "yak", "Dog")))
-    run(monkeypatch, "photos")
+    run("photos")
     assert load_project("made").class_names == ("Dog", "ant", "bee", "cat", "mule", "yak", "zebra")
 
 
-def test_classes_file_gives_the_order(folder, monkeypatch):
+def test_classes_file_sets_the_order(folder):
     write_csv(2)
     Path("names.txt").write_text("dog\ncat\n")
-    run(monkeypatch, "photos", "--classes", "names.txt")
+    run("photos", "--classes", "names.txt")
     assert load_project("made").class_names == ("dog", "cat")
 
 
-def test_links_instead_of_copies(folder, monkeypatch):
+def test_link_makes_hard_links(folder):
     write_csv(2)
-    run(monkeypatch, "photos", "--link", "--data_path", "data")
+    run("photos", "--link", "--data_path", "data")
     written = sorted(Path("data/made").rglob("*.png"))
     assert {path.stat().st_ino for path in written} == {Path(f"photos/{n}.png").stat().st_ino for n in range(2)}
 
 
-def test_symbolic_links_where_hard_ones_do_not_reach(folder, monkeypatch):
+def test_link_makes_symbolic_links_to_another_file_system(folder, monkeypatch):
     def refuse(*paths):
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr(os, "link", refuse)
     write_csv(2)
-    run(monkeypatch, "photos", "--link")
+    run("photos", "--link")
     for path in sorted(Path("datasets/made").rglob("*.png")):
         assert path.is_symlink() and path.resolve() == folder / "photos" / path.name
 
 
-def test_all_faults_are_told_and_nothing_is_written(folder, monkeypatch, capsys):
+def test_all_faults_are_reported_and_nothing_is_written(folder, capsys):
     rows = (
         "".join(f"{n % 4}.png,1,1,90,{20 + n},cat\n" for n in range(25)) + "lost.png,1,1,2,2,cat\n3.png,1,1,1,9,cat\n"
     )
     write_csv(4, rows)
     with pytest.raises(InputError, match="27 faults in 5 of 5 images.*--skip_faulty"):
-        run(monkeypatch, "photos")
-    told = capsys.readouterr().err
-    assert "25 x a box that reaches beyond its image: correct it, or pass --clip\n" in told
-    assert told.count(" in 60 x 40 pixels\n") == 20 + 1 and "  and 5 more\n" in told
-    assert "photos/boxes.csv, line 31: photos/lost.png\n" in told
-    assert "photos/boxes.csv, line 32: x1 y1 x2 y2 = 1 1 1 9 in 60 x 40 pixels\n" in told
+        run("photos")
+    printed = capsys.readouterr().err
+    assert "25 x a box that reaches beyond its image: correct it, or pass --clip\n" in printed
+    assert printed.count(" in 60 x 40 pixels\n") == 20 + 1 and "  and 5 more\n" in printed
+    assert "photos/boxes.csv, line 31: photos/lost.png\n" in printed
+    assert "photos/boxes.csv, line 32: x1 y1 x2 y2 = 1 1 1 9 in 60 x 40 pixels\n" in printed
     assert not Path("datasets").exists() and not Path("projects").exists()
 
 
-def test_faulty_images_are_left_out_on_request(folder, monkeypatch, capsys):
+def test_skip_faulty_leaves_images_with_faults_out(folder, capsys):
     write_csv(4, "3.png,1,1,90,9,cat\nlost.png,1,1,2,2,dog\n")
-    run(monkeypatch, "photos", "--skip_faulty")
+    run("photos", "--skip_faulty")
     names = {**objects(content("train")), **objects(content("val"))}
     assert sorted(names) == ["0.png", "1.png", "2.png"]
     captured = capsys.readouterr()
@@ -310,28 +329,28 @@ def test_faulty_images_are_left_out_on_request(folder, monkeypatch, capsys):
     assert load_project("made").class_names == ("cat",)
 
 
-def test_one_faulty_row_leaves_its_image_out(folder, monkeypatch):
-    """Although the row does not say which set the image is in."""
+def test_one_faulty_row_leaves_its_image_out(folder):
+    """Even if the row does not name the image's set."""
     file = write_csv(4)
     rows = ["filename,xmin,ymin,xmax,ymax,class,split", *(f"{n}.png,1,2,10,20,cat,train" for n in range(4))]
     file.write_text("\n".join([*rows, "2.png,1,2,10,20"]))
-    run(monkeypatch, "photos", "--skip_faulty")
+    run("photos", "--skip_faulty")
     assert sorted({**objects(content("train")), **objects(content("val"))}) == ["0.png", "1.png", "3.png"]
 
 
-def test_clipped_boxes_are_no_faults(folder, monkeypatch):
+def test_clip_removes_faults(folder):
     write_csv(2, "1.png,-30,1,30,50,cat\n")
-    run(monkeypatch, "photos", "--clip")
+    run("photos", "--clip")
     assert ("cat", 0, 1, 30, 39) in {**objects(content("train")), **objects(content("val"))}["1.png"]
 
 
 @pytest.mark.parametrize("path", ["datasets/made/notes.txt", "projects/made.yml"])
-def test_nothing_is_overwritten(folder, monkeypatch, path):
+def test_existing_files_are_kept(folder, path):
     write_csv(2)
     Path(path).parent.mkdir(parents=True)
     Path(path).write_text("mine")
-    with pytest.raises(InputError, match="exists already: move or remove it, or choose another name"):
-        run(monkeypatch, "photos")
+    with pytest.raises(InputError, match=path.removesuffix("/notes.txt")):
+        run("photos")
     assert Path(path).read_text() == "mine"
     assert files(folder) == sorted(["photos/0.png", "photos/1.png", "photos/boxes.csv", path])
 
@@ -348,7 +367,7 @@ def test_interrupted_writing_leaves_nothing(folder, monkeypatch, stop):
 
     monkeypatch.setattr(convert.shutil, "copyfile", copy_two_only)
     with pytest.raises(KeyboardInterrupt if isinstance(stop, KeyboardInterrupt) else InputError):
-        run(monkeypatch, "photos")
+        run("photos")
     assert list(Path("datasets").iterdir()) == list(Path("projects").iterdir()) == []
 
 
@@ -371,62 +390,53 @@ def test_format_is_guessed(folder, names, expected):
     assert guess_format(Path("data")) == expected
 
 
-def test_formats_that_cannot_be_guessed(folder):
+def test_ambiguous_formats(folder):
     Path("data").mkdir()
-    with pytest.raises(InputError, match="no labels of a format that is known.*--format {voc,yolo,csv}"):
+    with pytest.raises(InputError, match="data.*--format {voc,yolo,csv}"):
         guess_format(Path("data"))
     Path("data/a.csv").touch()
     Path("data/a.xml").touch()
     with pytest.raises(InputError, match="Pascal VOC and CSV"):
         guess_format(Path("data"))
     assert guess_format(Path("data/a.csv")) == "csv"
-    with pytest.raises(InputError, match="no labels"):
+    with pytest.raises(InputError, match="data/a.xml"):
         guess_format(Path("data/a.xml"))
-    with pytest.raises(InputError, match="there is no absent"):
+    with pytest.raises(InputError, match="absent"):
         guess_format(Path("absent"))
 
 
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["photos", "--zero_based"], "--zero_based and --difficult are for Pascal VOC"),
-        (["photos", "--difficult", "drop"], "--zero_based and --difficult are for Pascal VOC"),
-        (["photos", "--format", "yolo", "--images", "photos"], "--images is not for YOLO"),
-        (["photos", "-p", "../made"], "letters, digits"),
+        (["photos", "--zero_based"], "--zero_based and --difficult .*photos"),
+        (["photos", "--difficult", "drop"], "--zero_based and --difficult .*photos"),
+        (["photos", "--format", "yolo", "--images", "photos"], "--images .*photos"),
+        (["photos", "-p", "../made"], "-p ../made"),
         (["photos", "--format", "voc"], "no XML files"),
     ],
 )
-def test_flags_that_do_not_fit(folder, monkeypatch, args, words):
+def test_flags_that_do_not_fit(folder, args, words):
     write_csv(2)
-    monkeypatch.setattr(sys, "argv", ["convert", "-p", "made", *args])
     with pytest.raises(InputError, match=words):
-        main(parse_args())
+        main(parse_args(["-p", "made", *args]))
     assert not Path("datasets").exists()
 
 
 @pytest.mark.parametrize("name", ["1e5", "true", "my-birds.2", "鳥"])
-def test_project_file_takes_any_names(tmp_path, name):
-    class_names = [
-        "no",
-        "12",
-        "it's",
-        "a: b",
-        "# x",
-        "größe",
-        'say "hi"',
-        "[",
-        "tab\t",
-        *(f"class {n}" for n in range(99)),
-    ]
+def test_project_file_accepts_any_names(tmp_path, name):
+    strange = ["no", "12", "it's", "a: b", "# x", "größe", 'say "hi"', "[", "tab\t"]
+    class_names = [*strange, *(f"class {n}" for n in range(99))]
     (tmp_path / "a.yml").write_text(project_text(name, class_names), encoding="utf-8")
     project = load_project(tmp_path / "a.yml")
     assert project.name == name and project.class_names == tuple(class_names)
 
 
-def test_command_as_it_is_run(folder):
+@pytest.mark.slow
+def test_command_as_a_user_runs_it(folder):
     command = [sys.executable, "-m", "efficientdet.convert", str(write_csv(4)), "-p", "birds"]
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
-    assert_succeeded(done)
-    assert "photos/boxes.csv: CSV (guessed" in done.stdout and "-> datasets/birds/, projects/birds.yml" in done.stdout
+    completed = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    assert_succeeded(completed)
+    assert "photos/boxes.csv: CSV (guessed" in completed.stdout
+    assert "-> datasets/birds/, projects/birds.yml" in completed.stdout
     assert len(content("train", "birds")["images"]) == 3

@@ -1,11 +1,11 @@
-"""Pascal VOC's XML files: boxes, sets, whose image it is, and faults with their lines."""
+"""Reading Pascal VOC: boxes, sets, the image of each XML file, and faults with their lines."""
 
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
-from efficientdet.convert.labels import LabelledImage
+from efficientdet.convert.labels import Fault, LabelledImage
 from efficientdet.convert.voc import read_voc
 from utils.errors import InputError
 
@@ -24,35 +24,35 @@ def annotation(content: str = CAT) -> str:
 
 
 def write_pair(folder: Path, name: str, content: str = CAT) -> None:
-    """`{name}.jpg`, which no reader of labels opens, and `{name}.xml` beside it."""
+    """Write an empty `{name}.jpg`, which no reader of labels opens, and `{name}.xml` next to it."""
     write(folder / f"{name}.jpg")
     write(folder / f"{name}.xml", annotation(content))
 
 
 def only_image(folder: Path, **options) -> LabelledImage:
-    (picture,) = read_voc(folder, **options).pictures
-    return picture
+    (image,) = read_voc(folder, **options).images
+    return image
 
 
-def told(picture: LabelledImage) -> list[tuple[str, int | None, str]]:
-    return [(fault.problem, fault.line, fault.detail) for fault in picture.faults]
+def described(faults: list[Fault]) -> list[tuple[str, int | None, str]]:
+    return [(fault.problem, fault.line, fault.detail) for fault in faults]
 
 
-def test_folder_without_xml_files_is_refused(tmp_path):
+def test_folder_without_xml_files(tmp_path):
     write(tmp_path / "a.jpg")
-    with pytest.raises(InputError, match="no XML files in"):
+    with pytest.raises(InputError, match="no XML files"):
         read_voc(tmp_path)
 
 
 def test_annotation_without_objects(tmp_path):
     write_pair(tmp_path, "a", "")
-    picture = only_image(tmp_path)
-    assert picture.path == tmp_path / "a.jpg" and picture.file == tmp_path / "a.xml" and picture.line == 1
-    assert picture.boxes == [] and picture.faults == [] and picture.size is None and picture.set_name is None
+    image = only_image(tmp_path)
+    assert image.path == tmp_path / "a.jpg" and image.file == tmp_path / "a.xml" and image.line == 1
+    assert image.boxes == [] and image.faults == [] and image.size is None and image.set_name is None
 
 
-def test_coordinates_are_numbers_of_pixels_from_one_on(tmp_path):
-    """Columns 1 to 10 are the first ten: from the image's edge to 10. Rows 2 to 20 are nineteen."""
+def test_coordinates_are_pixel_numbers_from_one(tmp_path):
+    """Columns 1 to 10 are the first ten, from the image's edge to 10. Rows 2 to 20 are nineteen."""
     write_pair(tmp_path, "a")
     (box,) = only_image(tmp_path).boxes
     assert box.class_name == "cat" and box.xyxy == (0, 1, 10, 20) and box.line == 2 and not box.is_crowd
@@ -64,21 +64,21 @@ def test_zero_based_coordinates_are_distances_from_the_edge(tmp_path):
     assert box.xyxy == (0.25, 2, 10, 20)
 
 
-def test_several_objects_in_the_order_of_the_file(tmp_path):
+def test_objects_keep_the_order_of_the_file(tmp_path):
     dog = f"<object>\n  <part><name>head</name>{BOX}</part><name> dog </name>{BOX.replace('10', '45.5')}</object>"
     write_pair(tmp_path, "a", f"<size><width>60</width><height>40</height><depth>3</depth></size>{CAT}\n{dog}")
-    picture = only_image(tmp_path)
-    assert [(box.class_name, box.xyxy, box.line) for box in picture.boxes] == [
+    image = only_image(tmp_path)
+    assert [(box.class_name, box.xyxy, box.line) for box in image.boxes] == [
         ("cat", (0, 1, 10, 20), 2),
         ("dog", (0, 1, 45.5, 20), 3),
     ]
-    assert picture.size == (40, 60)
+    assert image.size == (40, 60)
 
 
-def test_size_of_nought_is_none(tmp_path):
+def test_size_of_zero_is_unspecified(tmp_path):
     write_pair(tmp_path, "a", "<size><width>0</width><height>0</height></size>")
-    picture = only_image(tmp_path)
-    assert picture.size is None and picture.faults == []
+    image = only_image(tmp_path)
+    assert image.size is None and image.faults == []
 
 
 @pytest.mark.parametrize(
@@ -106,48 +106,48 @@ def write_voc(root: Path, names: Iterable[str], **lists: str) -> None:
 
 
 def sets(labels) -> list[tuple[str, str | None]]:
-    return [(picture.path.stem, picture.set_name) for picture in labels.pictures]
+    return [(image.path.stem, image.set_name) for image in labels.images]
 
 
 def test_lists_name_the_sets(tmp_path):
     write_voc(tmp_path, "abcd", train="b\na\n\n", val="c 1\n", trainval="a\nb\nc\n", cat_train="d 1\n")
     labels = read_voc(tmp_path)
     assert sets(labels) == [("b", "train"), ("a", "train"), ("c", "val")]
-    assert labels.pictures[0].path == tmp_path / "JPEGImages" / "b.jpg"
+    assert labels.images[0].path == tmp_path / "JPEGImages" / "b.jpg"
     assert [note.split(" of ")[0] for note in labels.notes] == ["1 XML files", "1 images"]
 
 
-def test_names_in_lists_may_hold_blanks_or_have_a_flag_behind_them(tmp_path):
+def test_listed_names_may_contain_blanks_or_precede_a_flag(tmp_path):
     write_voc(tmp_path, ["my cat", "c", "d"], train="my cat\nc  1\n", val="d -1\n")
     assert [name for name, _ in sets(read_voc(tmp_path))] == ["my cat", "c", "d"]
 
 
-def test_trainval_counts_where_it_is_not_divided(tmp_path):
+def test_trainval_counts_without_train_and_val(tmp_path):
     write_voc(tmp_path, "abc", trainval="a\nb\n", test="c\n")
     labels = read_voc(tmp_path)
     assert sorted(sets(labels)) == [("a", None), ("b", None), ("c", "test")] and labels.notes == []
 
 
-def test_no_lists_no_sets(tmp_path):
+def test_without_lists_there_are_no_sets(tmp_path):
     write_voc(tmp_path, "ab")
     assert sets(read_voc(tmp_path)) == [("a", None), ("b", None)]
 
 
 def test_folder_of_several_years(tmp_path):
-    """Masks have the images' names, too."""
+    """Segmentation masks share the images' names."""
     write_voc(tmp_path / "VOC2007", "ab", train="a\n", val="b\n")
     write_voc(tmp_path / "VOC2012", "c", train="c\n")
     write(tmp_path / "VOC2012" / "SegmentationClass" / "c.png")
     labels = read_voc(tmp_path)
     assert sets(labels) == [("a", "train"), ("b", "val"), ("c", "train")] and labels.notes == []
-    assert labels.pictures[2].path == tmp_path / "VOC2012" / "JPEGImages" / "c.jpg"
+    assert labels.images[2].path == tmp_path / "VOC2012" / "JPEGImages" / "c.jpg"
 
 
 def test_folders_name_the_sets(tmp_path):
     for folder in ("train", "valid", "test"):
         write_pair(tmp_path / folder, "same")
     labels = read_voc(tmp_path)
-    assert [(picture.path, picture.set_name) for picture in labels.pictures] == [
+    assert [(image.path, image.set_name) for image in labels.images] == [
         (tmp_path / "test" / "same.jpg", "test"),
         (tmp_path / "train" / "same.jpg", "train"),
         (tmp_path / "valid" / "same.jpg", "val"),
@@ -156,7 +156,7 @@ def test_folders_name_the_sets(tmp_path):
 
 def test_listed_image_without_xml_file_is_a_fault_of_the_list(tmp_path):
     write_voc(tmp_path, "a", train="a\nlost\n")
-    lost = read_voc(tmp_path).pictures[0]
+    lost = read_voc(tmp_path).images[0]
     assert str(lost.faults[0]) == f"{tmp_path}/ImageSets/Main/train.txt, line 2: {tmp_path}/Annotations/lost.xml"
 
 
@@ -176,25 +176,25 @@ def test_listed_image_without_xml_file_is_a_fault_of_the_list(tmp_path):
         ("xml/train/a.xml", "a.jpg", ["images/train/a.jpg", "images/val/a.jpg"], "images/train/a.jpg"),
     ],
 )
-def test_whose_image_it_is(tmp_path, xml_file, filename, pictures, chosen):
+def test_image_of_an_xml_file(tmp_path, xml_file, filename, images, chosen):
     write(tmp_path / xml_file, annotation(f"<filename>{filename}</filename>"))
-    for picture in pictures:
-        write(tmp_path / picture)
+    for image in images:
+        write(tmp_path / image)
     assert only_image(tmp_path).path == tmp_path / chosen
 
 
 def test_images_in_another_folder(tmp_path):
     write(tmp_path / "labels" / "a.xml", annotation())
     write(tmp_path / "photos" / "a.jpg")
-    assert only_image(tmp_path / "labels", images=tmp_path / "photos").path == tmp_path / "photos" / "a.jpg"
+    assert only_image(tmp_path / "labels", images_folder=tmp_path / "photos").path == tmp_path / "photos" / "a.jpg"
 
 
 def test_missing_and_ambiguous_images_are_faults(tmp_path):
     write(tmp_path / "a.xml", annotation("<size/>\n<filename>b.jpg</filename>"))
-    picture = only_image(tmp_path)
-    assert picture.path is None
-    assert [(problem[:27], line, detail) for problem, line, detail in told(picture)] == [
-        ("an image that is not there", 3, "a.* or b.jpg"),
+    image = only_image(tmp_path)
+    assert image.path is None
+    assert [(problem[:27], line, detail) for problem, line, detail in described(image.faults)] == [
+        ("an image that does not exis", 3, "a.* or b.jpg"),
         ("an element <size> without <", 2, ""),
     ]
     write(tmp_path / "a.jpg")
@@ -210,51 +210,51 @@ def test_missing_and_ambiguous_images_are_faults(tmp_path):
         (f"<object><name> </name>\n{BOX}</object>", 2, "an object without a class"),
         ("\n<object><name>cat</name></object>", 3, "<object> without <bndbox>"),
         (CAT.replace("<xmax>10</xmax>", ""), 2, "<bndbox> without <xmax>"),
-        (CAT.replace("<ymax>20", "\n<ymax>2o"), 3, "not a number '2o'"),
-        (CAT.replace("<ymax>20", "\n<ymax>nan"), 3, "not a number 'nan'"),
-        (CAT.replace("<ymax>20", "\n<ymax>"), 3, "not a number ''"),
-        (CAT.replace("<xmin>1<", "<xmin>0<"), 2, "--zero_based if yours begin at 0 xmin 0, ymin 2"),
-        ("<size><width>wide</width><height>9</height></size>", 2, "not a number 'wide'"),
+        (CAT.replace("<ymax>20", "\n<ymax>2o"), 3, "number '2o'"),
+        (CAT.replace("<ymax>20", "\n<ymax>nan"), 3, "number 'nan'"),
+        (CAT.replace("<ymax>20", "\n<ymax>"), 3, "number ''"),
+        (CAT.replace("<xmin>1<", "<xmin>0<"), 2, "--zero_based if yours start at 0 xmin 0, ymin 2"),
+        ("<size><width>wide</width><height>9</height></size>", 2, "number 'wide'"),
     ],
 )
-def test_faults_have_the_line_of_what_is_wrong(tmp_path, content, line, words):
+def test_faults_name_their_line(tmp_path, content, line, words):
     write_pair(tmp_path, "a", f"{content}\n{CAT}")
-    picture = only_image(tmp_path)
-    ((problem, fault_line, detail),) = told(picture)
+    image = only_image(tmp_path)
+    ((problem, fault_line, detail),) = described(image.faults)
     assert words in f"{problem} {detail}" and fault_line == line
-    assert picture.path == tmp_path / "a.jpg"
-    assert picture.boxes[-1].class_name == "cat", "the other objects are read"
+    assert image.path == tmp_path / "a.jpg"
+    assert image.boxes[-1].class_name == "cat", "the other objects are still read"
 
 
-def test_every_faulty_object_is_told(tmp_path):
+def test_every_faulty_object_is_reported(tmp_path):
     write_pair(tmp_path, "a", "<object/>\n<object/>\n<object/>")
-    assert [line for _, line, _ in told(only_image(tmp_path))] == [2, 3, 4]
+    assert [line for _, line, _ in described(only_image(tmp_path).faults)] == [2, 3, 4]
 
 
 @pytest.mark.parametrize(
     ("text", "line", "words"),
     [
-        ("", 1, "not valid XML no element found"),
-        ("<annotation>\n<object>\n</annotation>", 3, "not valid XML mismatched tag"),
-        ("<annotation>\n<name>Black & White</name>\n</annotation>", 2, "not valid XML"),
-        ("<annotations/>", 1, "no Pascal VOC annotation <annotations>"),
-        ('<?xml version="1.0" encoding="martian"?>\n<annotation/>', 1, "not valid XML"),
-        ('<?xml version="1.0" encoding="gb18030"?>\n<annotation/>', 1, "not valid XML"),
+        ("", 1, "invalid XML no element found"),
+        ("<annotation>\n<object>\n</annotation>", 3, "invalid XML mismatched tag"),
+        ("<annotation>\n<name>Black & White</name>\n</annotation>", 2, "invalid XML"),
+        ("<annotations/>", 1, "not a Pascal VOC annotation <annotations>"),
+        ('<?xml version="1.0" encoding="martian"?>\n<annotation/>', 1, "invalid XML"),
+        ('<?xml version="1.0" encoding="gb18030"?>\n<annotation/>', 1, "invalid XML"),
     ],
 )
-def test_files_that_are_no_annotation(tmp_path, text, line, words):
+def test_files_that_are_not_annotations(tmp_path, text, line, words):
     write(tmp_path / "a.jpg")
     write(tmp_path / "a.xml", text)
-    picture = only_image(tmp_path)
-    ((problem, fault_line, detail),) = told(picture)
-    assert words in f"{problem} {detail}" and fault_line == line and picture.path is None
+    image = only_image(tmp_path)
+    ((problem, fault_line, detail),) = described(image.faults)
+    assert words in f"{problem} {detail}" and fault_line == line and image.path is None
 
 
-def test_document_types_are_refused(tmp_path):
-    """They could grow without bound, or bring in files."""
+def test_document_types_are_rejected(tmp_path):
+    """They could expand without bound or include files."""
     secret = write(tmp_path / "secret.txt", "secret")
-    for declared in ('<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">', f'<!ENTITY b SYSTEM "file://{secret}">'):
+    for entities in ('<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">', f'<!ENTITY b SYSTEM "file://{secret}">'):
         write_pair(tmp_path, "a")
-        write(tmp_path / "a.xml", f"<!DOCTYPE annotation [{declared}]>\n<annotation>&b;</annotation>")
-        ((problem, line, _),) = told(only_image(tmp_path))
+        write(tmp_path / "a.xml", f"<!DOCTYPE annotation [{entities}]>\n<annotation>&b;</annotation>")
+        ((problem, line, _),) = described(only_image(tmp_path).faults)
         assert "document type" in problem and line == 1

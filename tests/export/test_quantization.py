@@ -1,4 +1,4 @@
-"""Quantisation, on a small network with what an exported file may hold: normalisation, decoding, choosing the best."""
+"""Quantisation of a small network with the parts of an exported file: normalisation, decoding, top-k."""
 
 import importlib.util
 import logging
@@ -16,6 +16,8 @@ from utils.errors import InputError
 
 openvino = pytest.importorskip("openvino")
 pytest.importorskip("nncf")
+pytestmark = pytest.mark.slow  # importing NNCF
+
 SIDE, BOXES = 32, 16 * 16
 METADATA = {"class_names": '["square", "disc"]', "precision": '"float32"'}
 
@@ -40,14 +42,14 @@ class SmallDetector(nn.Module):
         return raw, boxes, boxes[raw[:, 4:].sigmoid().amax(dim=-1).topk(8).indices]
 
 
-def pictures(count: int, seed: int) -> list[np.ndarray]:
+def random_images(number: int, seed: int) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
-    return [rng.integers(0, 256, (1, SIDE, SIDE, 3), dtype=np.uint8) for _ in range(count)]
+    return [rng.integers(0, 256, (1, SIDE, SIDE, 3), dtype=np.uint8) for _ in range(number)]
 
 
-def run(path: Path, picture: np.ndarray) -> list[np.ndarray]:
+def run(path: Path, image: np.ndarray) -> list[np.ndarray]:
     engine = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return [np.array(output) for output in engine([picture]).values()]
+    return [np.array(output) for output in engine([image]).values()]
 
 
 def constants(path: Path, element_type: openvino.Type) -> list[openvino.Node]:
@@ -59,7 +61,7 @@ def constants(path: Path, element_type: openvino.Type) -> list[openvino.Node]:
 def exported(tmp_path_factory) -> Path:
     """The float32 file."""
     torch.manual_seed(0)
-    program = torch.export.export(SmallDetector().eval(), (torch.from_numpy(pictures(1, 0)[0]),))
+    program = torch.export.export(SmallDetector().eval(), (torch.from_numpy(random_images(1, 0)[0]),))
     model = openvino.convert_model(program)
     for key, text in METADATA.items():
         model.set_rt_info(text, ["efficientdet", key])
@@ -71,45 +73,45 @@ def exported(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def quantized(exported) -> Path:
     path = exported.with_name("small-int8.xml")
-    quantize(exported, pictures(16, 1), path)
+    quantize(exported, random_images(16, 1), path)
     return path
 
 
-def test_nothing_to_calibrate_with(tmp_path):
+def test_no_calibration_inputs(tmp_path):
     with pytest.raises(ValueError, match="at least one input"):
         quantize(tmp_path / "absent.xml", [], tmp_path / "new.xml")
 
 
 @pytest.mark.parametrize("package", ["openvino", "nncf"])
-def test_a_package_that_is_not_there_says_how_to_get_it(package, monkeypatch, tmp_path):
+def test_missing_package_is_named(package, monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else SimpleNamespace())
-    with pytest.raises(InputError, match=f"quantisation needs {package}: pip install {package}"):
-        quantize(tmp_path / "absent.xml", pictures(1, 0), tmp_path / "new.xml")
+    with pytest.raises(InputError, match=f"pip install {package}"):
+        quantize(tmp_path / "absent.xml", random_images(1, 0), tmp_path / "new.xml")
 
 
-def test_the_outputs_are_near_but_not_the_same(exported, quantized):
-    picture = pictures(1, 2)[0]
-    expected, found = run(exported, picture)[0], run(quantized, picture)[0]
+def test_outputs_are_close_but_not_equal(exported, quantized):
+    image = random_images(1, 2)[0]
+    expected, found = run(exported, image)[0], run(quantized, image)[0]
     difference = np.abs(found - expected)
     assert 0 < difference.mean() < 0.05 * expected.std()
     assert difference.max() < 0.3 * expected.std()
 
 
-def test_a_weight_of_a_convolution_is_a_byte(exported, quantized):
+def test_convolution_weights_are_bytes(exported, quantized):
     weights = sum(constant.get_data().size for constant in constants(quantized, openvino.Type.i8))
     assert weights == 32 * (3 * 9 + 9 + 32 + 32 * 9 + 6)
     assert not constants(exported, openvino.Type.i8)
     assert quantized.with_suffix(".bin").stat().st_size < 0.5 * exported.with_suffix(".bin").stat().st_size
 
 
-def test_what_follows_the_last_convolution_stays_exact(quantized):
-    raw, boxes, best = run(quantized, pictures(1, 2)[0])
+def test_operations_after_the_last_convolution_stay_exact(quantized):
+    raw, boxes, best = run(quantized, random_images(1, 2)[0])
     decoded = np.concatenate((raw[:, :2], raw[:, :2] + np.exp(raw[:, 2:4])), axis=-1) * SIDE
     np.testing.assert_allclose(boxes, decoded, rtol=1e-5, atol=1e-4)
     np.testing.assert_array_equal(best, boxes[np.argsort(-raw[:, 4:].max(axis=-1))[:8]])
 
 
-def test_names_shapes_and_metadata_stay_but_for_the_precision(exported, quantized):
+def test_names_shapes_and_metadata_are_kept_except_the_precision(exported, quantized):
     before, after = (openvino.Core().read_model(path) for path in (exported, quantized))
     for ports in ("inputs", "outputs"):
         described = [
@@ -121,20 +123,20 @@ def test_names_shapes_and_metadata_stay_but_for_the_precision(exported, quantize
     assert texts == {**METADATA, "precision": '"int8"'}
 
 
-def test_the_terminal_shows_one_bar_and_the_folder_the_two_files(exported, tmp_path, capfd):
-    quantize(exported, pictures(4, 1), tmp_path / "new.xml")
-    told = capfd.readouterr()
-    assert told.out == ""
-    assert {line.split(":")[0] for line in told.err.replace("\r", "\n").split("\n") if line} == {"calibrating INT8"}
+def test_one_progress_bar_and_two_files(exported, tmp_path, capfd):
+    quantize(exported, random_images(4, 1), tmp_path / "new.xml")
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert {line.split(":")[0] for line in printed.err.replace("\r", "\n").split("\n") if line} == {"calibrating INT8"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new.bin", "new.xml"]
 
 
-def test_what_the_program_logs_is_logged_as_before(exported, tmp_path):
+def test_logging_of_the_program_is_unchanged(exported, tmp_path):
     logger, handler = logging.getLogger("nncf"), logging.Handler(logging.DEBUG)
     level = logger.level
     logger.addHandler(handler)
     try:
-        quantize(exported, pictures(1, 1), tmp_path / "new.xml")
+        quantize(exported, random_images(1, 1), tmp_path / "new.xml")
     finally:
         logger.removeHandler(handler)
     assert (handler.level, logger.level) == (logging.DEBUG, level)
