@@ -191,8 +191,8 @@ def make_training(run: Path) -> Path:
         write_chart(curves, figure)
         top = scaled(read_image(curves), 1280)
     (report,) = run.glob("logs/*/eval-*")
-    worst = next(path for path in sorted(report.glob("*.jpg")))
-    thumbnails = [read_image(path) for path in (report / "confusion.png", report / "f1.png", worst)]
+    worst = next(iter(sorted((report / "worst").iterdir())))
+    thumbnails = [read_image(path) for path in (report / "confusion.png", worst)]
     return write_small_jpeg("training", stack([top, in_a_row(thumbnails, 1280)]))
 
 
