@@ -58,7 +58,9 @@ def _draw_bifpn(axes: Axes) -> None:
     _connect(axes, (MIDDLE_X, LEVEL_Y[4]), (OUT_X, LEVEL_Y[3]))
     for level, y in LEVEL_Y.items():
         for x in (IN_X, MIDDLE_X, OUT_X) if level in (4, 5, 6) else (IN_X, OUT_X):
-            axes.add_patch(Circle((x, y), RADIUS, facecolor=LEVEL_COLORS[level], edgecolor=INK, linewidth=0.9, zorder=3))
+            axes.add_patch(
+                Circle((x, y), RADIUS, facecolor=LEVEL_COLORS[level], edgecolor=INK, linewidth=0.9, zorder=3)
+            )
             axes.text(x, y, f"P{level}", ha="center", va="center", fontsize=8, color=INK, zorder=4)
 
 
@@ -81,7 +83,9 @@ def _draw_heads(axes: Axes) -> None:
     _arrow(axes, (12.55, 2.85), (12.55, 2.2), PALE)
 
 
-def _panel(axes: Axes, corner: tuple[float, float], width: float, height: float, color: str, title: str, file: str) -> None:
+def _panel(
+    axes: Axes, corner: tuple[float, float], width: float, height: float, color: str, title: str, file: str
+) -> None:
     style = "round,pad=0,rounding_size=0.12"
     axes.add_patch(FancyBboxPatch(corner, width, height, boxstyle=style, facecolor=color, edgecolor="none", zorder=0))
     centre = corner[0] + width / 2

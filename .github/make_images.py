@@ -9,6 +9,7 @@ and run as they stand in a temporary folder. Speed bars show the figures below, 
 efficientdet/benchmark/README.md by hand. Everything is written to .github/images/, at most 150 KB each.
 """
 
+# ruff: noqa: E402 (the path must be set before the project's modules are imported)
 import argparse
 import csv
 import re
@@ -44,7 +45,7 @@ HERO_COLUMNS = 3
 
 PUBLISHED_AP = (33.1, 38.8, 42.1, 45.6, 48.8, 50.2, 50.7, 52.7, 53.9)  # COCO val, D0 to D7X
 
-# Milliseconds for one image: D0 at 512 x 512, batch 1, letterbox and post-processing included; two cores of an AMD EPYC.
+# Milliseconds for one image: D0 at 512 x 512, letterbox and post-processing included; two cores of an AMD EPYC.
 # python benchmark.py --what end_to_end --mode plain fused compiled --precision float32 bf16 --compare effdet --runs 25
 INFERENCE_MS = {
     "effdet 0.4.1, float32": 201,
@@ -182,7 +183,9 @@ def make_training(run: Path) -> Path:
         return [(float(row["epoch"]), float(row[column])) for row in rows]
 
     figure = draw_lines(
-        LineChart("loss", {"training": line("train_loss"), "validation": line("val_loss")}, "epoch", y_limits=(0, None)),
+        LineChart(
+            "loss", {"training": line("train_loss"), "validation": line("val_loss")}, "epoch", y_limits=(0, None)
+        ),
         LineChart("average precision (AP)", {"AP50": line("AP50"), "AP": line("AP")}, "epoch", y_limits=(0, 1)),
     )
     figure.set_size_inches(12.4, 3.4)
@@ -225,7 +228,15 @@ def run_tutorial(folder: Path) -> None:
     text = (REPOSITORY / "projects" / "README.md").read_text()
     section = re.split(r"^## ", text.partition("\n## Tutorial")[2], maxsplit=1, flags=re.MULTILINE)[0]
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("train.py", "coco_eval.py", "efficientdet_test.py", "efficientdet", "efficientnet", "utils", "weights"):
+    for name in (
+        "train.py",
+        "coco_eval.py",
+        "efficientdet_test.py",
+        "efficientdet",
+        "efficientnet",
+        "utils",
+        "weights",
+    ):
         (folder / name).symlink_to(REPOSITORY / name)
     shutil.copytree(REPOSITORY / "projects", folder / "projects")
     for block in re.findall(r"^```bash\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL):
