@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 from importlib import import_module
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -45,7 +46,7 @@ PAGES = (
 IMAGES = REPOSITORY / ".github" / "images"
 MAX_LINES, MAX_IMAGE_BYTES = 250, 150_000
 
-# Why a command is not run, by a piece of it that no other command has. It is still parsed.
+# Why commands are not run, by a piece of their text. Their flags are parsed all the same.
 NOT_RUN = {
     "pip install": "downloads up to 5.7 GB",
     "python -m pytest": "runs these tests",
@@ -61,7 +62,7 @@ NOT_RUN = {
     "--int8": "takes two minutes; tests/export/test_quantization.py runs it on a small set",
     "benchmark.py": "takes minutes; tests/benchmark/test_benchmark.py runs small ones",
 }
-# Flags added to commands that would take minutes otherwise, by a piece of the command.
+# Flags added to commands that would take minutes otherwise, by a piece of their text; the first that fits.
 SHORT_TRAINING = "--num_epochs 1 --image_size 128 -n 0"
 SHORT_EXPORT = "--image_size 128 --max_images 1 --runs 0"
 SHORTENED = {
@@ -73,8 +74,12 @@ SHORTENED = {
     "efficientdet-train": SHORT_TRAINING,
     "efficientdet-test": "--speed_runs 0",
 }
-NEEDED_PACKAGES = {"--nms -o detector.onnx": "onnxscript", "detector.onnx": "onnxruntime", "openvino": "openvino"}
-NEEDED_PACKAGES |= {"tf_efficientnet": "timm"}
+NEEDED_PACKAGES = {
+    "--nms -o detector.onnx": "onnxscript",
+    "detector.onnx": "onnxruntime",
+    "openvino": "openvino",
+    "tf_efficientnet": "timm",
+}
 
 INSTALLED = {
     "efficientdet-train": "train",
@@ -151,9 +156,9 @@ def calls(text: str) -> list[tuple[str, list[str]]]:
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, *INLINE], ids=lambda command: command.name)
-def test_flags_exist(command, monkeypatch):
+def test_flags_exist(command):
     for module, arguments in calls(command.text):
-        monkeypatch.setattr(sys, "argv", [module, *arguments])
+        sys.argv = [module, *arguments]
         if "--help" not in arguments:
             import_module(module).parse_args()
 
@@ -250,10 +255,12 @@ def write_other_programs_weights(root: Path) -> None:
 
 
 @pytest.fixture(autouse=True)
-def keep_signal_handlers():
+def keep_process_state():
+    """Undo what scripts do to the process that they usually own."""
     numbers = (signal.SIGINT, signal.SIGTERM)
-    handlers = [signal.getsignal(number) for number in numbers]
+    argv, handlers = sys.argv, [signal.getsignal(number) for number in numbers]
     yield
+    sys.argv = argv
     for number, handler in zip(numbers, handlers):
         signal.signal(number, handler)
 
@@ -270,10 +277,11 @@ def run_module(module: str, arguments: list[str]) -> None:
         assert not stopped.code, stopped.code
 
 
-def run_shell(text: str, cwd: Path, **environment: str) -> str:
-    """Run a line in bash, where `python` is this Python. Returns what it prints."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, **environment}
+def run_shell(text: str, cwd: Path, site: Path | None = None) -> str:
+    """Run a line in bash, where `python` is this Python, and the package is the one in `site`. Returns what it prints."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    if site is not None:
+        environment |= {"PATH": f"{site / 'bin'}:{environment['PATH']}", "PYTHONPATH": str(site)}
     done = subprocess.run(["bash", "-euc", text], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -281,7 +289,6 @@ def run_shell(text: str, cwd: Path, **environment: str) -> str:
 
 def run_command(text: str, folder: Path, monkeypatch) -> None:
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", sys.argv)
     extra = next((flags for piece, flags in SHORTENED.items() if piece in text), "")
     found = calls(text)
     if not found:
@@ -292,7 +299,7 @@ def run_command(text: str, folder: Path, monkeypatch) -> None:
     if before:  # a pipe into it
         monkeypatch.setattr(sys, "stdin", io.StringIO(run_shell(before.rstrip(" |"), folder)))
     if "|" in after:  # a pipe out of it
-        run_shell(text.replace("python ", f"PYTHONPATH={REPOSITORY} python {REPOSITORY}/", 1), folder)
+        run_shell(text.replace("python ", f"python {REPOSITORY}/", 1), folder)
         return
     run_module(module.removesuffix(".__main__"), [*arguments, *extra.split()])
 
@@ -316,7 +323,6 @@ def test_command_runs(command, folder, monkeypatch):
     if command.text in ALREADY_RUN:
         return
     if "convert_weights" in command.text and not (folder / "output").exists():
-        monkeypatch.setattr(sys, "argv", sys.argv)
         write_other_programs_weights(folder)
     run_command(command.text, folder, monkeypatch)
     ALREADY_RUN.add(command.text)
@@ -332,32 +338,23 @@ def test_python_runs(page, folder, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_commands_of_an_installed_package(folder, tmp_path, monkeypatch):
+def test_commands_of_an_installed_package(folder, tmp_path):
     source, site, work = tmp_path / "source", tmp_path / "site", tmp_path / "work"
     ignored = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "datasets", "logs", "test", "tests")
     shutil.copytree(REPOSITORY, source, ignore=ignored)
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    recent = int(version("setuptools").split(".")[0]) >= 77  # else pip downloads one that is
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", *["--no-build-isolation"] * recent]
     subprocess.run([*pip, "--target", str(site), str(source)], check=True, timeout=120)
     work.mkdir()
-    shutil.copytree(folder / "datasets" / "shapes", work / "datasets" / "shapes")
-    shutil.copytree(folder / "datasets" / "my_project", work / "datasets" / "my_project")
+    for name in ("shapes", "my_project"):
+        shutil.copytree(folder / "datasets" / name, work / "datasets" / name)
     (work / "projects").mkdir()
     shutil.copy(folder / "projects" / "my_project.yml", work / "projects")
     (work / "weights").symlink_to(folder / "weights")
-    path = f"{site / 'bin'}:{os.environ['PATH']}"
     installed = [command for command in COMMANDS if re.match(r"efficientdet-\w+", command.text)]
     assert len(installed) >= 3
     for command in installed:
-        line = f"{command.text} {first_match(command, SHORTENED) or ''}"
-        done = subprocess.run(
-            ["bash", "-euc", line],
-            cwd=work,
-            env={**os.environ, "PATH": path, "PYTHONPATH": str(site)},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == 0, done.stderr
+        run_shell(f"{command.text} {first_match(command, SHORTENED) or ''}", work, site)
     assert (work / "test" / "6.jpg").is_file()
 
 
