@@ -278,7 +278,7 @@ def run_module(module: str, arguments: list[str]) -> None:
 
 
 def run_shell(text: str, cwd: Path, site: Path | None = None) -> str:
-    """Run a line in bash, where `python` is this Python, and the package is the one in `site`. Returns what it prints."""
+    """Run a line in bash, with this Python and perhaps the package installed in `site`. Returns what it prints."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     if site is not None:
         environment |= {"PATH": f"{site / 'bin'}:{environment['PATH']}", "PYTHONPATH": str(site)}
