@@ -1,1 +1,1 @@
-"""EfficientNet B0-B7 as a feature extractor (Tan & Le, "EfficientNet", 2019)."""
+"""EfficientNet B0 to B7 as a feature extractor (Tan & Le, "EfficientNet", 2019)."""

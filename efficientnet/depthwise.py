@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_FAST_KERNEL = 3  # the kernel size for which oneDNN has fast code for the weights' gradient
+_FAST_KERNEL = 3  # the kernel size for which oneDNN computes the weight gradient fast
 
 
 def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int]) -> Tensor:
-    """The convolution of each channel of `x` (N, C, H, W) with its own kernel (C, 1, K, K), padded by zeros.
+    """Convolve each channel of `x` (N, C, H, W) with its own kernel of `weight` (C, 1, K, K), padding with zeros.
 
-    On the CPU, where half precision is computed (`x` is in it, or autocast casts to it), the gradients are put together
-    from convolutions that oneDNN has fast code for; its own take up to a hundred times as long.
+    In half precision on the CPU (by the dtype of `x` or by autocast), gradients are composed of convolutions that
+    oneDNN computes fast. Its own gradients take up to a hundred times as long.
     """
     autocast = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if autocast and x.dtype != torch.float64 else x.dtype
@@ -42,38 +42,37 @@ class _HalfPrecisionDepthwise(torch.autograd.Function):
 def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int]) -> Tensor:
     if stride == 1:
         return _gradient(grad, x, weight, stride, padding, of_weight=False)
-    # With a stride, only float32 is fast. Of its input the function needs but shape and layout.
+    # With a stride, only float32 is fast. Only the shape and layout of the input matter.
     like_x = torch.empty_like(x, dtype=torch.float32)
     return _gradient(grad.float(), like_x, weight.float(), stride, padding, of_weight=False).to(x.dtype)
 
 
 def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int]) -> Tensor:
-    """Put together from blocks of 3 x 3: each is the gradient of a smaller kernel in a shifted window of the input."""
+    """Compose the gradient of 3 x 3 blocks. Each is the gradient of a smaller kernel in a shifted window of `x`."""
     size = weight.shape[2]
     if size <= _FAST_KERNEL:
         return _gradient(grad, x, weight, stride, padding, of_weight=True)
     vertical, horizontal = padding
     x = F.pad(x, (horizontal, horizontal, vertical, vertical))
     rows, columns = (stride * (length - 1) + _FAST_KERNEL for length in grad.shape[2:])
-    # The last block overlaps the one before where the size is no multiple of 3.
+    # If the size is not a multiple of 3, the last block overlaps the one before.
     corners = [*range(0, size - _FAST_KERNEL, _FAST_KERNEL), size - _FAST_KERNEL]
-    block = slice(0, _FAST_KERNEL)
+    kernel = weight[:, :, :_FAST_KERNEL, :_FAST_KERNEL].contiguous()  # only its shape matters
     result = torch.empty_like(weight)
     for top in corners:
         for left in corners:
             window = x[:, :, top : top + rows, left : left + columns]
-            kernel = weight[:, :, block, block].contiguous()  # its shape matters, not its values
-            part = _gradient(grad, window, kernel, stride, (0, 0), of_weight=True)
-            result[:, :, top : top + _FAST_KERNEL, left : left + _FAST_KERNEL] = part
+            block = _gradient(grad, window, kernel, stride, (0, 0), of_weight=True)
+            result[:, :, top : top + _FAST_KERNEL, left : left + _FAST_KERNEL] = block
     return result
 
 
 def _gradient(
     grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int], of_weight: bool
 ) -> Tensor:
-    """PyTorch's own gradient of the weights, or else of the input."""
-    wanted = [not of_weight, of_weight, False]
+    """Return PyTorch's own gradient of the weight, or of the input."""
+    output_mask = [not of_weight, of_weight, False]
     strides, groups = [stride, stride], weight.shape[0]
     return torch.ops.aten.convolution_backward(
-        grad, x, weight, None, strides, list(padding), [1, 1], False, [0, 0], groups, wanted
+        grad, x, weight, None, strides, list(padding), [1, 1], False, [0, 0], groups, output_mask
     )[of_weight]

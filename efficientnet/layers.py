@@ -1,4 +1,4 @@
-"""Layers with TensorFlow's arithmetic: SAME convolution, SAME max-pooling, drop-connect."""
+"""Layers with TensorFlow's arithmetic: convolution and max-pooling with SAME padding, and drop-connect."""
 
 import torch
 import torch.nn.functional as F
@@ -8,24 +8,24 @@ from efficientnet.depthwise import depthwise_conv2d
 
 
 def same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:
-    """Pixels of padding (before, after) one side of length `size`, as TensorFlow's "SAME" mode counts them.
+    """Return the padding (before, after) of one dimension of `size` pixels in TensorFlow's SAME mode.
 
-    The output has ceil(size / stride) pixels; an odd pixel of padding goes after (right, bottom).
+    The output has ceil(size / stride) pixels. If the total is odd, the extra pixel goes after (right, bottom).
     """
     total = max((-(-size // stride) - 1) * stride + kernel_size - size, 0)
     return total // 2, total - total // 2
 
 
-def _image_padding(x: Tensor, kernel_size: int, stride: int) -> tuple[int, int, int, int]:
-    """(left, right, top, bottom) SAME padding of an (N, C, H, W) tensor."""
+def _same_padding_2d(x: Tensor, kernel_size: int, stride: int) -> tuple[int, int, int, int]:
+    """Return the SAME padding (left, right, top, bottom) of an (N, C, H, W) tensor."""
     height, width = x.shape[-2:]
     return *same_padding(width, kernel_size, stride), *same_padding(height, kernel_size, stride)
 
 
 class SameConv2d(nn.Module):
-    """2-d convolution with a square kernel and SAME padding: (N, C, H, W) -> (N, out, ceil(H/s), ceil(W/s)).
+    """2D convolution with a square kernel and SAME padding: (N, C, H, W) -> (N, out, ceil(H/s), ceil(W/s)).
 
-    The convolution is the submodule `conv`, because that is its key in the published weights.
+    The convolution is the submodule `conv`, as in the published weights' keys.
     """
 
     def __init__(
@@ -37,9 +37,9 @@ class SameConv2d(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, groups=groups, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        left, right, top, bottom = _image_padding(x, self.kernel_size, self.stride)
+        left, right, top, bottom = _same_padding_2d(x, self.kernel_size, self.stride)
         padding = (top, left)
-        if (left, top) != (right, bottom):  # else the convolution pads by itself, without a copy of its input
+        if (left, top) != (right, bottom):  # otherwise the convolution itself pads, without copying its input
             x = F.pad(x, (left, right, top, bottom))
             padding = (0, 0)
         conv = self.conv
@@ -49,7 +49,7 @@ class SameConv2d(nn.Module):
 
 
 class SameMaxPool2d(nn.Module):
-    """Max-pooling with SAME padding by zeros, not by minus infinity: the published weights were trained with it."""
+    """Max-pooling with SAME padding by zeros, as in training the published weights, not by minus infinity."""
 
     def __init__(self, kernel_size: int, stride: int):
         super().__init__()
@@ -57,12 +57,12 @@ class SameMaxPool2d(nn.Module):
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        padded = F.pad(x, _image_padding(x, self.kernel_size, self.stride))
+        padded = F.pad(x, _same_padding_2d(x, self.kernel_size, self.stride))
         return F.max_pool2d(padded, self.kernel_size, self.stride)
 
 
 def drop_connect(x: Tensor, drop_rate: float) -> Tensor:
-    """Stochastic depth (Huang et al., 2016): zero whole images of an (N, C, H, W) residual, rescale the rest."""
+    """Zero random samples of a residual (N, C, H, W) and rescale the others (stochastic depth, Huang et al., 2016)."""
     keep_rate = 1.0 - drop_rate
     keep = torch.rand(x.shape[0], 1, 1, 1, dtype=x.dtype, device=x.device) < keep_rate
     return x / keep_rate * keep

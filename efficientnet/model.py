@@ -1,10 +1,11 @@
-"""EfficientNet B0-B7 without its classification head: an image batch in, the features of strides 8, 16 and 32 out.
+"""EfficientNet B0 to B7 without the classification head: image batches in, features of strides 8, 16 and 32 out.
 
 Attribute names are the keys of the published weights (`_conv_stem`, `_blocks`, `_bn0`, ...).
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch.nn.functional as F
@@ -20,41 +21,46 @@ STEM_CHANNELS = 32
 
 @dataclass(frozen=True)
 class Stage:
-    """One row of the baseline network B0."""
+    """A sequence of `repeats` MBConv blocks; the first one has the stride."""
 
     repeats: int
     kernel_size: int
     stride: int
     expand_ratio: int
-    in_channels: int
     out_channels: int
 
 
-# EfficientNet paper, table 1
+# Stages 2 to 8 of B0 (EfficientNet paper, table 1); the first stage is the stem.
 BASELINE_STAGES = (
-    Stage(repeats=1, kernel_size=3, stride=1, expand_ratio=1, in_channels=32, out_channels=16),
-    Stage(repeats=2, kernel_size=3, stride=2, expand_ratio=6, in_channels=16, out_channels=24),
-    Stage(repeats=2, kernel_size=5, stride=2, expand_ratio=6, in_channels=24, out_channels=40),
-    Stage(repeats=3, kernel_size=3, stride=2, expand_ratio=6, in_channels=40, out_channels=80),
-    Stage(repeats=3, kernel_size=5, stride=1, expand_ratio=6, in_channels=80, out_channels=112),
-    Stage(repeats=4, kernel_size=5, stride=2, expand_ratio=6, in_channels=112, out_channels=192),
-    Stage(repeats=1, kernel_size=3, stride=1, expand_ratio=6, in_channels=192, out_channels=320),
+    Stage(repeats=1, kernel_size=3, stride=1, expand_ratio=1, out_channels=16),
+    Stage(repeats=2, kernel_size=3, stride=2, expand_ratio=6, out_channels=24),
+    Stage(repeats=2, kernel_size=5, stride=2, expand_ratio=6, out_channels=40),
+    Stage(repeats=3, kernel_size=3, stride=2, expand_ratio=6, out_channels=80),
+    Stage(repeats=3, kernel_size=5, stride=1, expand_ratio=6, out_channels=112),
+    Stage(repeats=4, kernel_size=5, stride=2, expand_ratio=6, out_channels=192),
+    Stage(repeats=1, kernel_size=3, stride=1, expand_ratio=6, out_channels=320),
 )
+FEATURE_STAGES = (2, 4, 6)  # indices of the last stages at strides 8, 16 and 32
 
 # (width, depth) coefficients of compound scaling, B0 to B7
 SCALING = ((1.0, 1.0), (1.0, 1.1), (1.1, 1.2), (1.2, 1.4), (1.4, 1.8), (1.6, 2.2), (1.8, 2.6), (2.0, 3.1))
 
 
 def round_channels(channels: int, width_coefficient: float) -> int:
-    """Scaled channels, rounded to a multiple of 8 but never down by more than 10 %."""
+    """Scale a number of channels and round it to a multiple of 8, but never down by more than 10 %."""
     scaled = channels * width_coefficient
     rounded = max(8, int(scaled + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * scaled else rounded
 
 
-def round_repeats(repeats: int, depth_coefficient: float) -> int:
-    """Scaled number of blocks in a stage, rounded up."""
-    return math.ceil(repeats * depth_coefficient)
+def scaled_stages(index: int) -> list[Stage]:
+    """Return the stages of B`index`: those of B0 after compound scaling (EfficientNet paper, section 3.3)."""
+    width, depth = SCALING[index]
+    scaled = []
+    for stage in BASELINE_STAGES:
+        repeats, channels = math.ceil(stage.repeats * depth), round_channels(stage.out_channels, width)
+        scaled.append(replace(stage, repeats=repeats, out_channels=channels))
+    return scaled
 
 
 class MBConvBlock(nn.Module):
@@ -101,41 +107,34 @@ class MBConvBlock(nn.Module):
 class EfficientNet(nn.Module):
     """Backbone B`index` (0 to 7).
 
-    `feature_channels` holds the channels of the three features that `forward` returns.
+    `feature_blocks` are the indices of the blocks whose outputs `forward` returns, `feature_channels` their channels.
     """
 
     def __init__(self, index: int):
         super().__init__()
-        width, depth = SCALING[index]
-        stem_channels = round_channels(STEM_CHANNELS, width)
-        self._conv_stem = SameConv2d(3, stem_channels, 3, stride=2, bias=False)
-        self._bn0 = nn.BatchNorm2d(stem_channels, **BATCH_NORM)
+        stages = scaled_stages(index)
+        ends = list(accumulate(stage.repeats for stage in stages))
+        channels = round_channels(STEM_CHANNELS, SCALING[index][0])
+        self._conv_stem = SameConv2d(3, channels, 3, stride=2, bias=False)
+        self._bn0 = nn.BatchNorm2d(channels, **BATCH_NORM)
 
-        repeats = [round_repeats(stage.repeats, depth) for stage in BASELINE_STAGES]
         blocks: list[MBConvBlock] = []
-        for stage, stage_repeats in zip(BASELINE_STAGES, repeats):
-            out_channels = round_channels(stage.out_channels, width)
-            for repeat in range(stage_repeats):
+        for stage in stages:
+            for repeat in range(stage.repeats):
+                stride = stage.stride if repeat == 0 else 1
+                drop_rate = DROP_CONNECT_RATE * len(blocks) / ends[-1]
                 blocks.append(
-                    MBConvBlock(
-                        in_channels=round_channels(stage.in_channels, width) if repeat == 0 else out_channels,
-                        out_channels=out_channels,
-                        kernel_size=stage.kernel_size,
-                        stride=stage.stride if repeat == 0 else 1,
-                        expand_ratio=stage.expand_ratio,
-                        drop_rate=DROP_CONNECT_RATE * len(blocks) / sum(repeats),
-                    )
+                    MBConvBlock(channels, stage.out_channels, stage.kernel_size, stride, stage.expand_ratio, drop_rate)
                 )
+                channels = stage.out_channels
         self._blocks = nn.ModuleList(blocks)
         self.swish = nn.SiLU()
 
-        # A feature is the output of the last block before the resolution halves again, and of the very last block.
-        ends = [sum(repeats[: i + 1]) - 1 for i in range(len(repeats))]
-        self.feature_blocks = (ends[2], ends[4], ends[6])
-        self.feature_channels = tuple(round_channels(BASELINE_STAGES[i].out_channels, width) for i in (2, 4, 6))
+        self.feature_blocks = tuple(ends[number] - 1 for number in FEATURE_STAGES)
+        self.feature_channels = tuple(stages[number].out_channels for number in FEATURE_STAGES)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(N, 3, H, W) -> [P3 (N, c3, H/8, W/8), P4 (N, c4, H/16, W/16), P5 (N, c5, H/32, W/32)]."""
+        """Return P3 (N, c3, H/8, W/8), P4 (N, c4, H/16, W/16) and P5 (N, c5, H/32, W/32) of images (N, 3, H, W)."""
         x = self.swish(self._bn0(self._conv_stem(images)))
         features = []
         for i, block in enumerate(self._blocks):

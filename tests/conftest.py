@@ -1,10 +1,8 @@
-"""Fixtures that several test files share: small data sets of drawn images.
+"""Shared fixtures: small data sets of drawn images.
 
-`shapes_project` is a whole project in a temporary folder: YAML file, images and annotation files. Its attributes are
-`root` (a folder to run scripts in), `yml`, `data`, `train_ids` and `val_ids`.
-
-`write_coco(folder, set_name, images, annotations, categories)` writes one set of a data set of your own.
-`make_project(**changes)` gives a `Project` without any files but its YAML.
+- `shapes_project`: a whole project in a temporary folder, with YAML file, images and annotation files.
+- `write_coco(folder, set_name, arrays, annotations, categories)`: write one set of a data set.
+- `make_project(**changes)`: load a `Project` that has no files but its YAML.
 """
 
 import json
@@ -22,7 +20,7 @@ from efficientdet.project import Project, load_project
 
 HEIGHT, WIDTH = 120, 160
 
-# By name square is class 0 and disc is class 1; the ids have gaps and come in the other order.
+# In obj_list, square is class 0 and disc is class 1; the category ids have gaps and the opposite order.
 CATEGORIES = ({"id": 3, "name": "disc"}, {"id": 7, "name": "square"})
 
 SHAPES_YML = """\
@@ -42,14 +40,14 @@ obj_list: ['square', 'disc']
 
 
 def pytest_configure() -> None:
-    """The workers of pytest-xdist, and the scripts that they run, share the cores."""
+    """Divide the cores among the workers of pytest-xdist and the scripts they run."""
     threads = max(1, torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))
     torch.set_num_threads(threads)
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # of the scripts
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # for the scripts
 
 
 def _draw_shapes(seed: int, objects: int) -> tuple[np.ndarray, list[dict]]:
-    """An image (120, 160, 3) of noise with squares and discs in turn, and its annotations without ids."""
+    """Draw squares and discs in turn on noise, (120, 160, 3). Returns the image and its annotations without ids."""
     rng = np.random.default_rng(seed)
     image = rng.integers(90, 130, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     annotations = []
@@ -73,20 +71,20 @@ def _draw_shapes(seed: int, objects: int) -> tuple[np.ndarray, list[dict]]:
 def _write_coco(
     folder: Path,
     set_name: str,
-    pictures: dict[int | str, np.ndarray],
+    arrays: dict[int | str, np.ndarray],
     annotations: Iterable[dict] = (),
     categories: Iterable[dict] = CATEGORIES,
 ) -> Path:
     """Write `{set_name}/{id}.png` and `annotations/instances_{set_name}.json` into `folder`. Returns the latter's path.
 
-    PNG keeps every pixel. `images` are (H, W, 3) uint8 RGB by image id; annotations without an `id` get one.
+    `arrays` are images by id, (H, W, 3) uint8 RGB; PNG keeps every pixel. Annotations without an `id` get one.
     """
     (folder / set_name).mkdir(parents=True, exist_ok=True)
     images = []
-    for image_id, picture in pictures.items():
+    for image_id, array in arrays.items():
         file_name = f"{image_id}.png"
-        assert cv2.imwrite(str(folder / set_name / file_name), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-        height, width = picture.shape[:2]
+        assert cv2.imwrite(str(folder / set_name / file_name), cv2.cvtColor(array, cv2.COLOR_RGB2BGR))
+        height, width = array.shape[:2]
         images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
     return _write_annotations(folder, set_name, images, annotations, categories)
 
@@ -103,18 +101,18 @@ def _write_annotations(
 
 @pytest.fixture
 def write_coco() -> Callable[..., Path]:
-    """The function that writes one set of images and boxes in COCO's layout."""
+    """Return the function that writes one set of images and boxes in COCO's layout."""
     return _write_coco
 
 
 @pytest.fixture
 def make_project(tmp_path) -> Callable[..., Project]:
-    """A function that loads the shapes' project with some of its YAML lines exchanged: `make_project(num_gpus=1)`."""
+    """Return a function that loads the project of the shapes with other YAML values: `make_project(num_gpus=1)`."""
 
     def make(**changes) -> Project:
         lines = [line for line in SHAPES_YML.splitlines() if line.split(":")[0] not in changes]
         path = tmp_path / "made.yml"
-        # JSON is YAML too.
+        # JSON is valid YAML.
         path.write_text("\n".join(lines + [f"{key}: {json.dumps(value)}" for key, value in changes.items()]) + "\n")
         return load_project(path)
 
@@ -123,9 +121,10 @@ def make_project(tmp_path) -> Callable[..., Project]:
 
 @pytest.fixture
 def shapes_project(tmp_path) -> SimpleNamespace:
-    """A project of drawn squares and discs, 6 images to train on and 3 to validate, one of each set without objects.
+    """Write a project of squares and discs: 6 training and 3 validation images, one in each set without objects.
 
-    Attributes: `root`, `yml` (root/projects/drawn.yml), `data` (root/datasets/drawn), `train_ids`, `val_ids`.
+    Attributes: `root` (a folder to run scripts in), `yml` (root/projects/drawn.yml), `data` (root/datasets/drawn),
+    `train_ids`, `val_ids`.
     """
     root = tmp_path / "shapes"
     yml = root / "projects" / "drawn.yml"
@@ -137,9 +136,9 @@ def shapes_project(tmp_path) -> SimpleNamespace:
         (data / set_name).mkdir(parents=True)
         images, annotations = [], []
         for number, image_id in enumerate(image_ids):
-            picture, objects = _draw_shapes(seed=image_id, objects=(1, 2, 0)[number % 3] if number < 3 else 2)
+            array, objects = _draw_shapes(seed=image_id, objects=(1, 2, 0)[number % 3] if number < 3 else 2)
             file_name = f"{image_id:06d}.jpg"
-            cv2.imwrite(str(data / set_name / file_name), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+            cv2.imwrite(str(data / set_name / file_name), cv2.cvtColor(array, cv2.COLOR_RGB2BGR))
             images.append({"id": image_id, "file_name": file_name, "height": HEIGHT, "width": WIDTH})
             annotations += [{"image_id": image_id, **annotation} for annotation in objects]
         _write_annotations(data, set_name, images, annotations, CATEGORIES)

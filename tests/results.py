@@ -1,4 +1,4 @@
-"""What the tests of the evaluation share: small sets of boxes, and detections of them."""
+"""Shared by the tests of evaluation: small sets of boxes, and detections of them."""
 
 from pathlib import Path
 
@@ -14,19 +14,19 @@ BOX = [10.0, 20.0, 30.0, 40.0]
 
 
 def found(bbox=BOX, image_id=1, category_id=7, confidence=0.5) -> dict:
-    """An entry of a results file."""
+    """Return an entry of a results file."""
     return {"image_id": image_id, "category_id": category_id, "score": confidence, "bbox": bbox}
 
 
 def truth(bbox=BOX, image_id=1, category_id=7, **fields) -> dict:
-    """An annotation."""
+    """Return an annotation."""
     return {"image_id": image_id, "category_id": category_id, "bbox": bbox, **fields}
 
 
 def write_set(folder: Path, project: Project, image_ids, annotations, categories=CATEGORIES, **options) -> CocoDataset:
-    """Write a set of black images, 1000 x 200 pixels, and open it."""
-    images = {image_id: np.zeros((200, 1000, 3), np.uint8) for image_id in image_ids}
-    _write_coco(folder, "some", images, annotations, categories)
+    """Write and open a set of black images, 1000 x 200 pixels."""
+    arrays = {image_id: np.zeros((200, 1000, 3), np.uint8) for image_id in image_ids}
+    _write_coco(folder, "some", arrays, annotations, categories)
     return CocoDataset(folder, "some", project, (128, 128), **options)
 
 
@@ -36,10 +36,10 @@ def explain(dataset: CocoDataset, results: list[dict]) -> tuple[Evaluation, Deta
 
 
 def each_cause(folder: Path, project: Project) -> tuple[CocoDataset, list[dict]]:
-    """One image (1) with a detection of each kind, one (2) with an object that is missed, one (3) with nothing.
+    """Write image 1 with a detection of each kind, image 2 with a missed object, image 3 with nothing.
 
-    Squares have the category 7, discs 3. In the order of their scores: background, right, duplicate, localisation,
-    classification, both, right, and one in a crowd, which does not count.
+    Squares have category 7, discs 3. By descending score the detections are: background, correct, duplicate,
+    localisation, classification, both, correct, and one in a crowd, which does not count.
     """
     annotations = [
         truth([0, 0, 10, 10]),

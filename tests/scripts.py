@@ -1,15 +1,19 @@
 """What the tests of the command-line scripts share: running them, and small inputs for them."""
 
+import contextlib
+import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import torch
 from conftest import shapes_project
 
 from efficientdet.model.network import EfficientDet
+from utils.errors import exit_on_input_error
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SMALL = ("--image_size", "128")  # the smallest input of D0 to D7
@@ -26,6 +30,24 @@ def run_script(
 ) -> subprocess.CompletedProcess[str]:
     """Run a script in the folder `cwd` to its end, with its output captured."""
     return subprocess.run(command(name, *args), cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)
+
+
+def run_main(script: ModuleType, *args: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script or command in this process, in the folder `cwd`: as `run_script`, without starting Python again."""
+    stdout, stderr, before = io.StringIO(), io.StringIO(), Path.cwd()
+    status: object = 0
+    os.chdir(cwd)
+    try:
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr), exit_on_input_error():
+            status = script.main(script.parse_args([*map(str, args)])) or 0
+    except SystemExit as exit:
+        status = exit.code
+    finally:
+        os.chdir(before)
+    if isinstance(status, str):  # as the interpreter does
+        stderr.write(f"{status}\n")
+        status = 1
+    return subprocess.CompletedProcess([script.__name__, *map(str, args)], status, stdout.getvalue(), stderr.getvalue())
 
 
 def assert_succeeded(run: subprocess.CompletedProcess[str]) -> None:

@@ -1,4 +1,4 @@
-"""What `pip install .` gives: the files, the commands and the API, and a program's own `utils` beside it."""
+"""What `pip install .` installs: files, commands and API, also next to a program's own `utils`."""
 
 import json
 import os
@@ -72,7 +72,7 @@ def run(site: Path, *command: str | Path, cwd: Path) -> subprocess.CompletedProc
 def test_the_wheel_holds_what_runs_and_no_more(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     modules = {
-        path.relative_to(REPOSITORY).as_posix() for name in PACKAGES for path in (REPOSITORY / name).glob("*.py")
+        path.relative_to(REPOSITORY).as_posix() for name in PACKAGES for path in (REPOSITORY / name).rglob("*.py")
     }
     scripts = {f"efficientdet_scripts/{name}.py" for name in COMMANDS.values()}
     types = {f"{name}/py.typed" for name in PACKAGES}
@@ -119,7 +119,7 @@ def test_the_api_is_there():
 
 
 THEIRS = "from utils{} import mine"
-OURS = "import efficientdet, efficientdet.dataset; from utils import distributed"
+OURS = "import efficientdet, efficientdet.data.dataset; from utils import distributed"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Charts as figures of matplotlib, without a window. It is imported when the first is drawn."""
+"""Charts as matplotlib figures, without a window. matplotlib is imported when the first one is drawn."""
 
 import contextlib
 import math
@@ -16,29 +16,43 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DOTS_PER_INCH = 110
+_DOTS_PER_INCH = 110
 _INK, _PALE = "#303030", "#b0b0b0"
-_FEW_POINTS = 30  # that are worth a marker each
+_MAX_MARKERS = 30  # points per line
+_STYLE: dict[Any, Any] = {
+    "text.parse_math": False,  # a class name may contain $
+    "font.family": ["sans-serif"],
+    "axes.titlesize": 11,
+    "axes.edgecolor": _PALE,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "legend.frameon": False,
+}
 
 Points = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class LineChart:
-    """Named lines of (x, y) points. Points that are not finite are left out; a line of one point is a dot."""
+    """Named lines of (x, y) points. Points that are not finite are omitted; a line with one point is a dot."""
 
     title: str
     lines: Mapping[str, Points]
     x_label: str = ""
     y_label: str = ""
-    pale_lines: Sequence[Points] = ()  # thin and grey behind the others, without a name
-    y_limits: tuple[float, float] | None = None  # None suits the lines
-    mark_x: float | None = None  # a dashed vertical line
+    pale_lines: Sequence[Points] = ()  # thin, gray and unnamed, behind the others
+    y_limits: tuple[float, float] | None = None  # None fits the lines
+    mark_x: float | None = None  # position of a dashed vertical line
 
 
 @dataclass(frozen=True)
 class BarChart:
-    """Lying bars, from top to bottom: for each of `names` one of each series. NaN is a bar of no length."""
+    """Horizontal bars from top to bottom, one per name and series. NaN is a bar of zero length."""
 
     title: str
     names: Sequence[str]
@@ -50,92 +64,73 @@ class BarChart:
 def _style() -> Iterator[None]:
     import matplotlib
 
-    settings: dict[Any, Any] = {
-        "text.parse_math": False,  # a class may be called $
-        "font.family": ["sans-serif"],
-        "axes.titlesize": 11,
-        "axes.edgecolor": _PALE,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.axisbelow": True,
-        "text.color": _INK,
-        "axes.labelcolor": _INK,
-        "xtick.color": _INK,
-        "ytick.color": _INK,
-        "legend.frameon": False,
-    }
-    with matplotlib.rc_context(settings), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # a name in letters that the font lacks is drawn as boxes
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # letters that the font lacks are drawn as boxes
         yield
 
 
 def write_chart(path: Path, figure: "Figure") -> None:
     """Write a figure as a PNG file."""
     with _style(), atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH)
+        figure.savefig(temporary, format="png", dpi=_DOTS_PER_INCH)
 
 
 @_style()
 def draw_lines(*charts: LineChart) -> "Figure":
-    """Line charts side by side."""
-    figure, all_axes = _figure(len(charts), 6.4, 4.2)
+    """Draw line charts side by side."""
+    figure, all_axes = _make_figure(len(charts), 6.4, 4.2)
     for axes, chart in zip(all_axes, charts):
-        _draw_lines(axes, chart)
+        _draw_line_chart(axes, chart)
     return figure
 
 
 @_style()
 def draw_bars(*charts: BarChart) -> "Figure":
-    """Bar charts side by side."""
+    """Draw bar charts side by side."""
     bars = max((len(chart.names) * (1 + len(chart.series)) for chart in charts), default=0)
-    figure, all_axes = _figure(len(charts), 6.4, 1.2 + 0.12 * max(bars, 4))
+    figure, all_axes = _make_figure(len(charts), 6.4, 1.2 + 0.12 * max(bars, 4))
     for axes, chart in zip(all_axes, charts):
-        _draw_bars(axes, chart)
+        _draw_bar_chart(axes, chart)
     return figure
 
 
 @_style()
 def draw_matrix(title: str, names: Sequence[str], cells: np.ndarray, row_label: str, column_label: str) -> "Figure":
-    """A square matrix of counts (N, N); the darker a cell, the larger its share of its row. Zeros stay empty."""
+    """Draw a matrix of counts (N, N). A cell is darker the larger its share of its row; zeros are blank."""
     side = 2.4 + 0.36 * max(len(names), 4)
-    figure, (axes,) = _figure(1, side, side)
-    sums = cells.sum(axis=1, keepdims=True)
-    shares = cells / np.maximum(sums, 1)
+    figure, (axes,) = _make_figure(1, side, side)
+    shares = cells / np.maximum(cells.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_title(title)
+    axes.set(title=title, xlabel=column_label, ylabel=row_label)
     axes.set_xticks(range(len(names)), names, rotation=90)
     axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel(column_label)
-    axes.set_ylabel(row_label)
     for row, column in np.argwhere(cells):
         color = "white" if shares[row, column] > 0.5 else _INK
         axes.text(column, row, f"{cells[row, column]}", ha="center", va="center", color=color, fontsize=7)
     return figure
 
 
-def _figure(columns: int, width: float, height: float) -> tuple["Figure", list["Axes"]]:
-    """A figure of axes side by side, each `width` x `height` inches."""
+def _make_figure(columns: int, width: float, height: float) -> tuple["Figure", list["Axes"]]:
+    """Return a figure with axes side by side, each `width` x `height` inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width * columns, height), layout="constrained")
     return figure, list(figure.subplots(1, columns, squeeze=False)[0])
 
 
-def _draw_lines(axes: "Axes", chart: LineChart) -> None:
-    axes.set_title(chart.title)
-    axes.set_xlabel(chart.x_label)
-    axes.set_ylabel(chart.y_label)
+def _draw_line_chart(axes: "Axes", chart: LineChart) -> None:
+    axes.set(title=chart.title, xlabel=chart.x_label, ylabel=chart.y_label)
     axes.grid(alpha=0.3)
     for points in map(_finite, chart.pale_lines):
         axes.plot(*zip(*points), color=_PALE, linewidth=0.7, alpha=0.6)
     lines = {name: points for name, line in chart.lines.items() if (points := _finite(line))}
-    handles = [
-        axes.plot(*zip(*points), marker="o" if len(points) <= _FEW_POINTS else None, markersize=3.5)[0]
-        for points in lines.values()
-    ]
-    if not handles:
+    if not lines:
         axes.set_axis_off()
         return
+    handles = [
+        axes.plot(*zip(*points), marker="o" if len(points) <= _MAX_MARKERS else None, markersize=3.5)[0]
+        for points in lines.values()
+    ]
     if all(x == round(x) for points in lines.values() for x, _ in points):
         axes.locator_params(axis="x", integer=True)
     if chart.y_limits:
@@ -152,7 +147,7 @@ def _finite(points: Points) -> list[tuple[float, float]]:
     return [point for point in points if all(map(math.isfinite, point))]
 
 
-def _draw_bars(axes: "Axes", chart: BarChart) -> None:
+def _draw_bar_chart(axes: "Axes", chart: BarChart) -> None:
     axes.set_title(chart.title)
     if not chart.names:
         axes.set_axis_off()
@@ -162,18 +157,18 @@ def _draw_bars(axes: "Axes", chart: BarChart) -> None:
     thickness = 0.8 / max(1, len(chart.series))
     handles = []
     for number, values in enumerate(chart.series.values()):
-        places = np.arange(len(chart.names)) + (number - (len(chart.series) - 1) / 2) * thickness
-        bars = axes.barh(places, np.nan_to_num(values), thickness)
-        axes.bar_label(bars, [_number(value) for value in values], padding=3, fontsize=7)
+        positions = np.arange(len(chart.names)) + (number - (len(chart.series) - 1) / 2) * thickness
+        bars = axes.barh(positions, np.nan_to_num(values), thickness)
+        axes.bar_label(bars, [_format(value) for value in values], padding=3, fontsize=7)
         handles.append(bars)
     axes.set_yticks(range(len(chart.names)), chart.names)
-    axes.set_ylim(len(chart.names) - 0.5, -0.5)  # the first on top
+    axes.set_ylim(len(chart.names) - 0.5, -0.5)  # the first at the top
     axes.margins(x=0.1)  # room for the labels
     if len(handles) > 1:
         axes.legend(handles, chart.series, loc="upper left", bbox_to_anchor=(1, 1))
 
 
-def _number(value: float) -> str:
+def _format(value: float) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return "" if math.isnan(value) else f"{value:.3f}"

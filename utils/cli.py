@@ -1,6 +1,6 @@
-"""Command-line parsers, types and the flags that several scripts share, each declared once.
+"""Command-line parsers, argument types, and the flags that several scripts share, each declared once.
 
-argparse reports a type's ValueError by the function's name: "invalid positive_int value: '0'".
+For a type's ValueError, argparse names the function: "invalid positive_int value: '0'".
 """
 
 import argparse
@@ -11,10 +11,10 @@ from typing import Any
 
 
 def make_parser(description: str | None, prog: str | None = None) -> argparse.ArgumentParser:
-    """Return a parser that prints a docstring as it stands and takes no abbreviated flags.
+    """Return a parser that prints `description` unwrapped and accepts no abbreviated flags.
 
     Args:
-        prog: what the user typed, for modules run by `python -m`.
+        prog: the command in the usage line, for modules run by `python -m`.
     """
     return argparse.ArgumentParser(
         prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -65,7 +65,7 @@ def fraction(text: str) -> float:
 
 
 def image_size(text: str) -> tuple[int, int]:
-    """Parse `640`, or `640x384` for a width and a height, to (height, width) in pixels."""
+    """Parse a side, `640`, or a width and a height, `640x384`, in pixels. Return (height, width)."""
     sides = [positive_int(side) for side in text.lower().split("x")]
     if len(sides) > 2:
         raise ValueError(text)
@@ -73,99 +73,90 @@ def image_size(text: str) -> tuple[int, int]:
 
 
 def default_workers() -> int:
-    """Return the default number of loading workers: the reference's 12, but no more than the CPUs of this process."""
+    """Return the default number of loading workers: the reference's 12, but no more than this process's CPUs."""
     return min(12, len(os.sched_getaffinity(0)))
 
 
 WORKERS = default_workers()
 
-# Flag -> its spellings (the reference's among them) and the arguments of add_argument.
-_SHARED: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
-    "project": (("-p", "--project"), {"default": "coco", "help": "name in projects/, or a YAML file (default: coco)"}),
-    "compound_coef": (
-        ("-c", "--compound_coef"),
-        {"type": int, "default": 0, "choices": range(9), "help": "D0 to D7; 8 is D7X (default: 0)"},
+
+def _flag(*spellings: str, **arguments: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    return spellings, arguments
+
+
+_SHARED = {
+    "project": _flag("-p", "--project", default="coco", help="name in projects/, or a YAML file (default: coco)"),
+    "compound_coef": _flag(
+        "-c", "--compound_coef", type=int, default=0, choices=range(9), help="D0 to D7; 8 is D7X (default: 0)"
     ),
-    "weights": (
-        ("-w", "--weights"),
-        {"metavar": "FILE|best|last", "help": "weights or exported file (default: the project's own in weights/)"},
+    "weights": _flag(
+        "-w",
+        "--weights",
+        metavar="FILE|best|last",
+        help="weights or exported file (default: the project's in weights/)",
     ),
-    "saved_path": (
-        ("--saved_path",),
-        {"type": Path, "default": Path("logs"), "help": "where -w best and -w last look (default: logs/)"},
+    "saved_path": _flag(
+        "--saved_path", type=Path, default=Path("logs"), help="where -w best and -w last look (default: logs/)"
     ),
-    "data_path": (
-        ("--data_path",),
-        {"type": Path, "default": Path("datasets"), "help": "folder of all projects' data (default: datasets/)"},
+    "data_path": _flag(
+        "--data_path", type=Path, default=Path("datasets"), help="folder of all projects' data (default: datasets/)"
     ),
-    "image_size": (
-        ("--image_size",),
-        {
-            "type": image_size,
-            "metavar": "SIDE|WIDTHxHEIGHT",
-            "help": "input size in pixels, rounded up to what the network takes (default: the project's, else the "
-            "coefficient's)",
-        },
+    "image_size": _flag(
+        "--image_size",
+        type=image_size,
+        metavar="SIDE|WIDTHxHEIGHT",
+        help="input size in pixels, rounded up to a multiple that the network accepts (default: the project's, else "
+        "the coefficient's)",
     ),
-    "max_images": (
-        ("--max_images",),
-        {"type": positive_int, "metavar": "N", "help": "use only the first N images of each set"},
+    "max_images": _flag("--max_images", type=positive_int, metavar="N", help="use only the first N images per set"),
+    "batch_size": _flag("--batch_size", type=positive_int),
+    "num_workers": _flag(
+        "-n", "--num_workers", type=non_negative_int, default=WORKERS, help=f"loading workers (default: {WORKERS})"
     ),
-    "batch_size": (("--batch_size",), {"type": positive_int}),
-    "num_workers": (
-        ("-n", "--num_workers"),
-        {"type": non_negative_int, "default": WORKERS, "help": f"loading workers (default: {WORKERS})"},
+    "seed": _flag("--seed", type=non_negative_int, default=0),
+    "score_threshold": _flag(
+        "--score_threshold", "--threshold", type=fraction, help="minimum score of a detection (default: %(default)s)"
     ),
-    "seed": (("--seed",), {"type": non_negative_int, "default": 0}),
-    "score_threshold": (
-        ("--score_threshold", "--threshold"),
-        {"type": fraction, "help": "lowest score of a detection (default: %(default)s)"},
+    "iou_threshold": _flag(
+        "--iou_threshold",
+        "--nms_threshold",
+        type=fraction,
+        help="IoU above which NMS drops the lower-scoring of two boxes of a class (default: %(default)s)",
     ),
-    "iou_threshold": (
-        ("--iou_threshold", "--nms_threshold"),
-        {
-            "type": fraction,
-            "help": "IoU above which NMS drops the lower-scoring of two boxes of a class (default: %(default)s)",
-        },
+    "max_detections": _flag(
+        "--max_detections",
+        type=positive_int,
+        metavar="N",
+        help="keep the N best detections of each image (default: all)",
     ),
-    "max_detections": (
-        ("--max_detections",),
-        {"type": positive_int, "metavar": "N", "help": "keep the N best detections of each image (default: all)"},
+    "flip": _flag(
+        "--flip",
+        **BOOLEAN,
+        default=False,
+        help="also run on the mirrored image: slightly more accurate, at twice the cost",
     ),
-    "flip": (
-        ("--flip",),
-        {**BOOLEAN, "default": False, "help": "also search the mirror image: slightly better, takes twice the time"},
+    "cuda": _flag("--cuda", **BOOLEAN, help="run on a GPU (default: if one is available)"),
+    "device": _flag("--device", type=non_negative_int, default=0, help="index of the GPU (default: 0)"),
+    "amp": _flag(
+        "--amp", choices=("off", "bf16", "fp16"), default="off", help="lower precision, higher speed (default: off)"
     ),
-    "cuda": (("--cuda",), {**BOOLEAN, "help": "run on a GPU (default: if there is one)"}),
-    "device": (("--device",), {"type": non_negative_int, "default": 0, "help": "index of the GPU (default: 0)"}),
-    "amp": (
-        ("--amp",),
-        {
-            "choices": ("off", "bf16", "fp16"),
-            "default": "off",
-            "help": "lower precision, higher speed (default: off)",
-        },
+    "compile": _flag(
+        "--compile",
+        **BOOLEAN,
+        default=False,
+        help="compile the network first, which pays off for many images: costs a minute, ten seconds when cached "
+        "(needs a C++ compiler)",
     ),
-    "compile": (
-        ("--compile",),
-        {
-            **BOOLEAN,
-            "default": False,
-            "help": "compile the network first, which pays off for many images: takes a minute, ten seconds when "
-            "cached (needs a C++ compiler)",
-        },
-    ),
-    "output": (("--output",), {"type": Path}),
+    "output": _flag("--output", type=Path),
 }
 
 
 def add_flags(parser: Any, *names: str, **changes: Mapping[str, Any]) -> None:
-    """Add shared flags to a parser or a group of one, in the given order.
+    """Add shared flags to a parser or an argument group.
 
     Args:
-        names: flags as they are declared here.
-        changes: flags with arguments of `add_argument` that replace the declared ones, such as
-            `seed={"help": "..."}`.
+        names: flags to add as declared here.
+        changes: flags to add with some arguments of `add_argument` replaced, such as `seed={"help": "..."}`.
     """
     for name, change in {**dict.fromkeys(names, {}), **changes}.items():
         spellings, arguments = _SHARED[name]

@@ -1,4 +1,4 @@
-"""Several processes that train one network together, each on its own device; and the one process that needs none."""
+"""Data-parallel processes, one per device. Every function also works in a single process without a process group."""
 
 import logging
 import os
@@ -15,70 +15,39 @@ from torch import Tensor
 from utils.errors import InputError
 
 T = TypeVar("T")
-_PATIENCE_SECONDS = 20
+_RANK0_HEAD_START = 20  # seconds
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """The number of this one, from 0; rank 0 is the one that prints and writes."""
+    """Return the rank of this process. Rank 0 prints and writes files."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def is_started() -> bool:
-    """Whether torch's launcher (`torchrun`, or `start_processes` below) has started this process among others."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
 def local_rank() -> int:
-    """The number of this process on its machine, which is that of its GPU."""
+    """Return the rank of this process on its machine, which is also the index of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def print_rank0(text: str) -> None:
-    """Print on rank 0 alone."""
-    if rank() == 0:
-        print(text)
-
-
-@contextmanager
-def report_once() -> Iterator[None]:
-    """Around what every process does alike: an InputError is raised on rank 0, the others exit without a word."""
-    try:
-        yield
-    except InputError:
-        if int(os.environ.get("RANK", "0")) > 0:
-            time.sleep(_PATIENCE_SECONDS)  # the launcher ends all when the first one exits: let that be rank 0
-            sys.exit(1)
-        raise
-
-
-@contextmanager
-def process_group(device: torch.device) -> Iterator[None]:
-    """Joins the other processes, if there are any, by NCCL between GPUs and by gloo between CPUs."""
-    if not is_started():
-        yield
-        return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+def is_started() -> bool:
+    """Return whether `torchrun` or `start_processes` launched this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def start_processes(number: int) -> None:
-    """Run this very command in `number` processes of this machine, and exit when they have ended.
+    """Run this command again in `number` processes on this machine, and exit when they have ended.
 
-    Torch's launcher gives them their ranks, passes Ctrl+C and SIGTERM on, and stops the others when one fails.
+    PyTorch's elastic launcher assigns the ranks, forwards Ctrl+C and SIGTERM, and stops all processes when one fails.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes speak for themselves
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes report their own errors
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -97,8 +66,39 @@ def start_processes(number: int) -> None:
     sys.exit(0)
 
 
+@contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Join the default process group, if there are several processes: NCCL for GPUs, Gloo for CPUs."""
+    if not is_started():
+        yield
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def report_once() -> Iterator[None]:
+    """Let rank 0 alone raise an InputError that occurs in every process; the others exit silently."""
+    try:
+        yield
+    except InputError:
+        if int(os.environ.get("RANK", "0")) > 0:
+            time.sleep(_RANK0_HEAD_START)  # the launcher stops all processes when the first one exits
+            sys.exit(1)
+        raise
+
+
+def print_rank0(text: str) -> None:
+    """Print on rank 0 only."""
+    if rank() == 0:
+        print(text)
+
+
 def all_reduce_sum(values: Tensor) -> Tensor:
-    """The sum of a tensor over all processes."""
+    """Return the sum of a tensor over all processes. `values` is unchanged."""
     if world_size() > 1:
         values = values.clone()
         dist.all_reduce(values)
@@ -106,15 +106,16 @@ def all_reduce_sum(values: Tensor) -> Tensor:
 
 
 def any_rank(*flags: bool) -> list[bool]:
-    """Each flag, whether any process has raised it."""
+    """Return, for each flag, whether it is set in any process. Without flags, this is a barrier."""
     if world_size() == 1:
         return list(flags)
-    counts = torch.tensor([float(flag) for flag in flags], device=_communication_device())
-    return (all_reduce_sum(counts) > 0).tolist()
+    # The zero makes processes wait for each other even without flags: an empty tensor would not.
+    counts = torch.tensor([0.0, *map(float, flags)], device=_communication_device())
+    return (all_reduce_sum(counts) > 0).tolist()[1:]
 
 
 def all_gather(value: T) -> list[T]:
-    """The `value` of every process, by rank."""
+    """Return the `value` of every process, any picklable object, in order of rank."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -123,31 +124,32 @@ def all_gather(value: T) -> list[T]:
 
 
 def broadcast_from_rank0(make: Callable[[], T]) -> T:
-    """What `make` gives on rank 0, where alone it is called; an InputError of it is raised in all processes."""
+    """Call `make` on rank 0 only, and return its picklable result in all processes, or raise its InputError in all."""
     if world_size() == 1:
         return make()
-    made: list[Any] = [None, None]  # the result, or the message of an error
+    result_and_error: list[Any] = [None, None]
     if rank() == 0:
         try:
-            made[0] = make()
+            result_and_error[0] = make()
         except InputError as error:
-            made[1] = str(error)
-    dist.broadcast_object_list(made, device=_communication_device())
-    if made[1] is not None:
-        raise InputError(made[1])
-    return made[0]
-
-
-def _communication_device() -> torch.device:
-    """NCCL moves tensors between GPUs only."""
-    return torch.device("cuda", local_rank()) if dist.get_backend() == "nccl" else torch.device("cpu")
+            result_and_error[1] = str(error)
+    dist.broadcast_object_list(result_and_error, device=_communication_device())
+    result, error_message = result_and_error
+    if error_message is not None:
+        raise InputError(error_message)
+    return result
 
 
 def local_batch_size(batch_size: int) -> int:
-    """This process's images of a step of `batch_size`. InputError unless all get the same number."""
+    """Return this process's share of `batch_size` images. Raises InputError if the shares would differ."""
     if batch_size % world_size():
+        suggestion = max(1, batch_size // world_size()) * world_size()
         raise InputError(
-            f"--batch_size {batch_size} cannot be shared evenly by {world_size()} processes: "
-            f"take {max(1, batch_size // world_size()) * world_size()}"
+            f"--batch_size {batch_size} cannot be divided evenly among {world_size()} processes: take {suggestion}"
         )
     return batch_size // world_size()
+
+
+def _communication_device() -> torch.device:
+    """Return the device for collectives: NCCL transfers GPU tensors only."""
+    return torch.device("cuda", local_rank()) if dist.get_backend() == "nccl" else torch.device("cpu")

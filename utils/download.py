@@ -1,6 +1,7 @@
-"""Download a file, resuming where an earlier attempt stopped."""
+"""Resumable downloads."""
 
 import http.client
+import shutil
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -13,10 +14,10 @@ _TIMEOUT_SECONDS = 30
 
 
 def download(url: str, path: Path, expected_bytes: int | None = None) -> None:
-    """Fetch `url` into `path`, with a progress bar, going on where an earlier attempt stopped.
+    """Download `url` to `path` with a progress bar, resuming an interrupted download.
 
-    The bytes gather in `{path}.part`, which takes its place when complete. InputError when the network, the server
-    or the size disappoints, with the URL to fetch by hand.
+    Bytes are appended to `{path}.part`, which is renamed to `path` when complete. Raises InputError, with instructions
+    for a manual download, on a network or server error or an unexpected size.
     """
     part = path.with_name(path.name + ".part")
     try:
@@ -24,44 +25,39 @@ def download(url: str, path: Path, expected_bytes: int | None = None) -> None:
         total = _fetch(url, part)
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
-        raise InputError(f"cannot download {url} ({reason}): fetch it by other means and put it at {path}") from error
+        raise InputError(f"cannot download {url} ({reason}): download it manually to {path}") from error
     size = part.stat().st_size
-    for wanted in (total, expected_bytes):
-        if wanted is not None and size != wanted:
-            if size > wanted:
+    for expected in (total, expected_bytes):
+        if expected is not None and size != expected:
+            if size > expected:
                 part.unlink()
             raise InputError(
-                f"{url} gave {size} of {wanted} bytes: run again to go on, or fetch it by other means to {path}"
+                f"{url} gave {size} of {expected} bytes: run again to resume, or download it manually to {path}"
             )
     part.replace(path)
 
 
 def _fetch(url: str, part: Path) -> int | None:
-    """Append to `part` what it lacks of `url`; the whole size as the server tells it."""
-    have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    """Append to `part` the bytes of `url` that it lacks. Return the total size, if the server reports it."""
+    offset = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={offset}-"} if offset else {})
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
-        if error.code != 416:  # range not satisfiable: `part` holds all there is, or something else
+        if error.code != 416:  # range not satisfiable: `part` is complete already, or something else
             raise
         part.unlink()
         return _fetch(url, part)
     with response:
         resumed = response.status == 206
+        if not resumed:
+            offset = 0
         length = response.headers.get("Content-Length")
-        total = None if length is None else int(length) + (have if resumed else 0)
+        total = None if length is None else int(length) + offset
+        title = f"downloading {url.rsplit('/', 1)[-1]}"
         with (
             open(part, "ab" if resumed else "wb") as file,
-            tqdm(
-                desc=f"downloading {url.rsplit('/', 1)[-1]}",
-                initial=have if resumed else 0,
-                total=total,
-                unit="B",
-                unit_scale=True,
-            ) as progress,
+            tqdm.wrapattr(response, "read", total=total, initial=offset, desc=title) as body,
         ):
-            while chunk := response.read(1 << 16):
-                file.write(chunk)
-                progress.update(len(chunk))
+            shutil.copyfileobj(body, file)
     return total

@@ -1,4 +1,4 @@
-"""Mistakes in what the user gave, told in one sentence instead of a traceback."""
+"""User errors, reported in one sentence instead of a traceback."""
 
 import io
 import sys
@@ -7,17 +7,17 @@ from contextlib import contextmanager
 
 
 class InputError(ValueError):
-    """A file, a flag or a value from the user that cannot be used. The message says what, where, and what to do."""
+    """An unusable file, flag or value from the user. The message names what is wrong, where, and the remedy."""
 
 
 @contextmanager
 def exit_on_input_error() -> Iterator[None]:
-    """Around a script's `main()`: an `InputError` becomes one line on stderr and exit status 1.
+    """Turn an `InputError` from a script's `main()` into one line on stderr and exit status 1.
 
-    What the terminal cannot show of a name is printed as an escape sequence.
+    Characters that the terminal cannot display are printed as escape sequences.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does
+        sys.stdout.reconfigure(errors="backslashreplace")  # as on stderr
     try:
         yield
     except InputError as error:

@@ -1,4 +1,4 @@
-"""Files and folders that are either whole or absent."""
+"""Atomic writes: files and folders that are either complete or absent."""
 
 import contextlib
 import os
@@ -12,28 +12,19 @@ from utils.errors import InputError
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; what is written there takes `path`'s place when the block succeeds.
+    """Yield a temporary path in the same folder; what is written there replaces `path` when the block succeeds.
 
-    The bytes are on the disk before the rename, so a crash or a power loss leaves the old file or the new one.
-    Folders are made as needed. InputError when the disk does not take the file (full, read-only, not allowed).
+    The content reaches the disk before the rename, so that a crash or power loss leaves either the old file or the new
+    one. Missing parent folders are created. Raises InputError if the file cannot be written.
     """
-    path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        if os.name == "posix":  # the rename itself must reach the disk, too
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"cannot write {path}: {reason}; free or choose another place and run again") from error
+        with _report_os_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            _sync_to_disk(temporary)
+            os.replace(temporary, path)
+            _sync_to_disk(path.parent)  # the rename itself
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -41,26 +32,39 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yields a new folder beside `folder`, which must not exist; it is renamed when the block succeeds, else removed.
+    """Yield a new temporary folder, renamed to `folder` when the block succeeds and removed otherwise.
 
-    InputError when the disk does not take it (full, read-only, not allowed).
+    Raises InputError if the folder cannot be written, or if `folder` exists and is not empty.
     """
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
-        unfinished.mkdir(parents=True)
-        yield unfinished
-        os.rename(unfinished, folder)
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"cannot write {folder}: {reason}; free or choose another place and run again") from error
+        with _report_os_errors(folder):
+            temporary.mkdir(parents=True)
+            yield temporary
+            os.rename(temporary, folder)
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def make_writable_folder(folder: Path) -> None:
-    """Make `folder` and try it, so that hours of work do not end at the first file. InputError when it is unusable."""
-    try:
+    """Create `folder` if needed and write a test file. Raises InputError now rather than after hours of work."""
+    with _report_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
+
+
+@contextlib.contextmanager
+def _report_os_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        raise InputError(f"cannot write into the folder {folder}: {error.strerror}; choose another") from error
+        reason = error.strerror or error
+        raise InputError(f"cannot write {path}: {reason}; free up space or choose another place") from error
+
+
+def _sync_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

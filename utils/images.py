@@ -1,4 +1,4 @@
-"""Image files in and out."""
+"""Reading and writing image files."""
 
 from pathlib import Path
 
@@ -8,29 +8,22 @@ import numpy as np
 from utils.errors import InputError
 from utils.files import atomic_write
 
-
-def silence_opencv() -> None:
-    """No warnings of OpenCV's own on stderr, in this process: what it warns about, our InputErrors say."""
-    set_level = cv2.setLogLevel if hasattr(cv2, "setLogLevel") else cv2.utils.logging.setLogLevel
-    set_level(0)
-
-
-silence_opencv()
-
-
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+
+# Silence OpenCV's own warnings on stderr: our InputErrors report the same. OpenCV 4, then 5.
+(cv2.setLogLevel if hasattr(cv2, "setLogLevel") else cv2.utils.logging.setLogLevel)(0)
 
 
 def read_image(path: Path | str, size: tuple[int, int] | None = None) -> np.ndarray:
-    """The image as a person sees it: (H, W, 3) uint8 RGB.
+    """Read an image file as an image viewer shows it: (H, W, 3) uint8 RGB.
 
-    The EXIF orientation is applied, grey becomes RGB, an alpha channel is dropped, 16 bits become 8.
+    The EXIF orientation is applied, grayscale converted to RGB, an alpha channel dropped, 16 bits reduced to 8.
 
     Args:
-        size: the (height, width) that an annotation file gives the image. The orientation is then the one that
-            agrees with it, as annotations may have been drawn on the stored pixels.
+        size: the (height, width) in the annotation file. If the oriented image does not have it, the pixels are
+            returned as stored, because some annotations were drawn on those.
 
-    Raises InputError for a file that is missing, not an image, cut short, or of another size.
+    Raises InputError if the file is missing, not an image, truncated, or of another size.
     """
     path = Path(path)
     try:
@@ -41,25 +34,25 @@ def read_image(path: Path | str, size: tuple[int, int] | None = None) -> np.ndar
 
 
 def decode_image(data: bytes, name: str, size: tuple[int, int] | None = None) -> np.ndarray:
-    """As `read_image`, for a file's content; `name` is what messages call it."""
-    # OpenCV 4 fills the missing rest of a cut JPEG with grey and only warns.
-    image = None if _is_cut_jpeg(data) else _decode(data, cv2.IMREAD_COLOR)
+    """Decode the content of an image file as `read_image` does. Messages call it `name`."""
+    # OpenCV 4 fills the missing part of a truncated JPEG with gray and only warns.
+    image = None if _is_truncated_jpeg(data) else _decode(data, cv2.IMREAD_COLOR)
     if image is None:
         state = "is empty" if not data else "is damaged, cut short, no image, or above OpenCV's 2**30 pixels"
         raise InputError(f"{name} {state}: replace or remove it (and its entry in the annotation file)")
     if size is not None and image.shape[:2] != tuple(size):
-        shown = image.shape[:2]
+        height, width = image.shape[:2]
         image = _decode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         if image is None or image.shape[:2] != tuple(size):
             raise InputError(
-                f"{name} is {shown[1]} x {shown[0]} pixels (width x height), but its annotation file says "
+                f"{name} is {width} x {height} pixels (width x height), but its annotation file says "
                 f"{size[1]} x {size[0]}: the boxes would not fit; correct one of them"
             )
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
-    """Write an (H, W, 3) uint8 RGB array in the format that `path`'s suffix names."""
+    """Write an (H, W, 3) uint8 RGB array in the format of `path`'s suffix. Raises InputError if that fails."""
     try:
         encoded, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     except cv2.error:
@@ -78,12 +71,12 @@ def _decode(data: bytes, flags: int) -> np.ndarray | None:
         return None
     try:
         return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error:  # more pixels than OpenCV accepts, for instance
+    except cv2.error:  # too many pixels, for instance
         return None
 
 
-def _is_cut_jpeg(data: bytes) -> bool:
-    """Whether `data` begins as a JPEG but has no end-of-image marker after its first scan begins."""
+def _is_truncated_jpeg(data: bytes) -> bool:
+    """Return whether `data` starts as a JPEG but has no end-of-image marker after the start of its first scan."""
     if not data.startswith(b"\xff\xd8"):
         return False
     position = 2
@@ -91,7 +84,7 @@ def _is_cut_jpeg(data: bytes) -> bool:
         marker = data[position + 1]
         if marker == 0xFF:  # a fill byte
             position += 1
-        elif marker == 0xDA:  # start of scan; segments before it may hold a thumbnail with an end marker of its own
+        elif marker == 0xDA:  # start of scan; an earlier segment may hold a thumbnail with its own end marker
             return data.find(b"\xff\xd9", position) < 0
         else:
             position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")

@@ -1,4 +1,4 @@
-"""Libraries that tell of their own working, kept quiet."""
+"""Optional packages: check that they are installed before use, and silence them during use."""
 
 import importlib.util
 import logging
@@ -9,9 +9,19 @@ from contextlib import contextmanager
 from utils.errors import InputError
 
 
+def require_packages(names: Sequence[str], needed_for: str) -> None:
+    """Check that packages (by their names on PyPI, also those to import) are installed for the purpose `needed_for`.
+
+    Raises InputError, with the command that installs them, if some are missing.
+    """
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f"{needed_for} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+
+
 @contextmanager
 def quietly(*logger_names: str) -> Iterator[None]:
-    """Without warnings, and without what these loggers say, errors included: the caller tells what went wrong."""
+    """Suppress warnings and all messages of the named loggers, errors included: the caller reports failures."""
     loggers = [logging.getLogger(name) for name in logger_names]
     levels = [logger.level for logger in loggers]
     try:
@@ -23,15 +33,3 @@ def quietly(*logger_names: str) -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels):
             logger.setLevel(level)
-
-
-def require_packages(names: Sequence[str], needed_for: str) -> None:
-    """InputError, with the command that installs them, when some of the packages are not there.
-
-    Args:
-        names: as they are imported and installed.
-        needed_for: the beginning of the sentence.
-    """
-    missing = [name for name in names if importlib.util.find_spec(name) is None]
-    if missing:
-        raise InputError(f"{needed_for} needs {' and '.join(missing)}: pip install {' '.join(missing)}")

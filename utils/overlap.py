@@ -1,48 +1,46 @@
-"""Work side by side in threads: an iterator that runs ahead, a function in several threads, a bound on what is in work.
+"""Overlap work in threads: prefetch items, map a function in parallel, bound what is in flight.
 
-OpenCV and PyTorch let other threads run while they compute, so decoding, preparing, network and drawing can overlap.
+OpenCV and PyTorch release the GIL while they compute, so decoding, preprocessing, the network and drawing can overlap.
 """
 
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_POLL_SECONDS = 0.05  # how often a waiting thread looks whether it shall stop
+_POLL_SECONDS = 0.05  # how often a waiting thread checks whether it should stop
 
 
 def prefetch(iterable: Iterable[Item], depth: int, patience: float | None = None) -> Generator[Item]:
-    """The items of `iterable` in their order, made by a thread that runs up to `depth` items ahead.
+    """Yield the items of `iterable` in order, produced by a thread that runs up to `depth` items ahead.
 
-    Nothing is made before the first item is asked for. An exception of `iterable` is raised where it would have been:
-    after the items before it.
-
-    When the consumer stops (closes this generator, raises, is interrupted), the thread ends with the item that it is
-    making, and is waited for. Stages may be put behind each other: all of them stop.
+    The thread starts when the first item is requested. An exception of `iterable` is raised in its place, after the
+    items before it. When this generator is closed, the thread stops after its current item and is joined. Generators
+    may be chained: closing the last one stops the threads of all.
 
     Args:
-        patience: seconds to wait for the thread. For what may wait for ever, as a camera does; such a thread
-            is left behind, and ends with its next item or the process. None waits as long as it takes.
+        patience: seconds to wait for the thread at the end (default: forever). A thread that is still blocked, as by a
+            camera, is abandoned; it ends after its next item, or with the process.
     """
-    stage = _Stage(iterable, depth)
-    stage.start()
+    producer = _Producer(iterable, depth)
+    producer.start()
     try:
         while True:
-            item = stage.take()
+            item = producer.get()
             if isinstance(item, _End):
                 if item.error is not None:
                     raise item.error
                 return
             yield item
-            del item  # or two would be alive while the next one is waited for
+            del item  # otherwise it would stay alive while waiting for the next one
     finally:
-        stage.stopped.set()
-        stage.join(patience)
+        producer.stopped.set()
+        producer.join(patience)
 
 
 def ordered_map(
@@ -52,10 +50,10 @@ def ordered_map(
     depth: int,
     patience: float | None = None,
 ) -> Generator[Result]:
-    """`function` of each item, in the items' order, computed by several threads.
+    """Yield `function(item)` for each item in order, computed by several threads.
 
-    At most `depth` + 2 items are taken from `iterable` before their result is asked for. `iterable` runs in a thread
-    of its own. Exceptions, stopping and `patience` are as in `prefetch`.
+    Another thread iterates over `iterable`, at most `depth` + 2 items ahead. Exceptions, closing and `patience` are as
+    in `prefetch`.
     """
     with ThreadPoolExecutor(threads) as pool:
 
@@ -71,95 +69,94 @@ def ordered_map(
 
 
 class Allowance:
-    """So much of something (pixels, say) may be in work at once, whatever the items' sizes.
+    """A limit on the total size (in pixels, say) of the items in flight.
 
-    The producer reserves before it makes an item, tells the item's size when it is known, and the consumer releases
-    it. One item is always allowed, however large.
+    The producer calls `reserve` before it makes an item and `settle` as soon as its size is known; the consumer calls
+    `release`. A single item is always allowed, however large.
     """
 
-    def __init__(self, most: int):
-        self.most = most
-        self._in_work = 0
-        self._expected = most  # size of the last item: the guess for the next; at first one alone is let through
+    def __init__(self, limit: int):
+        self._limit = limit
+        self._in_flight = 0
+        self._estimate = limit  # size of the latest item; initially the limit, so that the first one is alone
         self._changed = threading.Condition()
 
     def reserve(self) -> int:
-        """Wait until there is room. Returns what is set aside for the next item, for `settle`."""
+        """Wait until an item may be made. Return the size reserved for it, an estimate."""
         with self._changed:
-            while self._in_work >= self.most:
+            while self._in_flight >= self._limit:
                 self._changed.wait(_POLL_SECONDS)
-                _leave_if_told_to_stop()
-            self._in_work += self._expected
-            return self._expected
+                _exit_if_stopped()
+            self._in_flight += self._estimate
+            return self._estimate
 
     def settle(self, reserved: int, size: int) -> None:
-        """The item for which `reserved` was set aside has this size."""
+        """Replace a reserved size by the item's actual size."""
         with self._changed:
-            self._in_work += size - reserved
-            self._expected = max(1, size)
+            self._in_flight += size - reserved
+            self._estimate = max(1, size)
             self._changed.notify()
 
     def release(self, size: int) -> None:
-        """An item of this size is done."""
+        """Remove an item of this size."""
         with self._changed:
-            self._in_work -= size
+            self._in_flight -= size
             self._changed.notify()
 
 
 class _End:
-    """Comes after the last item, with the exception that ended them, if one did."""
+    """Marks the end of a producer's items, with the exception that caused it, if any."""
 
     def __init__(self, error: BaseException | None = None):
         self.error = error
 
 
 class _Stopped(BaseException):
-    """Raised in a stage's thread that waits for another stage, when its own consumer has stopped."""
+    """Unwinds a producer's thread whose consumer has stopped."""
 
 
-def _leave_if_told_to_stop() -> None:
-    stage = threading.current_thread()
-    if isinstance(stage, _Stage) and stage.stopped.is_set():
+def _exit_if_stopped() -> None:
+    thread = threading.current_thread()
+    if isinstance(thread, _Producer) and thread.stopped.is_set():
         raise _Stopped
 
 
-class _Stage(threading.Thread):
-    """The thread of `prefetch`. A daemon: one that waits for ever does not keep the process alive."""
+class _Producer(threading.Thread):
+    """The thread behind `prefetch`. A daemon, so that a blocked one does not keep the process alive."""
 
     def __init__(self, iterable: Iterable, depth: int):
         super().__init__(daemon=True)
         self.stopped = threading.Event()
         self._iterable = iterable
-        self._made: queue.Queue[Any] = queue.Queue(depth)
+        self._items: queue.Queue[Any] = queue.Queue(depth)
 
     def run(self) -> None:
         end = _End()
-        iterator: Any = None
+        iterator: Iterator | None = None
         try:
             iterator = iter(self._iterable)
             for item in iterator:
-                self._hand_on(item)
+                self._put(item)
                 del item
         except _Stopped:
             return
         except BaseException as error:
             end = _End(error)
         finally:
-            if hasattr(iterator, "close"):  # a generator: its files and threads are closed here, in its own thread
-                iterator.close()
+            if isinstance(iterator, Generator):
+                iterator.close()  # releases its files and threads here, in the thread that ran it
         with contextlib.suppress(_Stopped):
-            self._hand_on(end)
+            self._put(end)
 
-    def _hand_on(self, item: object) -> None:
+    def _put(self, item: object) -> None:
         while True:
-            if self.stopped.is_set():
-                raise _Stopped
+            _exit_if_stopped()
             with contextlib.suppress(queue.Full):
-                return self._made.put(item, timeout=_POLL_SECONDS)
+                return self._items.put(item, timeout=_POLL_SECONDS)
 
-    def take(self) -> Any:
-        """The next item, in the consumer's thread."""
+    def get(self) -> Any:
+        """Return the next item. Called in the consumer's thread, which may be another producer."""
         while True:
             with contextlib.suppress(queue.Empty):
-                return self._made.get(timeout=_POLL_SECONDS)
-            _leave_if_told_to_stop()
+                return self._items.get(timeout=_POLL_SECONDS)
+            _exit_if_stopped()

@@ -1,12 +1,12 @@
-"""Ctrl+C and SIGTERM, at the right moment."""
+"""Ctrl+C and SIGTERM, deferred to a suitable moment."""
 
 import signal
 
 
 class StopRequest:
-    """Ctrl+C or SIGTERM, remembered until the step in progress is done. A second Ctrl+C interrupts at once.
+    """Context manager that sets `received` on Ctrl+C or SIGTERM, so that the step in progress can finish.
 
-    A context manager; outside its block the signals do what they did before.
+    A second signal raises KeyboardInterrupt at once. The previous handlers are restored on exit.
     """
 
     def __init__(self) -> None:

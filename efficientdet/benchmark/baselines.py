@@ -11,7 +11,7 @@ from efficientdet.boxes import clip_boxes, decode, encode, pairwise_iou, yxyx_to
 from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.results import coco_results
-from efficientdet.data.transforms import Letterbox, detections_to_image
+from efficientdet.data.transforms import Letterbox
 from efficientdet.model.loss import Losses
 from efficientdet.model.postprocess import batched_nms
 from efficientdet.project import Project
@@ -63,14 +63,14 @@ def baseline_detections(
     synchronize(device)
     with stopwatch.measuring("post-processing"):
         found = baseline_postprocess(outputs, *canvas, EVALUATION_SCORE_THRESHOLD)
-        return [detections_to_image(*pair) for pair in zip(found, letterboxes)]
+        return [letterbox.detections_to_image(raw) for raw, letterbox in zip(found, letterboxes)]
 
 
 def baseline_evaluation(network: nn.Module, dataset: CocoDataset, stopwatch: Stopwatch) -> list[dict]:
     """`detect_dataset`, one image at a time, without workers: the reference's way."""
     results = []
     for image_id in dataset.image_ids:
-        picture = dataset.picture(image_id)
+        picture = dataset.load_image(image_id)
         (found,) = baseline_detections(network, [picture], dataset.canvas, dataset.project, stopwatch)
         results += coco_results(image_id, found, dataset.category_ids)
     return results

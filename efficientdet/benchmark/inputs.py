@@ -28,7 +28,7 @@ def realistic_weights(compound_coef: int, side: int, project: Project, device: t
     torch.manual_seed(0)
     network = EfficientDet(compound_coef, project.num_classes, project.anchor_ratios, project.anchor_scales)
     picture = random_image()
-    pixels = Letterbox.fit(picture.shape[:2], (side, side)).image(picture, project.mean, project.std)
+    pixels = Letterbox.fit(picture.shape[:2], (side, side)).apply(picture, project.mean, project.std)
     image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2).to(device)
     network.to(device)
     for module in network.modules():

@@ -46,9 +46,9 @@ def effdet_detections(model: nn.Module, pictures: Sequence[np.ndarray], side: in
     """Images (H, W, 3) uint8 RGB -> (N, 100, 6): x1, y1, x2, y2 in their pixels, score, class."""
     device = next(model.parameters()).device
     letterboxes = [Letterbox.fit(picture.shape[:2], (side, side)) for picture in pictures]
-    pixels = [box.image(picture, project.mean, project.std) for picture, box in zip(pictures, letterboxes)]
+    pixels = [box.apply(picture, project.mean, project.std) for picture, box in zip(pictures, letterboxes)]
     images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous().to(device)
-    scales = [max(box.picture) / max(box.resized) for box in letterboxes]
+    scales = [max(box.original) / max(box.resized) for box in letterboxes]
     sizes = [picture.shape[1::-1] for picture in pictures]  # (width, height)
     info = {"img_scale": torch.tensor(scales, device=device), "img_size": torch.tensor(sizes, device=device)}
     return model(images, info).cpu()

@@ -226,7 +226,7 @@ def prepare(contender: Contender, material: Material) -> Workload:
     """Decoded images of the validation set -> the network's input, on the CPU."""
     dataset = validation_set(contender, material)
     project = material.project
-    pictures = [dataset.picture(image_id) for image_id in dataset.image_ids[:PREPARED]]
+    pictures = [dataset.load_image(image_id) for image_id in dataset.image_ids[:PREPARED]]
     letterboxes = [Letterbox.fit(picture.shape[:2], dataset.canvas) for picture in pictures]
 
     def run_once() -> None:
@@ -234,7 +234,7 @@ def prepare(contender: Contender, material: Material) -> Workload:
             if contender.name == "plain":
                 baseline_prepare(picture, letterbox, project)
             else:
-                letterbox.image(picture, project.mean, project.std)
+                letterbox.apply(picture, project.mean, project.std)
 
     return Workload(run_once, len(pictures), torch.device("cpu"))
 

@@ -1,4 +1,4 @@
-"""The objects of a data set at the network's input size, and how well anchors match them."""
+"""The objects of a data set at the network's input size, and how well the anchors match them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from efficientdet.data.annotations import AnnotatedSet
 from efficientdet.data.transforms import Letterbox
 from efficientdet.model.anchors import _half_sizes
 
-_CHUNK = 2**16  # boxes that `best_anchor_iou` takes at once; a few tens of megabytes
+_CHUNK = 2**16  # boxes that `best_anchor_iou` compares at once, in a few tens of megabytes
 
 
 def best_anchor_iou(
@@ -25,13 +25,11 @@ def best_anchor_iou(
     scales: Sequence[float],
     ratios: Sequence[tuple[float, float]],
 ) -> Tensor:
-    """The IoU of each box (M, 4) with the anchor of the `height` x `width` input that overlaps it most: (M,).
+    """Return the highest IoU of each box (M, 4) with an anchor of a `height` x `width` input: (M,).
 
-    Only the anchors of one cell per level are compared, the one nearest to the box's centre. Among anchors of one size
-    the IoU grows with the intersection, and that is the overlap in x times the overlap in y: each depends on the
-    distance between the centres in its own axis alone, and never grows with it.
-
-    The input's sides are multiples of the coarsest stride, as the network needs them.
+    On each level, only the anchors of the cell nearest to the box's centre are compared. Among anchors of one size the
+    IoU grows with the intersection, which is the overlap in x times the overlap in y; each of these depends on the
+    distance of the centres along its own axis alone, and never grows with it.
     """
     half_sizes = _half_sizes(scales, ratios).to(boxes_xyxy)
 
@@ -53,12 +51,12 @@ def best_anchor_iou(
 
 @dataclass(frozen=True)
 class Objects:
-    """What there is to learn in a set's images, as the network's input shows it. Without images of unknown size."""
+    """The K objects to learn from a set, at the input size. Images of unknown size are left out."""
 
     canvas: tuple[int, int]  # (height, width) of the input
-    rows: np.ndarray  # (K,) of the set's boxes
-    xyxy: np.ndarray  # (K, 4) float64, pixels of the input
-    best_ious: np.ndarray  # (K,) with the project's anchors
+    rows: np.ndarray  # (K,) positions in the set's boxes
+    xyxy: np.ndarray  # (K, 4) float64, in pixels of the input
+    best_ious: np.ndarray  # (K,) with the anchors of the project
 
     @property
     def sides(self) -> np.ndarray:
@@ -67,7 +65,7 @@ class Objects:
 
 
 def objects_on_canvas(annotated: AnnotatedSet, canvas: tuple[int, int], config: ModelConfig) -> Objects:
-    """The set's objects in an input of `canvas` (height, width) pixels, and how well the anchors there reach them."""
+    """Return the objects of a set as the letterbox places them on a `canvas` of (height, width) pixels."""
     boxes, project = annotated.boxes, annotated.project
     rows = np.flatnonzero(boxes.learnable & np.all(annotated.sizes > 0, axis=1)[boxes.images])
     xyxy = boxes.xywh[rows]
@@ -86,6 +84,6 @@ def best_ious(
     scales: Sequence[float],
     ratios: Sequence[tuple[float, float]],
 ) -> np.ndarray:
-    """`best_anchor_iou` of boxes (K, 4) on the canvas with the anchors of a network: (K,)."""
+    """Return `best_anchor_iou` of boxes (K, 4) on a canvas of (height, width) pixels: (K,)."""
     boxes = torch.from_numpy(boxes_xyxy)
     return best_anchor_iou(boxes, *canvas, config.pyramid_levels, config.anchor_scale, scales, ratios).numpy()

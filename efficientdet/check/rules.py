@@ -1,8 +1,10 @@
-"""What makes readable data bad data: rules on boxes, classes and files that need no look at the pixels."""
+"""Rules on annotations, classes and files. None of them decodes an image."""
 
 import filecmp
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,174 +15,167 @@ from efficientdet.data.transforms import MIN_BOX_SIDE
 from efficientdet.model.loss import POSITIVE_IOU
 from utils.images import IMAGE_SUFFIXES
 
-OUTSIDE_TOLERANCE = 1  # pixels by which a box may reach out of its image: annotators round, some count from 1
+OUTSIDE_TOLERANCE = 1  # pixels that a box may exceed its image by: annotators round, and some count from 1
+SMALL_SIDE = 4  # pixels of the network's input: half a cell of the finest pyramid level
+MIN_COVERAGE = 0.9
 
 
-SMALL_SIDE = 4  # pixels of the network's input; half a cell of the finest pyramid level
+class Rule(NamedTuple):
+    """A kind of fault, and what to do about it."""
+
+    level: Level
+    kind: str  # in the plural
+    advice: str
+
+    def on_file(self, file: Path, message: str) -> Finding:
+        return Finding(self.level, self.kind, file, "", message, self.advice)
+
+    def on_image(self, annotated: AnnotatedSet, index: int, message: str) -> Finding:
+        subject = f"image {annotated.images[index]['id']!r}"
+        return Finding(self.level, self.kind, annotated.image_path(index), subject, message, self.advice)
+
+    def on_box(self, annotated: AnnotatedSet, row: int, message: str) -> Finding:
+        index = annotated.boxes.images[row]
+        subject = f"annotation {annotated.boxes.annotation_ids[row]!r} of image {annotated.images[index]['id']!r}"
+        return Finding(self.level, self.kind, annotated.image_path(index), subject, message, self.advice)
 
 
-LEAST_COVERAGE = 0.9
+NEGATIVE_BOX = Rule(
+    "error", "boxes of negative size", "training ignores it; it must be [x, y, width, height], not two corners"
+)
+THIN_BOX = Rule(
+    "warning", "boxes thinner than a pixel", "training ignores it; remove it, or convert it to pixels if it is relative"
+)
+BOX_OUTSIDE = Rule(
+    "error", "boxes outside of their images", "it must be [x, y, width, height] in pixels; correct or remove it"
+)
+BOX_ACROSS_BORDER = Rule(
+    "warning",
+    "boxes across the border of their images",
+    "clip it, as detections end at the border; many such boxes may be two corners instead of [x, y, width, height]",
+)
+DUPLICATE_BOX = Rule("warning", "duplicate boxes", "one of the two counts as missed in every evaluation; remove it")
+NO_CATEGORY = Rule(
+    "warning", "classes without a category", "give the category the same name in both files, or remove the class"
+)
+NO_BOX = Rule("warning", "classes without a box", "it is neither learned nor evaluated; add images of it")
+SMALL_OBJECT = Rule(
+    "warning",
+    f"objects below {SMALL_SIDE} x {SMALL_SIDE} pixels at the input size",
+    "it is hard to learn and costs average precision; use a larger --image_size, or cut the images into tiles",
+)
+LOW_COVERAGE = Rule(
+    "warning",
+    "sets with boxes that no anchor matches",
+    "such boxes are hard to learn; use another --image_size, or other anchors_scales and anchors_ratios "
+    "(python -m efficientdet.check --anchors proposes some)",
+)
+EMPTY_IMAGE = Rule(
+    "warning", "images without boxes", "fine if it shows no object: it teaches background; otherwise, annotate it"
+)
+UNLISTED_IMAGE = Rule(
+    "warning", "unlisted images", "it is not used; add its entry (without boxes if it shows no object), or remove it"
+)
+SAME_SET = Rule("warning", "sets that are the same", "results on training images say nothing about new ones")
+IN_BOTH_SETS = Rule(
+    "error", "images in both sets", "results on training images say nothing about new ones; remove it from one set"
+)
+SAME_FILE_NAME = Rule(
+    "warning", "file names in both sets", "harmless in separate folders, unless it is another version of the same image"
+)
 
 
-def quick_findings(annotated: AnnotatedSet, objects: Objects) -> Iterator[Finding]:
-    """What the annotations alone tell of a set."""
+def annotation_findings(annotated: AnnotatedSet, objects: Objects) -> Iterator[Finding]:
+    """Find everything that the annotations of a set show without a look at its files."""
     yield from box_findings(annotated)
-    yield from repeated_boxes(annotated)
+    yield from duplicate_boxes(annotated)
     yield from class_findings(annotated)
     yield from small_objects(annotated, objects)
     yield from coverage_findings(annotated, objects)
 
 
 def box_findings(annotated: AnnotatedSet) -> Iterator[Finding]:
-    """Boxes that are none, and boxes outside of their images."""
+    """Find boxes without a size, and boxes outside of their images."""
     boxes = annotated.boxes
     x, y, width, height = boxes.xywh.T
     image_height, image_width = annotated.sizes[boxes.images].T
-    least = np.minimum(width, height)
-    sized = (image_height > 0) & (image_width > 0) & (least >= MIN_BOX_SIDE)
-    beyond = np.max((-x, -y, x + width - image_width, y + height - image_height), axis=0)
+    shorter = np.minimum(width, height)
+    checked = (image_height > 0) & (image_width > 0) & (shorter >= MIN_BOX_SIDE)
+    excess = np.max((-x, -y, x + width - image_width, y + height - image_height), axis=0)
     outside = (x >= image_width) | (y >= image_height) | (x + width <= 0) | (y + height <= 0)
-    rules: Sequence[tuple[Level, str, np.ndarray, str]] = (
-        (
-            "error",
-            "boxes of negative width or height",
-            least < 0,
-            "training leaves it out; it must be [x, y, width, height], not two corners",
-        ),
-        (
-            "warning",
-            "boxes narrower or lower than a pixel",
-            (least >= 0) & (least < MIN_BOX_SIDE),
-            "training leaves it out; remove it, or write it in pixels if it is in parts of the image",
-        ),
-        (
-            "error",
-            "boxes outside of their images",
-            sized & outside,
-            "it must be [x, y, width, height] in pixels of the image; correct or remove it",
-        ),
-        (
-            "warning",
-            "boxes that reach out of their images",
-            sized & ~outside & (beyond > OUTSIDE_TOLERANCE),
-            "detections end at the border, so cut it there; "
-            "if there are many, make sure that they are [x, y, width, height], not two corners",
-        ),
-    )
-    for level, kind, faulty, advice in rules:
+    for rule, faulty in (
+        (NEGATIVE_BOX, shorter < 0),
+        (THIN_BOX, (shorter >= 0) & (shorter < MIN_BOX_SIDE)),
+        (BOX_OUTSIDE, checked & outside),
+        (BOX_ACROSS_BORDER, checked & ~outside & (excess > OUTSIDE_TOLERANCE)),
+    ):
         for row in np.flatnonzero(faulty).tolist():
             bbox = ", ".join(f"{value:g}" for value in boxes.xywh[row])
-            size = f" in {image_width[row]} x {image_height[row]} pixels" if sized[row] else ""
-            yield _on_box(level, kind, annotated, row, f"has the bbox [{bbox}]{size}", advice)
+            size = f" in {image_width[row]} x {image_height[row]} pixels" if checked[row] else ""
+            yield rule.on_box(annotated, row, f"has the bbox [{bbox}]{size}")
 
 
-def repeated_boxes(annotated: AnnotatedSet) -> Iterator[Finding]:
-    """Boxes that their image has twice, with the same class."""
+def duplicate_boxes(annotated: AnnotatedSet) -> Iterator[Finding]:
+    """Find boxes that repeat another one of the same image and class."""
     boxes = annotated.boxes
     columns = (*boxes.xywh.T, boxes.class_ids, boxes.images)
-    order = np.lexsort(columns)  # stable: of equal rows the first comes first
+    order = np.lexsort(columns)  # stable: equal rows stay in the order of the file
     equal = np.all([column[order[1:]] == column[order[:-1]] for column in columns], axis=0)
-    pairs = zip(order[1:][equal].tolist(), order[:-1][equal].tolist())
-    for row, earlier in sorted(pairs):
-        message = f"repeats annotation {boxes.annotation_ids[earlier]!r}"
-        yield _on_box(
-            "warning",
-            "boxes that are there twice",
-            annotated,
-            row,
-            message,
-            "one of the two counts as missed in every evaluation; remove it",
-        )
+    for row, earlier in sorted(zip(order[1:][equal].tolist(), order[:-1][equal].tolist())):
+        yield DUPLICATE_BOX.on_box(annotated, row, f"repeats annotation {boxes.annotation_ids[earlier]!r}")
 
 
 def class_findings(annotated: AnnotatedSet) -> Iterator[Finding]:
-    """Classes that the set cannot teach."""
-    counts = class_counts(annotated)
+    """Find classes that cannot be learned from the set."""
+    file, counts = annotated.annotation_file, class_counts(annotated)
     for class_id, name in enumerate(annotated.project.class_names):
         if name and class_id not in annotated.category_ids:
-            yield Finding(
-                "warning",
-                "classes without a category",
-                annotated.annotation_file,
-                "",
-                f"has no category {name!r}, which obj_list of {annotated.project.path} names",
-                "write the category's name the same in both, or take the class out",
-            )
+            yield NO_CATEGORY.on_file(file, f"has no category {name!r} of obj_list in {annotated.project.path}")
         elif name and not counts[class_id] and counts.any():
-            yield Finding(
-                "warning",
-                "classes without a box",
-                annotated.annotation_file,
-                "",
-                f"has no box of {name!r}",
-                "what is not shown is not learnt, nor measured; add images of it",
-            )
+            yield NO_BOX.on_file(file, f"has no box of {name!r}")
 
 
 def class_counts(annotated: AnnotatedSet) -> np.ndarray:
-    """The number of learnable boxes of each class: (C,)."""
+    """Return the number of boxes to learn of each class: (C,)."""
     class_ids = annotated.boxes.class_ids[annotated.boxes.learnable]
     return np.bincount(class_ids[class_ids >= 0], minlength=annotated.project.num_classes)
 
 
 def small_objects(annotated: AnnotatedSet, objects: Objects) -> Iterator[Finding]:
-    """Objects of which the network sees a few pixels only."""
-    small = objects.sides.prod(axis=1) < SMALL_SIDE**2
+    """Find objects of only a few pixels at the input size."""
     height, width = objects.canvas
+    small = objects.sides.prod(axis=1) < SMALL_SIDE**2
     for row, sides in zip(objects.rows[small], objects.sides[small]):
-        yield _on_box(
-            "warning",
-            f"objects of less than {SMALL_SIDE} x {SMALL_SIDE} pixels at the input's size",
-            annotated,
-            row,
-            f"is {sides[0]:.1f} x {sides[1]:.1f} pixels at {width} x {height}",
-            "it is hardly learnt, and costs average precision; take a larger --image_size, or cut the images up",
-        )
+        message = f"is {sides[0]:.1f} x {sides[1]:.1f} pixels at {width} x {height}"
+        yield SMALL_OBJECT.on_box(annotated, row, message)
 
 
 def coverage_findings(annotated: AnnotatedSet, objects: Objects) -> Iterator[Finding]:
-    """Whether the project's anchors reach the boxes."""
-    reached = objects.best_ious >= POSITIVE_IOU
-    if len(reached) and reached.mean() < LEAST_COVERAGE:
-        side = np.median(np.sqrt(objects.sides[~reached].prod(axis=1)))
+    """Find out whether the anchors of the project match too few of the set's boxes."""
+    matched = objects.best_ious >= POSITIVE_IOU
+    if len(matched) and matched.mean() < MIN_COVERAGE:
+        side = np.median(np.sqrt(objects.sides[~matched].prod(axis=1)))
         height, width = objects.canvas
-        yield Finding(
-            "warning",
-            "sets with boxes that no anchor reaches",
+        yield LOW_COVERAGE.on_file(
             annotated.annotation_file,
-            "",
-            f"has {1 - reached.mean():.1%} of boxes that overlap no anchor by IoU {POSITIVE_IOU}; their median size is "
-            f"{side:.0f} pixels at {width} x {height}",
-            "such boxes are hardly learnt; take another --image_size, or other anchors_scales and anchors_ratios in "
-            f"{annotated.project.path} (python -m efficientdet.check --anchors proposes some)",
+            f"has {1 - matched.mean():.1%} of its boxes below IoU {POSITIVE_IOU} with every anchor of "
+            f"{annotated.project.path}; their median size is {side:.0f} pixels at {width} x {height}",
         )
 
 
 def empty_images(annotated: AnnotatedSet) -> Iterator[Finding]:
-    """Images without anything to learn."""
-    filled = set(annotated.boxes.images[annotated.boxes.learnable].tolist())
-    for index in range(len(annotated.images)):
-        if index not in filled:
-            yield on_image(
-                "warning",
-                "images without boxes",
-                annotated,
-                index,
-                "has no box",
-                "well so if nothing of obj_list is in it: training learns from it what is no object; else annotate it",
-            )
+    """Find images without a box to learn."""
+    filled = np.unique(annotated.boxes.images[annotated.boxes.learnable])
+    for index in np.setdiff1d(np.arange(len(annotated.images)), filled).tolist():
+        yield EMPTY_IMAGE.on_image(annotated, index, "has no box")
 
 
 def unlisted_images(sets: Sequence[AnnotatedSet]) -> Iterator[Finding]:
-    """Images that no annotation file of the sets lists, though they lie in a set's folder."""
-    folders = {annotated.pictures.resolve(): annotated.pictures for annotated in sets}
+    """Find images in the folders of the sets that none of their annotation files lists."""
+    folders = {annotated.image_folder.resolve(): annotated.image_folder for annotated in sets}
     for real_folder, folder in folders.items():
-        listed = {
-            os.path.normpath(name)
-            for annotated in sets
-            if annotated.pictures.resolve() == real_folder
-            for name in annotated.listed
-        }
+        sharing = [annotated for annotated in sets if annotated.image_folder.resolve() == real_folder]
+        listed = {os.path.normpath(name) for annotated in sharing for name in annotated.listed}
         present = {
             os.path.relpath(os.path.join(root, name), folder)
             for root, _, names in os.walk(folder)
@@ -188,74 +183,33 @@ def unlisted_images(sets: Sequence[AnnotatedSet]) -> Iterator[Finding]:
             if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
         }
         for name in sorted(present - listed):
-            yield Finding(
-                "warning",
-                "images that no annotation file lists",
-                folder / name,
-                "",
-                "is in no annotation file",
-                "it is not used; add its entry (without boxes if nothing is in it), or remove the image",
-            )
+            yield UNLISTED_IMAGE.on_file(folder / name, "is in no annotation file")
 
 
-def equal_files(train: AnnotatedSet, val: AnnotatedSet) -> list[tuple[int, int]]:
-    """Pairs of images, one of each set, whose images have the same file name and the same bytes."""
+def same_files(train: AnnotatedSet, val: AnnotatedSet) -> list[tuple[int, int]]:
+    """Return the pairs of positions in two sets whose image files have the same name and the same bytes."""
     index_of = {image["file_name"]: index for index, image in enumerate(train.images) if train.present[index]}
     pairs = [
         (index_of[image["file_name"]], index)
         for index, image in enumerate(val.images)
         if val.present[index] and image["file_name"] in index_of
     ]
-    return [(i, j) for i, j in pairs if filecmp.cmp(train.picture(i), val.picture(j), shallow=False)]
+    return [(i, j) for i, j in pairs if filecmp.cmp(train.image_path(i), val.image_path(j), shallow=False)]
 
 
-def overlap_findings(
-    train: AnnotatedSet, val: AnnotatedSet, equal_images: Sequence[tuple[int, int]]
-) -> Iterator[Finding]:
-    """Images to validate on that are trained on, too. `equal_images` are their positions in the two sets."""
+def shared_images(train: AnnotatedSet, val: AnnotatedSet, pairs: Sequence[tuple[int, int]]) -> Iterator[Finding]:
+    """Find validation images that are also trained on. `pairs` are positions of equal images in the two sets."""
     if train.annotation_file == val.annotation_file:
-        yield Finding(
-            "warning",
-            "sets that are the same",
-            train.project.path,
-            "",
-            f"has {train.name!r} as train_set and as val_set",
-            "what is measured on it says nothing about new images",
-        )
+        yield SAME_SET.on_file(train.project.path, f"has {train.name!r} as train_set and as val_set")
         return
-    for train_index, val_index in equal_images:
-        yield on_image(
-            "error",
-            "images that are trained on and validated on",
-            val,
-            val_index,
-            f"is the same image as {train.picture(train_index)}",
-            "what is measured on it says nothing about new images; take it out of one of the sets",
-        )
+    for train_index, val_index in pairs:
+        yield IN_BOTH_SETS.on_image(val, val_index, f"is the same image as {train.image_path(train_index)}")
 
 
-def shared_names(train: AnnotatedSet, val: AnnotatedSet, equal_images: Sequence[tuple[int, int]]) -> Iterator[Finding]:
-    """Images to validate on that have the file name of another image to train on."""
-    equal = {val_index for _, val_index in equal_images}
+def shared_file_names(train: AnnotatedSet, val: AnnotatedSet, pairs: Sequence[tuple[int, int]]) -> Iterator[Finding]:
+    """Find validation images with the file name of a different training image. `pairs` as in `shared_images`."""
+    equal = {val_index for _, val_index in pairs}
     names = {image["file_name"] for image in train.images}
     for index, image in enumerate(val.images):
         if image["file_name"] in names and index not in equal:
-            yield on_image(
-                "warning",
-                "file names that both sets have, for different images",
-                val,
-                index,
-                f"has the name of another image in {train.pictures}",
-                "harmless while the folders stay apart; make sure that it is no other version of the same image",
-            )
-
-
-def on_image(level: Level, kind: str, annotated: AnnotatedSet, index: int, message: str, advice: str) -> Finding:
-    """A finding on an image of a set."""
-    return Finding(level, kind, annotated.picture(index), f"image {annotated.images[index]['id']!r}", message, advice)
-
-
-def _on_box(level: Level, kind: str, annotated: AnnotatedSet, row: int, message: str, advice: str) -> Finding:
-    index = annotated.boxes.images[row]
-    subject = f"annotation {annotated.boxes.annotation_ids[row]!r} of image {annotated.images[index]['id']!r}"
-    return Finding(level, kind, annotated.picture(index), subject, message, advice)
+            yield SAME_FILE_NAME.on_image(val, index, f"has the name of another image in {train.image_folder}")

@@ -1,1 +1,1 @@
-"""Find, download and load weights, those of other programs included."""
+"""Find, download and load weights, including those of other programs."""

@@ -1,15 +1,16 @@
-"""Weights of rwightman's `effdet`, its `tf_efficientdet_d0` to `d7x`, under our keys, and ours under its keys.
+"""Convert state dicts between rwightman's `effdet` (`tf_efficientdet_d0` to `d7x`) and this project.
 
-Both networks are google/automl's, layer by layer, so a key has its counterpart and no number changes:
-- Classes: output i is label i + 1, for COCO category id i + 1 as here. No background, no permutation.
-- Anchors in a cell: scale by scale, in each the (width, height) ratios, as here. A header's channels are anchor by
-  anchor, in each the classes, or (dy, dx, dh, dw).
-- BiFPN: effdet numbers a cell's nodes as they are computed. A node's inputs, and so its fusion weights, come in the
-  order own level, way down, level below. P4 and P5 are projected once for each node of the first cell that reads them.
-- Batch norms of the heads: effdet lists them layer by layer, we level by level.
-- D6 and up add plainly: effdet has no fusion weights there, ours are unused ones. D6 and D7 have the same keys.
+Both networks are google/automl's, layer by layer, so each key has a counterpart and no number changes:
+- Classes: output i is COCO category id i + 1 in both. There is no background class and no permutation.
+- Anchors of a cell: all ratios of the first scale, then of the next. Header channels are ordered by anchor, within an
+  anchor by class or (dy, dx, dh, dw).
+- BiFPN: effdet numbers the nodes of a cell in order of computation. The inputs of a node, and so its fusion weights,
+  are ordered own level, top-down, level below. P4 and P5 are projected once for each node of the first cell that
+  reads them.
+- Batch norms of the heads: effdet lists them by layer, this project by level.
+- D6 and up fuse by plain sum: effdet has no fusion weights there, this project unused ones. D6 and D7 have equal keys.
 
-What no weight can make up for is in `efficientdet.convert_weights`.
+`efficientdet.convert_weights` lists the differences that weights cannot express.
 """
 
 import re
@@ -22,13 +23,14 @@ from efficientdet.config import CONFIGS
 from efficientdet.model.network import EfficientDet
 from efficientnet.pretrained import renamed, timm_key
 
-EFFDET_MARK = "box_net.predict.conv_pw.bias"  # a key of every detector of effdet's
-_EFFDET_HEADERS = ("class_net.predict.conv_pw.bias", EFFDET_MARK)
-_OUR_HEADERS = ("classifier.header.pointwise_conv.conv.bias", "regressor.header.pointwise_conv.conv.bias")
+CLASS_HEADER, BOX_HEADER = "classifier.header.pointwise_conv.conv", "regressor.header.pointwise_conv.conv"
+EFFDET_BOX_BIAS = "box_net.predict.conv_pw.bias"  # every detector of effdet has this key
+_EFFDET_HEADER_BIASES = ("class_net.predict.conv_pw.bias", EFFDET_BOX_BIAS)
+_OUR_HEADER_BIASES = (f"{CLASS_HEADER}.bias", f"{BOX_HEADER}.bias")
 _OUR_BACKBONE = "backbone_net.model."
 _FIRST_NODE = "fpn.cell.0.fnode.0.after_combine.conv.conv_pw.weight"
 
-# Outside the backbone: what is replaced in one of our keys, row after row. {conv6_up} stands for the node's number.
+# Applied in turn to our keys outside the backbone. {conv6_up} is the node's number in effdet.
 _REPLACEMENTS = (
     (r"^bifpn\.(\d)\.(conv\d_(?:up|down))\.", r"fpn.cell.\1.fnode.{\2}.after_combine.conv."),
     (r"^bifpn\.(\d)\.(p\d_w[12])$", r"fpn.cell.\1.fnode.{\2}.combine.edge_weights"),
@@ -38,7 +40,7 @@ _REPLACEMENTS = (
     (r"^bifpn\.0\.p4_down_channel_2\.", "fpn.cell.0.fnode.{conv4_down}.combine.resample.1.conv."),
     (r"^bifpn\.0\.p5_down_channel_2\.", "fpn.cell.0.fnode.{conv5_down}.combine.resample.2.conv."),
     (r"^bifpn\.0\.p5_to_p6\.", "fpn.resample.3.conv."),
-    (r"\.conv\.0\.conv\.", ".conv.conv."),  # a projection's convolution
+    (r"\.conv\.0\.conv\.", ".conv.conv."),  # the convolution of a projection
     (r"\.conv\.1\.", ".conv.bn."),  # and its batch norm
     (r"^classifier\.", "class_net."),
     (r"^regressor\.", "box_net."),
@@ -51,27 +53,34 @@ _REPLACEMENTS = (
 
 
 def effdet_name(compound_coef: int) -> str:
-    """What effdet calls the network of a coefficient."""
+    """Return effdet's name of the network."""
     return "tf_efficientdet_d7x" if compound_coef == 8 else f"tf_efficientdet_d{compound_coef}"
 
 
 def from_effdet(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict from one of effdet's, for any number of classes and of anchors. Its tensors are `weights`' own.
+    """Convert effdet's state dict, with any number of classes and anchors, to ours. Tensors are shared, not copied.
 
-    Raises ValueError when `weights` belong to another network, or lack or exceed something.
+    Raises ValueError if `weights` are from another network, or have missing or additional entries.
     """
-    compound_coef = _guess_compound_coef(weights)
-    expected = _without_numbers(compound_coef, weights, _EFFDET_HEADERS)
+    levels = sum(re.fullmatch(r"box_net\.bn_rep\.0\.\d\.bn\.bias", key) is not None for key in weights)
+    channels = len(weights.get(_FIRST_NODE, ()))
+    coefs = compound_coefs_of_pyramid(levels, channels)
+    if not coefs:
+        raise ValueError(
+            f"its pyramid has {levels} levels of {channels} channels, unlike any of tf_efficientdet_d0 to d7x"
+        )
+    compound_coef = coefs[0]
+    expected = _empty_state_dict(compound_coef, weights, _EFFDET_HEADER_BIASES)
     found = renamed(weights, _effdet_keys(compound_coef, expected), expected, effdet_name(compound_coef))
     return {key: found[key] if key in found else torch.ones(value.shape) for key, value in expected.items()}
 
 
 def to_effdet(weights: Mapping[str, Tensor], compound_coef: int) -> dict[str, Tensor]:
-    """effdet's state dict from ours of that coefficient. Its tensors are `weights`' own.
+    """Convert our state dict to effdet's. Tensors are shared, not copied.
 
-    Raises ValueError when `weights` lack or exceed something.
+    Raises ValueError if `weights` have missing or additional entries.
     """
-    shapes = _without_numbers(compound_coef, weights, _OUR_HEADERS)
+    shapes = _empty_state_dict(compound_coef, weights, _OUR_HEADER_BIASES)
     keys = _effdet_keys(compound_coef, shapes)
     unused = shapes.keys() - keys.keys()
     used = {key: value for key, value in weights.items() if key not in unused}
@@ -80,7 +89,7 @@ def to_effdet(weights: Mapping[str, Tensor], compound_coef: int) -> dict[str, Te
 
 
 def _effdet_keys(compound_coef: int, keys: Iterable[str]) -> dict[str, str]:
-    """Those of our `keys` that effdet has, too -> effdet's."""
+    """Map those of our `keys` that effdet has to effdet's."""
     config = CONFIGS[compound_coef]
     levels = config.pyramid_levels
     order = [(f"conv{level}_up", f"p{level}_w1") for level in reversed(levels[:-1])]
@@ -92,33 +101,25 @@ def _effdet_keys(compound_coef: int, keys: Iterable[str]) -> dict[str, str]:
         if key.startswith(_OUR_BACKBONE):
             result[key] = f"backbone.{timm_key(key.removeprefix(_OUR_BACKBONE), config.backbone)}"
         elif config.fast_attention or not re.search(r"\.p\d_w[12]$", key):
-            result[key] = _replaced(key).format(**nodes)
+            theirs = key
+            for pattern, replacement in _REPLACEMENTS:
+                theirs = re.sub(pattern, replacement, theirs)
+            result[key] = theirs.format(**nodes)
     return result
 
 
-def _replaced(key: str) -> str:
-    """`key` after `_REPLACEMENTS`."""
-    for pattern, replacement in _REPLACEMENTS:
-        key = re.sub(pattern, replacement, key)
-    return key
+def compound_coefs_of_pyramid(levels: int, channels: int) -> list[int]:
+    """Return the coefficients with such a pyramid: none, one, or both D6 and D7, whose weights have the same shapes."""
+    pyramids = [(len(config.pyramid_levels), config.bifpn_channels) for config in CONFIGS]
+    return [coef for coef, pyramid in enumerate(pyramids) if pyramid == (levels, channels)]
 
 
-def _guess_compound_coef(weights: Mapping[str, Tensor]) -> int:
-    """The smallest coefficient with as many channels and levels. ValueError when there is none."""
-    width = len(weights.get(_FIRST_NODE, ()))
-    levels = sum(re.fullmatch(r"box_net\.bn_rep\.0\.\d\.bn\.bias", key) is not None for key in weights)
-    for compound_coef, config in enumerate(CONFIGS):
-        if (config.bifpn_channels, len(config.pyramid_levels)) == (width, levels):
-            return compound_coef
-    raise ValueError(f"its pyramid has {levels} levels of {width} channels")
-
-
-def _without_numbers(compound_coef: int, weights: Mapping[str, Tensor], headers: tuple[str, str]) -> dict[str, Tensor]:
-    """Our state dict on the meta device, for as many classes and anchors as the biases named `headers` are for."""
-    for name in headers:
+def _empty_state_dict(compound_coef: int, weights: Mapping[str, Tensor], biases: tuple[str, str]) -> dict[str, Tensor]:
+    """Return our state dict on the meta device, for the classes and anchors of the header biases in `weights`."""
+    for name in biases:
         if name not in weights:
             raise ValueError(f"it lacks {name}")
-    class_outputs, box_outputs = (weights[name].numel() for name in headers)
+    class_outputs, box_outputs = (weights[name].numel() for name in biases)
     anchors = max(box_outputs // 4, 1)
     with torch.device("meta"):
         network = EfficientDet(compound_coef, max(class_outputs // anchors, 1), ratios=((1, 1),), scales=(1,) * anchors)

@@ -1,4 +1,4 @@
-"""COCO files -> samples -> batches."""
+"""From COCO files to samples for the network."""
 
 import contextlib
 import io
@@ -9,7 +9,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from torch.utils.data import Dataset
 
-from efficientdet.data.annotations import AnnotatedSet, read_set, refuse_if_faulty
+from efficientdet.data.annotations import AnnotatedSet, raise_first_error, read_set
 from efficientdet.data.transforms import Letterbox, Target, random_horizontal_flip, random_scale_crop
 from efficientdet.project import Project
 from utils.images import read_image
@@ -17,7 +17,7 @@ from utils.images import read_image
 
 @dataclass(frozen=True)
 class SampleKey:
-    """Which image, and in which epoch: the augmentation depends on these and the seed alone, not on who draws it."""
+    """An image and the epoch to augment it for. With the seed, these alone determine the augmentation."""
 
     index: int
     epoch: int
@@ -34,19 +34,19 @@ class Sample:
 
 
 class CocoDataset(Dataset):
-    """One set (`train2017`, say) of a project: images and a COCO annotation file.
+    """One set (such as `train2017`) of a project: images and a COCO annotation file.
 
-    `dataset[index]` gives the image as it is, `dataset[SampleKey(index, epoch)]` augments it for training.
+    `dataset[index]` returns the image without augmentation, `dataset[SampleKey(index, epoch)]` augments it.
 
     Args:
-        folder: the project's data, with the images in `{set_name}/` and `annotations/instances_{set_name}.json`.
+        folder: the project's data, with images in `{set_name}/` and `annotations/instances_{set_name}.json`.
         canvas: (height, width) of the network's input.
-        seed: of the augmentations.
-        scale_range: images to train on are scaled by a random factor between these, and cropped; (1, 1) does not.
-        max_images: take only the first so many, in the order of their ids.
+        seed: for the augmentation.
+        scale_range: limits of the random factor by which training images are scaled, then cropped; (1, 1) disables it.
+        max_images: use only the first images by id.
 
-    Raises InputError when the files do not fit each other or the project. All of them are checked here but the
-    content of the images; an image that cannot be used makes `dataset[...]` raise it.
+    Raises InputError if the files do not fit each other or the project. Everything but the content of the images is
+    checked here; `dataset[...]` raises InputError for an unusable image.
     """
 
     def __init__(
@@ -60,9 +60,8 @@ class CocoDataset(Dataset):
         max_images: int | None = None,
     ):
         self.annotated = read_set(folder, set_name, project, max_images)
-        refuse_if_faulty(self.annotated)
+        raise_first_error(self.annotated)
         self.set_name = set_name
-        self.pictures = self.annotated.pictures
         self.annotation_file = self.annotated.annotation_file
         self.category_ids = self.annotated.category_ids
         self.project = project
@@ -79,7 +78,7 @@ class CocoDataset(Dataset):
     def __getitem__(self, key: int | SampleKey) -> Sample:
         index, epoch = (key.index, key.epoch) if isinstance(key, SampleKey) else (key, None)
         image_id = self.image_ids[index]
-        image, target = self.picture(image_id), self.target(image_id)
+        image, target = self.load_image(image_id), self.target(image_id)
         letterbox = None
         if epoch is not None:
             rng = np.random.default_rng((self.seed, epoch, index))
@@ -87,18 +86,18 @@ class CocoDataset(Dataset):
             if self.scale_range != (1.0, 1.0):
                 image, target, letterbox = random_scale_crop(image, target, self.canvas, rng, self.scale_range)
         letterbox = letterbox or Letterbox.fit(image.shape[:2], self.canvas)
-        pixels = letterbox.image(image, self.project.mean, self.project.std)
+        pixels = letterbox.apply(image, self.project.mean, self.project.std)
         target = Target(letterbox.boxes_to_canvas(target.boxes), target.class_ids)
         return Sample(pixels, target, letterbox, image_id)
 
-    def picture(self, image_id: int | str) -> np.ndarray:
-        """(H, W, 3) uint8 RGB, the way round that the annotations' width and height say."""
+    def load_image(self, image_id: int | str) -> np.ndarray:
+        """Return an image, (H, W, 3) uint8 RGB, in the orientation of its annotated width and height."""
         index = self.index_of[image_id]
         height, width = self.annotated.sizes[index].tolist()
-        return read_image(self.annotated.picture(index), (height, width) if height and width else None)
+        return read_image(self.annotated.image_path(index), (height, width) if height and width else None)
 
     def target(self, image_id: int | str) -> Target:
-        """The objects to learn, in pixels of the image: no crowd regions, none below one pixel."""
+        """Return the objects to learn, in pixels of the image: no crowd regions, no sides below one pixel."""
         boxes = self.annotated.boxes
         rows = self.annotated.rows(self.index_of[image_id])
         learnable = boxes.learnable[rows]
@@ -108,8 +107,11 @@ class CocoDataset(Dataset):
 
 
 def _coco_index(annotated: AnnotatedSet) -> COCO:
-    """A pycocotools index of the set, with class indices for category ids, positions for image ids (it turns numbers
-    into texts where a set has both), and the fields that scoring needs."""
+    """Return a pycocotools index with the fields that scoring needs.
+
+    Its category ids are class indices, its image ids positions: pycocotools would turn numbers into text in a set that
+    has both.
+    """
     boxes, names = annotated.boxes, annotated.project.class_names
     rows = zip(boxes.images.tolist(), boxes.class_ids.tolist(), boxes.xywh.tolist(), boxes.areas.tolist(), boxes.crowd)
     coco = COCO()
@@ -117,7 +119,7 @@ def _coco_index(annotated: AnnotatedSet) -> COCO:
         "images": [{"id": position} for position in range(len(annotated.images))],
         "annotations": [
             {
-                "id": number,  # COCO's scoring takes id 0 for "unmatched", so ids are our own, from 1
+                "id": number,  # counted from 1, because scoring reads id 0 as "unmatched"
                 "image_id": image,
                 "category_id": class_id,
                 "bbox": bbox,

@@ -1,4 +1,4 @@
-"""What is wrong with a data set, as values: collected, grouped by kind, told in short or in full."""
+"""Faults of a data set as values: collected, grouped by kind, formatted in short or in full."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ Level = Literal["error", "warning"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One fault. Its texts are one sentence: file, subject, message, advice.
+    """One fault. Its texts form one sentence: file, subject, message, advice.
 
-    An error spoils what is learnt or measured. A warning may be as it should be, and is to be looked at.
+    An error spoils training or evaluation. A warning may be intended, but deserves a look.
     """
 
     level: Level
-    kind: str  # what this fault and its like are called, in the plural: "missing images"
-    file: Path  # the image or the annotation file that is to be changed
-    subject: str  # "image 12", "annotation 7 of image 12"; empty when it is the file
+    kind: str  # in the plural: "missing images"
+    file: Path  # the image or annotation file to change
+    subject: str  # "image 12", "annotation 7 of image 12"; empty if it is the file
     message: str  # begins with its verb
     advice: str
 
@@ -32,7 +32,7 @@ class Finding:
 
 
 def by_kind(findings: Iterable[Finding]) -> list[list[Finding]]:
-    """Findings of one kind and advice together, errors first, otherwise in the order of their first."""
+    """Group findings of the same kind and advice, errors first, otherwise in order of first appearance."""
     groups: dict[tuple, list[Finding]] = {}
     for finding in findings:
         groups.setdefault((finding.level, finding.kind, finding.advice), []).append(finding)
@@ -40,15 +40,15 @@ def by_kind(findings: Iterable[Finding]) -> list[list[Finding]]:
 
 
 def in_short(group: list[Finding]) -> str:
-    """Findings of one kind in a sentence: the first of them, and how many there are."""
+    """Return one sentence for a group: its first finding and the number of findings."""
     more = f" (the first of {len(group):,} {group[0].kind})" if len(group) > 1 else ""
     return f"{group[0]}{more}"
 
 
-def in_full(group: list[Finding], most: int | None) -> Iterator[str]:
-    """Findings of one kind as lines: what and how many, the first `most` of them (None: all), what to do."""
+def in_full(group: list[Finding], limit: int | None) -> Iterator[str]:
+    """Yield lines for a group: kind and number, the first `limit` findings (None: all), the advice."""
     yield f"{group[0].level}: {group[0].kind}: {len(group):,}"
-    shown = group[:most]
+    shown = group[:limit]
     for finding in shown:
         yield f"  {finding.case}"
     if len(shown) < len(group):

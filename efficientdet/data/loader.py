@@ -17,7 +17,7 @@ from utils.errors import InputError
 
 @dataclass(frozen=True)
 class Batch:
-    """N samples together."""
+    """N samples."""
 
     images: Tensor  # (N, 3, H, W) float32, normalised, channels-last in memory
     targets: Targets  # in pixels of `images`
@@ -25,27 +25,27 @@ class Batch:
     image_ids: list[int | str]
 
     def pin_memory(self) -> "Batch":
-        """The batch in page-locked memory, from where it is copied to a GPU while the GPU works."""
-        return self._with(lambda tensor: tensor.pin_memory())
+        """Return the batch in page-locked memory, which can be copied to a GPU asynchronously."""
+        return self._map(lambda tensor: tensor.pin_memory())
 
     def to(self, device: torch.device) -> "Batch":
-        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def first(self, images: int) -> "Batch":
-        """Its first so many samples."""
-        part = self._with(lambda tensor: tensor[:images])
-        return replace(part, letterboxes=self.letterboxes[:images], image_ids=self.image_ids[:images])
+    def first(self, count: int) -> "Batch":
+        """Return the first `count` samples, or all if there are fewer."""
+        part = self._map(lambda tensor: tensor[:count])
+        return replace(part, letterboxes=self.letterboxes[:count], image_ids=self.image_ids[:count])
 
-    def _with(self, move: Callable[[Tensor], Tensor]) -> "Batch":
-        return replace(self, images=move(self.images), targets=Targets(*map(move, self.targets)))
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        return replace(self, images=function(self.images), targets=Targets(*map(function, self.targets)))
 
 
 class EpochSampler(Sampler[SampleKey]):
-    """All images once per epoch, in an order that depends on the seed and the epoch alone.
+    """Every image once per epoch, in an order that depends only on the seed and the epoch.
 
-    Set `epoch` before iterating; `start` skips that many images, to go on in the middle of an epoch. When several
-    processes share a step of `step_images`, each draws its part of every step, so that together they see what one
-    process would; an incomplete last step is then left out.
+    Set `epoch` before iterating, and `start` to skip that many images when resuming within an epoch. If several
+    processes share a step of `step_images`, each draws its part of every step: together they see what a single process
+    would, except for an incomplete last step, which is dropped.
     """
 
     def __init__(self, length: int, seed: int, step_images: int = 1, rank: int = 0, world_size: int = 1):
@@ -73,11 +73,11 @@ class EpochSampler(Sampler[SampleKey]):
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """Samples of one input size -> a batch; targets padded to the largest number of objects."""
+    """Stack samples of one input size; targets are padded to the largest number of objects."""
     images = np.stack([sample.image for sample in samples])
-    most = max(len(sample.target.class_ids) for sample in samples)
-    boxes = torch.zeros(len(samples), most, 4)
-    class_ids = torch.full((len(samples), most), PADDING_CLASS)
+    max_objects = max(len(sample.target.class_ids) for sample in samples)
+    boxes = torch.zeros(len(samples), max_objects, 4)
+    class_ids = torch.full((len(samples), max_objects), PADDING_CLASS)
     for i, sample in enumerate(samples):
         objects = len(sample.target.class_ids)
         boxes[i, :objects] = torch.from_numpy(sample.target.boxes)
@@ -93,8 +93,8 @@ def collate(samples: list[Sample]) -> Batch:
 class BatchLoader:
     """Batches of a data set, prepared by worker processes.
 
-    With an `EpochSampler` it serves training: shuffled, augmented, without the incomplete last batch (unless there is
-    no other). With other indices, by default all in order, it serves evaluation: every image once.
+    An `EpochSampler` makes it a training loader: shuffled and augmented, without the incomplete last batch unless it is
+    the only one. Plain indices (by default all, in order) make it an evaluation loader: each image once.
     """
 
     def __init__(
@@ -105,6 +105,7 @@ class BatchLoader:
         sampler: EpochSampler | Sequence[int] | None = None,
         pin_memory: bool = False,
     ):
+        self.dataset = dataset
         self._batch_size = batch_size
         self._drawn: Sized = dataset if sampler is None else sampler
         self._loader = DataLoader(
@@ -115,36 +116,41 @@ class BatchLoader:
             collate_fn=_collate_or_error,
             drop_last=isinstance(sampler, EpochSampler) and len(dataset) >= batch_size,
             pin_memory=pin_memory,
-            worker_init_fn=_leave_stopping_to_the_main_process,
+            worker_init_fn=_leave_process_group,
             persistent_workers=num_workers > 0,
-            # Of its own, because each iteration draws a number from it: training's random numbers must not depend on
-            # how often an epoch was begun.
+            # Each iteration draws a number. Taken from the global generator, it would make the random numbers of
+            # training depend on how often an epoch was begun.
             generator=torch.Generator(),
         )
 
+    def start_epoch(self, epoch: int, images_done: int = 0) -> None:
+        """Make the next iteration draw the images of `epoch` after its first `images_done`."""
+        assert isinstance(self._drawn, EpochSampler)
+        self._drawn.epoch, self._drawn.start = epoch, images_done
+
     @property
     def num_images(self) -> int:
-        """How many images one iteration from here gives."""
+        """The number of images in the next iteration."""
         return len(self._loader) * self._batch_size if self._loader.drop_last else len(self._drawn)
 
     def __iter__(self) -> Iterator[Batch]:
-        """InputError for the first image that cannot be used."""
+        """Yield batches. Raises InputError at the first unusable image."""
         for batch in self._loader:
             if isinstance(batch, InputError):
                 try:
                     raise batch
                 finally:
-                    del batch  # its traceback holds this frame, and that cycle would keep the workers waiting
+                    del batch  # the traceback refers to this frame; the cycle would keep the workers alive
             yield batch
 
 
 def is_dead_worker(error: RuntimeError) -> bool:
-    """Whether a loading process died, which PyTorch tells wherever the main process happens to be."""
+    """Return whether a worker process died, which PyTorch raises wherever the main process happens to be."""
     return "DataLoader worker" in str(error)
 
 
 class _ErrorsAsValues(Dataset):
-    """Hands an InputError on as a value: raised in a worker, it would arrive wrapped in the worker's traceback."""
+    """Returns InputErrors instead of raising them: raised in a worker, they would arrive wrapped in its traceback."""
 
     def __init__(self, dataset: CocoDataset):
         self.dataset = dataset
@@ -165,7 +171,6 @@ def _collate_or_error(samples: list[Sample | InputError]) -> Batch | InputError:
     return errors[0] if errors else collate(usable)
 
 
-def _leave_stopping_to_the_main_process(worker_id: int) -> None:
-    """Ctrl+C and a job scheduler's SIGTERM go to the whole process group, but the last step still needs its workers."""
-    if os.name == "posix":
-        os.setpgrp()
+def _leave_process_group(worker_id: int) -> None:
+    """Shield a worker from Ctrl+C and SIGTERM, which reach the whole group: the last step still needs it."""
+    os.setpgrp()

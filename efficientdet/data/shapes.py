@@ -1,4 +1,7 @@
-"""A data set of drawn shapes, made from a seed."""
+"""A data set of drawn shapes, made from a seed.
+
+The order of the random draws defines the data set: another order gives other images.
+"""
 
 import json
 import math
@@ -16,64 +19,50 @@ from utils.files import atomic_folder, atomic_write, make_writable_folder
 from utils.images import write_image
 
 TRAIN_IMAGES, VAL_IMAGES = 1000, 200
-
-
 IMAGE_SIZES = ((320, 320), (384, 288), (288, 384), (416, 256), (256, 416), (448, 384))  # (width, height)
-
-
-LONGEST, SHORTEST = 400, 16  # pixels, of a shape's longer side before it is turned
-
-
-MOST_SHAPES = 6
-
-
+MIN_SIZE, MAX_SIZE = 16, 400  # pixels: the longer side of a shape before rotation
+MAX_SHAPES = 6
 EMPTY_SHARE = 0.04  # of the images
-
-
-CONTRAST = 180  # least difference of two shapes' colours, and from the background's: |red| + |green| + |blue|
-
-
-LEAST_VISIBLE = 0.6  # share of a shape's pixels that the border and later shapes must leave
-
-
-LEAST_SIDE = 12  # pixels of a visible box
-
-
-_SUBPIXELS = 4  # in each direction: masks are drawn so much larger, for smooth edges
+MIN_CONTRAST = 180  # between two shapes, and a shape and the background: |red| + |green| + |blue|
+MIN_VISIBLE = 0.6  # share of a shape's pixels that the border and later shapes must leave
+MIN_SIDE = 12  # pixels of a visible box
+_SUBPIXELS = 4  # per pixel and axis: masks are drawn at this scale for smooth edges
 
 
 def draw_image(rng: RandomState) -> tuple[np.ndarray, list[dict]]:
-    """One image (H, W, 3) uint8 RGB, and its objects: {"class": name, "bbox": [x, y, width, height], "area": pixels}.
+    """Draw an image, (H, W, 3) uint8 RGB. Returns it and its objects: {"class": name, "bbox": xywh, "area": pixels}.
 
-    A pixel shows the last shape that covers at least half of it. A box is integers and encloses exactly the pixels
-    that show its object; the area is their number.
+    A pixel shows the last shape that covers at least half of it. A box has integer coordinates and encloses exactly the
+    pixels that show its object; the area is their number.
     """
     width, height = IMAGE_SIZES[rng.randint(len(IMAGE_SIZES))]
     colors = [rng.randint(40, 216, 3)]
-    image = _background(rng, height, width, colors)
-    owner = np.full((height, width), -1)  # which shape each pixel shows
-    whole: list[int] = []  # pixels of each shape, with those outside the image
+    image = _background(rng, height, width, colors[0])
+    owner = np.full((height, width), -1)  # the shape that each pixel shows
+    sizes: list[int] = []  # pixels of each shape, including those outside the image
     names: list[str] = []
-    for _ in range(0 if rng.random_sample() < EMPTY_SHARE else rng.randint(1, MOST_SHAPES + 1)):
+    for _ in range(0 if rng.random_sample() < EMPTY_SHARE else rng.randint(1, MAX_SHAPES + 1)):
         name = CLASS_NAMES[rng.randint(len(CLASS_NAMES))]
-        polygons = _placed_outline(rng, name, height, width)
-        corner, coverage = _rasterize(polygons)
-        window, part = _inside(corner, coverage.shape, height, width)
+        left, top, coverage = _rasterize(_random_polygons(rng, name, height, width))
         texture = _texture(rng, colors, *coverage.shape)
-        if window is None:
+        # Cut off what lies outside the image.
+        inside = slice(max(0, -top), max(0, height - top)), slice(max(0, -left), max(0, width - left))
+        mask, texture = coverage[inside], texture[inside]
+        if not mask.size:
             continue
-        solid = coverage * 2 >= _SUBPIXELS**2
+        top, left = max(0, top), max(0, left)
+        window = slice(top, top + len(mask)), slice(left, left + mask.shape[1])
+        size = int((coverage * 2 >= _SUBPIXELS**2).sum())
         candidate = owner.copy()
-        candidate[window][solid[part]] = len(names)
-        if not _all_visible(candidate, [*whole, int(solid.sum())]):
+        candidate[window][mask * 2 >= _SUBPIXELS**2] = len(names)
+        if not _all_visible(candidate, [*sizes, size]):
             continue
         owner = candidate
-        whole.append(int(solid.sum()))
+        sizes.append(size)
         names.append(name)
-        alpha = coverage[part][..., None]
-        blended = image[window] * (_SUBPIXELS**2 - alpha) + texture[part] * alpha
-        image[window] = blended // _SUBPIXELS**2
-    image += 2 * rng.randint(-1, 2, (height, width, 1))  # a sensor's noise
+        alpha = mask[..., None]
+        image[window] = (image[window] * (_SUBPIXELS**2 - alpha) + texture * alpha) // _SUBPIXELS**2
+    image += 2 * rng.randint(-1, 2, (height, width, 1))  # sensor noise
     objects = []
     for number, name in enumerate(names):
         bbox, area = _visible_box(owner == number)
@@ -82,10 +71,10 @@ def draw_image(rng: RandomState) -> tuple[np.ndarray, list[dict]]:
 
 
 def write_shapes(folder: Path, train_images: int = TRAIN_IMAGES, val_images: int = VAL_IMAGES, seed: int = 0) -> None:
-    """Draw the data set into `folder`, which must not exist: `train/`, `val/` and `annotations/`, COCO format.
+    """Draw the data set into `folder`, which must not exist: `train/`, `val/` and `annotations/` in COCO format.
 
-    The folder appears when it is complete. Image k of a set depends on the seed, the set and k alone.
-    InputError when the folder exists or cannot be written, and for a seed that the generator does not take.
+    The folder appears when it is complete. Image k of a set depends only on the seed, the set and k.
+    Raises InputError if the folder exists or cannot be written, or if the seed is out of range.
     """
     if seed >= 2**32:
         raise InputError(f"--seed must be below 2 ** 32, not {seed}")
@@ -93,22 +82,22 @@ def write_shapes(folder: Path, train_images: int = TRAIN_IMAGES, val_images: int
         raise InputError(f"{folder} exists already: remove it, or choose another --output")
     make_writable_folder(folder.parent)
     with atomic_folder(folder) as unfinished:
-        for set_number, (set_name, pictures) in enumerate((("train", train_images), ("val", val_images))):
-            _write_set(unfinished, set_name, pictures, (seed, set_number))
+        _write_set(unfinished, "train", train_images, (seed, 0))
+        _write_set(unfinished, "val", val_images, (seed, 1))
 
 
 def draw_if_absent(project: Project, data_path: Path) -> None:
-    """Draw the data of the project `shapes` when it is not there; nothing for any other project."""
+    """Draw the data of the project `shapes` if it does not exist. Other projects are left alone."""
     folder = data_path / project.name
     if project.name == "shapes" and not folder.exists():
         print(f"drawing the data set of the project shapes into {folder}")
         write_shapes(folder)
 
 
-def _write_set(folder: Path, set_name: str, pictures: int, seed: tuple[int, int]) -> None:
+def _write_set(folder: Path, set_name: str, num_images: int, seed: tuple[int, int]) -> None:
     images: list[dict] = []
     annotations: list[dict] = []
-    for number in tqdm(range(pictures), desc=f"drawing {set_name}", unit="img", dynamic_ncols=True):
+    for number in tqdm(range(num_images), desc=f"drawing {set_name}", unit="img", dynamic_ncols=True):
         image, objects = draw_image(RandomState((*seed, number)))
         file_name = f"{number:06d}.png"
         write_image(folder / set_name / file_name, image)
@@ -143,8 +132,8 @@ def _regular(corners: int, radii: tuple[float, ...] = (1.0,)) -> list[tuple[floa
 
 
 def _cross(arm: float) -> list[tuple[float, float]]:
-    quarter = [(arm, -arm), (1, -arm), (1, arm), (arm, arm), (arm, 1), (-arm, 1)]
-    return quarter + [(-x, -y) for x, y in quarter]
+    half = [(arm, -arm), (1, -arm), (1, arm), (arm, arm), (arm, 1), (-arm, 1)]
+    return half + [(-x, -y) for x, y in half]
 
 
 _OUTLINES: dict[str, list[list[tuple[float, float]]]] = {
@@ -155,28 +144,26 @@ _OUTLINES: dict[str, list[list[tuple[float, float]]]] = {
     "cross": [_cross(0.32)],
     "ring": [_regular(90), _regular(90, (0.55,))],
 }
-
-
 CLASS_NAMES = tuple(_OUTLINES)
 
 
-def _placed_outline(rng: RandomState, name: str, height: int, width: int) -> list[np.ndarray]:
-    """The polygons of a shape of random size, stretch, turn and place: (K, 2) int32 (x, y) in sub-pixels."""
-    # The mean of uniform numbers: middling sizes on a logarithmic scale are the most frequent.
-    size = SHORTEST * (LONGEST / SHORTEST) ** rng.random_sample(3).mean()
-    stretch = 1 - 0.45 * rng.random_sample()
-    turn = 2 * math.pi * rng.random_sample()
+def _random_polygons(rng: RandomState, name: str, height: int, width: int) -> list[np.ndarray]:
+    """Return a shape at a random size, aspect, rotation and place: polygons (K, 2) int32 (x, y) in sub-pixels."""
+    # The mean of uniform numbers makes medium sizes on a logarithmic scale the most frequent.
+    size = MIN_SIZE * (MAX_SIZE / MIN_SIZE) ** rng.random_sample(3).mean()
+    aspect = 1 - 0.45 * rng.random_sample()
+    angle = 2 * math.pi * rng.random_sample()
     centre = rng.random_sample(2) * (width, height)
-    scale = np.array([1, stretch]) * size / 2
-    rotation = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
+    scale = np.array([1, aspect]) * size / 2
+    rotation = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
     return [
         np.rint(((np.array(polygon) * scale) @ rotation + centre) * _SUBPIXELS).astype(np.int32)
         for polygon in _OUTLINES[name]
     ]
 
 
-def _rasterize(polygons: list[np.ndarray]) -> tuple[tuple[int, int], np.ndarray]:
-    """The pixel (x, y) of the top left corner, and from there how many sub-pixels of each pixel the polygons cover."""
+def _rasterize(polygons: list[np.ndarray]) -> tuple[int, int, np.ndarray]:
+    """Return the left and top pixel of a shape, and from there how many sub-pixels of each pixel it covers."""
     points = np.concatenate(polygons)
     left, top = points.min(axis=0) // _SUBPIXELS
     right, bottom = points.max(axis=0) // _SUBPIXELS + 1
@@ -184,47 +171,30 @@ def _rasterize(polygons: list[np.ndarray]) -> tuple[tuple[int, int], np.ndarray]
     offset = np.array([left, top]) * _SUBPIXELS
     cv2.fillPoly(mask, [(polygon - offset).astype(np.int32) for polygon in polygons], 1)  # even-odd
     blocks = mask.reshape(bottom - top, _SUBPIXELS, right - left, _SUBPIXELS)
-    return (int(left), int(top)), blocks.sum(axis=(1, 3), dtype=np.int32)
+    return int(left), int(top), blocks.sum(axis=(1, 3), dtype=np.int32)
 
 
-def _inside(
-    corner: tuple[int, int], shape: tuple[int, int], height: int, width: int
-) -> tuple[tuple[slice, slice] | None, tuple[slice, slice] | None]:
-    """The rows and columns of the image that a mask at `corner` reaches, and those of the mask; None when none."""
-    left, top = corner
-    rows = slice(max(0, top), min(height, top + shape[0]))
-    columns = slice(max(0, left), min(width, left + shape[1]))
-    if rows.start >= rows.stop or columns.start >= columns.stop:
-        return None, None
-    part = slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left)
-    return (rows, columns), part
-
-
-def _all_visible(owner: np.ndarray, whole: list[int]) -> bool:
-    """Whether enough is left of every shape."""
-    for number, pixels in enumerate(whole):
+def _all_visible(owner: np.ndarray, sizes: list[int]) -> bool:
+    """Return whether enough of every shape is visible."""
+    for number, size in enumerate(sizes):
         visible = owner == number
-        if visible.sum() < max(1, LEAST_VISIBLE * pixels):
-            return False
-        if min(_visible_box(visible)[0][2:]) < LEAST_SIDE:
+        if visible.sum() < max(1, MIN_VISIBLE * size) or min(_visible_box(visible)[0][2:]) < MIN_SIDE:
             return False
     return True
 
 
 def _visible_box(visible: np.ndarray) -> tuple[list[int], int]:
-    """[x, y, width, height] around the True pixels, and their number."""
-    columns, rows = np.flatnonzero(visible.any(axis=0)), np.flatnonzero(visible.any(axis=1))
-    x, y = int(columns[0]), int(rows[0])
-    return [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y], int(visible.sum())
+    """Return [x, y, width, height] around the True pixels, and their number."""
+    x, y, width, height = cv2.boundingRect(visible.astype(np.uint8))
+    return [x, y, width, height], int(visible.sum())
 
 
-def _background(rng: RandomState, height: int, width: int, colors: list[np.ndarray]) -> np.ndarray:
-    """(H, W, 3) int32: blotches, a texture, and thin lines to be confused by."""
+def _background(rng: RandomState, height: int, width: int, color: np.ndarray) -> np.ndarray:
+    """Draw blotches, a pattern, and thin lines as distractors: (H, W, 3) int32."""
     cells = rng.randint(2, 24)
-    grid = (colors[0] + rng.randint(-45, 46, (cells, cells, 3))).clip(0, 255).astype(np.uint8)
+    grid = (color + rng.randint(-45, 46, (cells, cells, 3))).clip(0, 255).astype(np.uint8)
     image = cv2.resize(grid, (width, height), interpolation=cv2.INTER_LINEAR_EXACT).astype(np.int32)
-    pattern = _PATTERNS[rng.randint(len(_PATTERNS))]
-    image += pattern(rng, height, width)[..., None] * rng.randint(-20, 21, 3)
+    image += _random_pattern(rng, height, width) * rng.randint(-20, 21, 3)
     for _ in range(rng.randint(0, 7)):
         ends = rng.randint(0, (width, height), (2, 2))
         mask = np.zeros((height, width), np.uint8)
@@ -234,20 +204,21 @@ def _background(rng: RandomState, height: int, width: int, colors: list[np.ndarr
 
 
 def _texture(rng: RandomState, colors: list[np.ndarray], height: int, width: int) -> np.ndarray:
-    """(H, W, 3) int32 in a colour that stands out from `colors`, to which it is added."""
+    """Draw a pattern in a colour that contrasts with `colors`, and append that colour: (H, W, 3) int32."""
     for _ in range(30):
         color = rng.randint(0, 256, 3)
-        if min(int(np.abs(color - other).sum()) for other in colors) >= CONTRAST:
+        if min(int(np.abs(color - other).sum()) for other in colors) >= MIN_CONTRAST:
             break
     colors.append(color)
-    pattern = _PATTERNS[rng.randint(len(_PATTERNS))]
-    return color + pattern(rng, height, width)[..., None] * rng.randint(-35, 36, 3)
+    return color + _random_pattern(rng, height, width) * rng.randint(-35, 36, 3)
 
 
-# Patterns: (H, W) int32 of 0 and 1.
+def _random_pattern(rng: RandomState, height: int, width: int) -> np.ndarray:
+    """Draw one of the patterns: (H, W, 1) int32 of 0 and 1."""
+    return _PATTERNS[rng.randint(len(_PATTERNS))](rng, height, width)[..., None]
 
 
-def _even(rng: RandomState, height: int, width: int) -> np.ndarray:
+def _plain(rng: RandomState, height: int, width: int) -> np.ndarray:
     return np.zeros((height, width), np.int32)
 
 
@@ -269,4 +240,4 @@ def _grain(rng: RandomState, height: int, width: int) -> np.ndarray:
     return grains.repeat(side, axis=0).repeat(side, axis=1)[:height, :width]
 
 
-_PATTERNS: tuple[Callable[[RandomState, int, int], np.ndarray], ...] = (_even, _stripes, _checks, _grain)
+_PATTERNS: tuple[Callable[[RandomState, int, int], np.ndarray], ...] = (_plain, _stripes, _checks, _grain)

@@ -1,74 +1,75 @@
-"""What lies behind the twelve numbers: classes, sizes, thresholds, confusions, causes of errors, the worst images."""
+"""Explain an evaluation: by class, by size, by score threshold, confusions, causes of errors, the worst images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from efficientdet.evaluation.coco import MATCH_IOU, Details, Found
+from efficientdet.evaluation.coco import MATCH_IOU, Details
 from efficientdet.evaluation.error_causes import (
     CAUSES,
     Errors,
     Pairs,
     find_errors,
+    found_objects,
     gains,
-    hit_objects,
     overlapping_pairs,
 )
 
-SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}  # of an object's area, pixels (COCO)
+SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}  # COCO's, of areas in pixels
 _AP50, _AP75 = 0, 5  # positions in COCO's IoU thresholds
 
 
 class ThresholdCurve(NamedTuple):
-    """How many detections are right (find an object by IoU 0.5), and how many wrong, when weaker ones are left out."""
+    """True and false positives over the score threshold, matched at IoU 0.5."""
 
     thresholds: np.ndarray  # (T,) ascending; detections with at least this score count
-    right: np.ndarray  # (T,)
-    wrong: np.ndarray  # (T,)
-    boxes: int  # how many objects there are
+    true_positives: np.ndarray  # (T,)
+    false_positives: np.ndarray  # (T,)
+    objects: int
 
     @property
     def precision(self) -> np.ndarray:
         """(T,): the share of the detections that is right; NaN without detections."""
-        return _ratio(self.right, self.right + self.wrong)
+        return _ratio(self.true_positives, self.true_positives + self.false_positives)
 
     @property
     def recall(self) -> np.ndarray:
         """(T,): the share of the objects that is found; NaN without objects."""
-        return _ratio(self.right, np.full_like(self.right, self.boxes))
+        return _ratio(self.true_positives, np.full_like(self.true_positives, self.objects))
 
     @property
     def f1(self) -> np.ndarray:
-        """(T,): the harmonic mean of precision and recall; NaN without objects and detections."""
-        return _ratio(2 * self.right, self.right + self.wrong + self.boxes)
+        """(T,): the harmonic mean of precision and recall; NaN with neither objects nor detections."""
+        return _ratio(2 * self.true_positives, self.true_positives + self.false_positives + self.objects)
 
     @property
     def best(self) -> int:
-        """The position of the best F1: the middle of the thresholds that reach it one after the other."""
+        """The index of the highest F1: the middle of the first run of thresholds that reach it."""
         f1 = np.nan_to_num(self.f1)
         first = int(f1.argmax())
         others = np.flatnonzero(f1[first:] != f1[first])
-        return first + ((int(others[0]) if len(others) else len(f1) - first) - 1) // 2
+        length = int(others[0]) if len(others) else len(f1) - first
+        return first + (length - 1) // 2
 
 
 class ClassResult(NamedTuple):
-    """One class. Undefined numbers are NaN."""
+    """The results of one class. In this and the next results, fields are keys of report.json; NaN means undefined."""
 
     name: str
-    boxes: int  # crowds aside
+    boxes: int  # without crowd regions
     AP: float
     AP50: float
     AR: float  # with up to 100 detections per image
-    F1: float  # the best over the score thresholds of the curves
-    threshold: float  # where F1 is best; NaN, as the next two, if it is 0
-    precision: float  # there
-    recall: float  # there
+    F1: float  # the highest over the score thresholds
+    threshold: float  # where F1 is highest; NaN, like precision and recall, if F1 is 0
+    precision: float  # at `threshold`
+    recall: float  # at `threshold`
 
 
 class SizeResult(NamedTuple):
-    """The objects of one size. Undefined numbers are NaN."""
+    """The results for objects of one size."""
 
     name: str
     boxes: int
@@ -78,170 +79,169 @@ class SizeResult(NamedTuple):
 
 
 class CauseResult(NamedTuple):
-    """One cause of errors."""
+    """What one cause of errors costs."""
 
     name: str
     errors: int  # at the score threshold of the analysis
-    all_errors: int  # with all detections, down to the lowest score
-    gain: float  # of AP50 if there were none of `all_errors`; NaN without objects
+    all_errors: int  # among all detections, down to the lowest score
+    gain: float  # of AP50, if all of `all_errors` were fixed; NaN without objects
 
 
 class ImageResult(NamedTuple):
-    """One image at the score threshold of the analysis."""
+    """The detections of one image at the score threshold of the analysis."""
 
     image_id: int | str
     right: int
-    errors: dict[str, int]  # by cause; only those that occur
+    errors: dict[str, int]  # by cause; only causes that occur
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """Everything for a report. K classes, T score thresholds, matches by IoU 0.5."""
+    """All content of a report. K classes, T score thresholds, matches at IoU 0.5."""
 
-    score_threshold: float  # where all classes together have the best F1; what is counted below is counted there
+    score_threshold: float  # with the best F1 of all classes together; everything below is counted at it
     all_classes: ThresholdCurve
     class_curves: list[ThresholdCurve]  # K
     classes: list[ClassResult]  # K
     sizes: list[SizeResult]
-    precision: dict[str, np.ndarray]  # "AP50" and "AP75": (101,) at recall 0, 0.01 ... 1, averaged over the classes
-    class_precision: np.ndarray  # (K, 101) by IoU 0.5; NaN for a class without objects
-    confusion: np.ndarray  # (K + 1, K + 1): objects of a class (row) detected as a class (column); background is last
+    precision: dict[str, np.ndarray]  # "AP50" and "AP75": (101,) at recall 0, 0.01 ... 1, the mean over the classes
+    class_precision: np.ndarray  # (K, 101) at IoU 0.5; NaN for a class without objects
+    confusion: np.ndarray  # (K + 1, K + 1): see `confusion_matrix`
     causes: list[CauseResult]
-    errors: Errors  # of each detection and object of the details
-    images: list[ImageResult]  # the worst first: the most errors, of equals the fewest that are right
+    errors: Errors
+    images: list[ImageResult]  # the worst first: most errors, then fewest right detections
+
+    @property
+    def class_confusion(self) -> np.ndarray:
+        """(K, K): the confusion matrix without the diagonal and the background."""
+        matrix = self.confusion[:-1, :-1]
+        return matrix - np.diag(np.diag(matrix))
 
 
 def analyse(details: Details, class_names: Sequence[str], image_ids: Sequence[int | str]) -> Analysis:
-    """All that can be told of a set's detections.
-
-    Args:
-        class_names: by class index, as `Project.class_names`.
-        image_ids: as `CocoDataset.image_ids`.
-    """
-    truth, found = details.truth, details.found
+    """Return the analysis of a scored set. Names are by class index, ids in the order of the data set."""
+    ground_truth, detections = details.ground_truth, details.detections
     names = [class_names[class_id] for class_id in details.class_ids]
-    boxes = np.bincount(truth.classes[~truth.crowd], minlength=len(names))
-    thresholds = np.linspace(found.scores.min(initial=0), found.scores.max(initial=1), 101)
-    all_classes = threshold_curve(found, np.full(len(found.scores), True), int(boxes.sum()), thresholds)
-    curves = [threshold_curve(found, found.classes == k, int(boxes[k]), thresholds) for k in range(len(names))]
+    objects = np.bincount(ground_truth.classes[~ground_truth.crowd], minlength=len(names)).tolist()
+    thresholds = np.linspace(detections.scores.min(initial=0), detections.scores.max(initial=1), 101)
+    all_classes = _threshold_curve(details, np.full(len(detections.scores), True), sum(objects), thresholds)
+    curves = [_threshold_curve(details, detections.classes == k, count, thresholds) for k, count in enumerate(objects)]
     score_threshold = float(thresholds[all_classes.best])
-    sure = ~found.ignored & (found.scores >= score_threshold)
-    pairs = overlapping_pairs(truth, found)
-    errors, all_errors = (find_errors(truth, found, pairs, counted) for counted in (sure, ~found.ignored))
+    confident = ~detections.ignored & (detections.scores >= score_threshold)
+    pairs = overlapping_pairs(details)
+    errors, all_errors = (find_errors(details, pairs, counted) for counted in (confident, ~detections.ignored))
+    counts, all_counts = (_count_errors(details, part, len(image_ids)) for part in (errors, all_errors))
+    totals, all_totals = counts.sum(axis=0).tolist(), all_counts.sum(axis=0).tolist()
+    right = np.bincount(detections.images[confident & (detections.matches >= 0)], minlength=len(image_ids))
     class_precision = np.where(details.precision >= 0, details.precision, np.nan)[..., 0]
     return Analysis(
-        score_threshold,
-        all_classes,
-        curves,
-        [_class_result(details, k, name, curve) for k, (name, curve) in enumerate(zip(names, curves))],
-        [_size_result(details, number, name) for number, name in enumerate(SIZES, 1)],
-        {name: _mean_curve(class_precision[iou]) for name, iou in (("AP50", _AP50), ("AP75", _AP75))},
-        class_precision[_AP50].T,
-        confusion_matrix(details, pairs, sure),
-        [
-            CauseResult(name, *counts, gain)
-            for name, counts, gain in zip(
-                CAUSES, zip(_counts(errors), _counts(all_errors)), gains(details, all_errors).tolist()
-            )
+        score_threshold=score_threshold,
+        all_classes=all_classes,
+        class_curves=curves,
+        classes=[_class_result(details, k, name, curve) for k, (name, curve) in enumerate(zip(names, curves))],
+        sizes=[_size_result(details, number, name) for number, name in enumerate(SIZES, 1)],
+        precision={"AP50": _mean_curve(class_precision[_AP50]), "AP75": _mean_curve(class_precision[_AP75])},
+        class_precision=class_precision[_AP50].T,
+        confusion=confusion_matrix(details, pairs, confident),
+        causes=list(map(CauseResult, CAUSES, totals, all_totals, gains(details, all_errors).tolist())),
+        errors=errors,
+        images=[
+            ImageResult(image_ids[i], int(right[i]), {name: n for name, n in zip(CAUSES, counts[i].tolist()) if n})
+            for i in np.lexsort((right, -counts.sum(axis=1)))
         ],
-        errors,
-        _image_results(details, errors, sure, image_ids),
     )
 
 
-def threshold_curve(found: Found, chosen: np.ndarray, boxes: int, thresholds: np.ndarray) -> ThresholdCurve:
-    """Of the detections that the mask `chosen` (D,) names, for the `boxes` objects that they should find."""
-    right = chosen & (found.truth >= 0)
-    wrong = chosen & (found.truth < 0) & ~found.ignored
-    rights, wrongs = (mask.sum() - np.searchsorted(np.sort(found.scores[mask]), thresholds) for mask in (right, wrong))
-    return ThresholdCurve(thresholds, rights, wrongs, boxes)
+def confusion_matrix(details: Details, pairs: Pairs, counted: np.ndarray) -> np.ndarray:
+    """Return how often objects of each class (rows) are detected as each class (columns): (K + 1, K + 1) int64.
 
-
-def confusion_matrix(details: Details, pairs: Pairs, sure: np.ndarray) -> np.ndarray:
-    """(K + 1, K + 1) int64: objects of each class (rows) that the detections `sure` (D,) bool take for each (columns).
-
-    The diagonal is what COCO counts as found. Objects and detections that are left go together by falling IoU, down to
-    0.5. What then is left goes to the last column (missed) or the last row (nothing, or something found already).
+    Of the detections that the mask `counted` (D,) selects, the diagonal holds COCO's matches. Remaining objects and
+    detections are matched by descending IoU, down to 0.5, whatever their classes. What still remains is in the last
+    column (missed objects) or the last row (detections of background, or of an object that is found already).
     """
-    truth, found = details.truth, details.found
+    ground_truth, detections = details.ground_truth, details.detections
     background = len(details.class_ids)
-    hit = hit_objects(truth, found, sure)
-    taken = ~sure | (found.truth >= 0)
+    found = found_objects(details, counted)
+    used = ~counted | (detections.matches >= 0)
     matrix = np.zeros((background + 1, background + 1), np.int64)
-    right = found.classes[sure & (found.truth >= 0)]
+    right = detections.classes[counted & (detections.matches >= 0)]
     np.add.at(matrix, (right, right), 1)
-    left = (pairs.iou >= MATCH_IOU) & ~taken[pairs.found] & ~hit[pairs.truth]
-    for pair in np.flatnonzero(left)[np.argsort(-pairs.iou[left], kind="stable")]:
-        i, j = pairs.found[pair], pairs.truth[pair]
-        if not taken[i] and not hit[j]:
-            taken[i] = hit[j] = True
-            matrix[truth.classes[j], found.classes[i]] += 1
-    np.add.at(matrix[background], found.classes[~taken], 1)
-    np.add.at(matrix[:, background], truth.classes[~hit & ~truth.crowd], 1)
+    free = (pairs.iou >= MATCH_IOU) & ~used[pairs.detections] & ~found[pairs.objects]
+    for pair in np.flatnonzero(free)[np.argsort(-pairs.iou[free], kind="stable")]:
+        i, j = pairs.detections[pair], pairs.objects[pair]
+        if not used[i] and not found[j]:
+            used[i] = found[j] = True
+            matrix[ground_truth.classes[j], detections.classes[i]] += 1
+    np.add.at(matrix[background], detections.classes[~used], 1)
+    np.add.at(matrix[:, background], ground_truth.classes[~found & ~ground_truth.crowd], 1)
     return matrix
 
 
+def best_first(classes: Iterable[ClassResult]) -> list[ClassResult]:
+    """Return the classes that have boxes, by descending AP."""
+    return sorted((row for row in classes if row.boxes), key=lambda row: -row.AP)
+
+
 def class_table(classes: Sequence[ClassResult]) -> str:
-    """A line for each class with boxes, the best AP first."""
-    shown = sorted((row for row in classes if row.boxes), key=lambda row: -row.AP)
-    width = max([len("class"), *(len(row.name) for row in shown)])
+    """Return a text table with a line for each class that has boxes, the best AP first."""
+    rows = best_first(classes)
+    width = max([len("class"), *(len(row.name) for row in rows)])
     lines = [f"{'class':{width}}   boxes     AP   AP50     AR     F1  at score  precision  recall"]
-    for row in shown:
+    for row in rows:
         at_best = f"{row.threshold:9.2f} {row.precision:10.3f} {row.recall:7.3f}" if row.F1 else ""
         lines.append(
             f"{row.name:{width}} {row.boxes:7,} {row.AP:6.3f} {row.AP50:6.3f} {row.AR:6.3f} {row.F1:6.3f} {at_best}"
         )
-    without = len(classes) - len(shown)
-    return "\n".join([*lines, *([f"({without} classes have no boxes in this set)"] if without else [])])
+    if len(rows) < len(classes):
+        lines.append(f"({len(classes) - len(rows)} classes have no boxes in this set)")
+    return "\n".join(lines)
+
+
+def _threshold_curve(details: Details, selected: np.ndarray, objects: int, thresholds: np.ndarray) -> ThresholdCurve:
+    """Count the detections that the mask `selected` (D,) names; they should find so many objects."""
+    detections = details.detections
+
+    def count(mask: np.ndarray) -> np.ndarray:
+        return mask.sum() - np.searchsorted(np.sort(detections.scores[mask]), thresholds)
+
+    right = detections.matches >= 0
+    return ThresholdCurve(thresholds, count(selected & right), count(selected & ~right & ~detections.ignored), objects)
 
 
 def _class_result(details: Details, k: int, name: str, curve: ThresholdCurve) -> ClassResult:
-    at_best = [0.0 if curve.boxes else np.nan, np.nan, np.nan, np.nan]
-    if curve.boxes and curve.right[0]:
+    at_best = [0.0 if curve.objects else np.nan, np.nan, np.nan, np.nan]
+    if curve.objects and curve.true_positives[0]:
         at_best = [float(values[curve.best]) for values in (curve.f1, curve.thresholds, curve.precision, curve.recall)]
-    AP, AP50, AR = _averages(details.precision[:, :, k, 0], details.recall[:, k, 0])
-    return ClassResult(name, curve.boxes, AP, AP50, AR, *at_best)
+    averages = _averages(details.precision[:, :, k, 0], details.recall[:, k, 0])
+    return ClassResult(name, curve.objects, *averages, *at_best)
 
 
 def _size_result(details: Details, number: int, name: str) -> SizeResult:
-    least, most = SIZES[name]
-    areas = details.truth.areas[~details.truth.crowd]
-    boxes = int(((areas >= least) & (areas <= most)).sum())  # as COCO counts: a border belongs to both
+    smallest, largest = SIZES[name]
+    areas = details.ground_truth.areas[~details.ground_truth.crowd]
+    boxes = int(((areas >= smallest) & (areas <= largest)).sum())  # a border belongs to both sizes, as in COCO
     return SizeResult(name, boxes, *_averages(details.precision[..., number], details.recall[..., number]))
 
 
-def _image_results(
-    details: Details, errors: Errors, sure: np.ndarray, image_ids: Sequence[int | str]
-) -> list[ImageResult]:
-    truth, found = details.truth, details.found
-    counts = np.zeros((len(image_ids), len(CAUSES)), np.int64)
+def _count_errors(details: Details, errors: Errors, num_images: int) -> np.ndarray:
+    """Return the number of errors in each image, by CAUSES: (num_images, 6) int64."""
+    counts = np.zeros((num_images, len(CAUSES)), np.int64)
     wrong = errors.causes >= 0
-    np.add.at(counts, (found.images[wrong], errors.causes[wrong]), 1)
-    np.add.at(counts, (truth.images[errors.missed], CAUSES.index("missed")), 1)
-    right = np.bincount(found.images[sure & (found.truth >= 0)], minlength=len(image_ids))
+    np.add.at(counts, (details.detections.images[wrong], errors.causes[wrong]), 1)
+    np.add.at(counts, (details.ground_truth.images[errors.missed], CAUSES.index("missed")), 1)
+    return counts
+
+
+def _averages(precision: np.ndarray, recall: np.ndarray) -> list[float]:
+    """Return AP, AP50 and AR of a part of COCO's tables, whose first axis is the IoU threshold."""
     return [
-        ImageResult(image_ids[i], int(right[i]), {name: int(count) for name, count in zip(CAUSES, counts[i]) if count})
-        for i in np.lexsort((right, -counts.sum(axis=1)))
+        float(values[values >= 0].mean()) if (values >= 0).any() else np.nan
+        for values in (precision, precision[_AP50], recall)
     ]
 
 
-def _counts(errors: Errors) -> list[int]:
-    """By CAUSES."""
-    found = np.bincount(errors.causes[errors.causes >= 0], minlength=len(CAUSES))
-    return [*found[:-1].tolist(), int(errors.missed.sum())]
-
-
-def _averages(precision: np.ndarray, recall: np.ndarray) -> tuple[float, float, float]:
-    """AP, AP50 and AR of a part of COCO's tables, IoU thresholds first."""
-    AP, AP50, AR = (
-        float(values[values >= 0].mean()) if (values >= 0).any() else np.nan
-        for values in (precision, precision[_AP50], recall)
-    )
-    return AP, AP50, AR
-
-
 def _mean_curve(curves: np.ndarray) -> np.ndarray:
-    """(101, K) -> (101,), over the classes that have one; NaN if none has."""
+    """Return the mean of the (101, K) curves over the classes where it is defined: (101,)."""
     defined = ~np.isnan(curves[0])
     return curves[:, defined].mean(axis=1) if defined.any() else np.full(len(curves), np.nan)
 

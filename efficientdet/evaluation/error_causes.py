@@ -1,14 +1,14 @@
-"""Why average precision is lost: the six causes of TIDE (Bolya et al. 2020), and what it would gain without each.
+"""Why average precision is lost: the six causes of errors of TIDE (Bolya et al. 2020), and what each costs.
 
-A detection that finds nothing has one cause, the first that holds. With the IoU of the boxes that are true:
-  localisation    the class is right, the box is not: IoU from 0.1 to 0.5 with an object of its class
-  classification  the box is right, the class is not: IoU of 0.5 or more with an object of another class
-  duplicate       right, but a surer detection has found the object already
-  background      nothing is there: IoU below 0.1 with every object
-  both            class and box are wrong
-And an object is missed when no detection finds it, nor would with the right class or the right box.
+Each false positive has one cause, the first that applies, by its IoU with the ground-truth boxes:
+  localisation    right class, wrong box: IoU of 0.1 to 0.5 with an object of its class
+  classification  right box, wrong class: IoU of at least 0.5 with an object of another class
+  duplicate       right class and box, but a detection with a higher score has found the object
+  background      no object: IoU below 0.1 with all of them
+  both            wrong class and wrong box
+An object is missed if no detection finds it, nor would find it with the right class or the right box.
 
-Detections in crowd regions are no errors, as they do not count for COCO's average precision.
+Detections in crowd regions are not errors: COCO's average precision ignores them.
 """
 
 from typing import NamedTuple
@@ -17,58 +17,59 @@ import numpy as np
 import torch
 
 from efficientdet.boxes import pairwise_iou
-from efficientdet.evaluation.coco import MATCH_IOU, Details, Found, Truth
+from efficientdet.evaluation.coco import MATCH_IOU, Details
 
 CAUSES = ("classification", "localisation", "both", "duplicate", "background", "missed")
 BACKGROUND_IOU = 0.1
-RECALLS = np.linspace(0, 1, 101)  # where COCO reads a precision-recall curve
+RECALLS = np.linspace(0, 1, 101)  # where COCO samples a precision-recall curve
 
 _CLASSIFICATION, _LOCALISATION, _BOTH, _DUPLICATE, _BACKGROUND, _MISSED = range(len(CAUSES))
 
 
 class Pairs(NamedTuple):
-    """The P pairs of a detection and an object of the same image that overlap by BACKGROUND_IOU; crowds aside."""
+    """The P pairs of a detection and an object of one image with an IoU of at least BACKGROUND_IOU, without crowds."""
 
-    found: np.ndarray  # (P,) positions in Found
-    truth: np.ndarray  # (P,) positions in Truth
+    detections: np.ndarray  # (P,) positions in ScoredDetections
+    objects: np.ndarray  # (P,) positions in GroundTruth
     iou: np.ndarray  # (P,)
 
 
 class Errors(NamedTuple):
-    """What is wrong with D detections of G objects."""
+    """The errors of D detections of G objects."""
 
-    causes: np.ndarray  # (D,) position in CAUSES, or -1 for what is right or does not count
-    repaired: np.ndarray  # (D,) position in Truth of what it would find if its class or box were right, or -1
+    causes: np.ndarray  # (D,) position in CAUSES; -1 for detections that are right or do not count
+    fixed_matches: np.ndarray  # (D,) position in GroundTruth of what the right class or box would find, or -1
     missed: np.ndarray  # (G,) bool
 
 
-def overlapping_pairs(truth: Truth, found: Found) -> Pairs:
-    """All pairs of a detection and an object that overlap."""
-    by_image = np.argsort(found.images, kind="stable")
-    objects_by_image = np.flatnonzero(~truth.crowd)
-    objects_by_image = objects_by_image[np.argsort(truth.images[objects_by_image], kind="stable")]
-    images = np.intersect1d(found.images, truth.images[objects_by_image])
-    found_ends = np.searchsorted(found.images[by_image], [images, images + 1]).T
-    truth_ends = np.searchsorted(truth.images[objects_by_image], [images, images + 1]).T
-    parts = []
-    for found_range, truth_range in zip(found_ends, truth_ends):
-        a, b = by_image[slice(*found_range)], objects_by_image[slice(*truth_range)]
-        iou = pairwise_iou(torch.from_numpy(found.boxes[a]), torch.from_numpy(truth.boxes[b])).numpy()
+def overlapping_pairs(details: Details) -> Pairs:
+    """Return all pairs of a detection and an object that overlap."""
+    ground_truth, detections = details.ground_truth, details.detections
+    by_image = np.argsort(detections.images, kind="stable")
+    objects_by_image = np.flatnonzero(~ground_truth.crowd)
+    objects_by_image = objects_by_image[np.argsort(ground_truth.images[objects_by_image], kind="stable")]
+    images = np.intersect1d(detections.images, ground_truth.images[objects_by_image])
+    detection_ranges = np.searchsorted(detections.images[by_image], [images, images + 1]).T
+    object_ranges = np.searchsorted(ground_truth.images[objects_by_image], [images, images + 1]).T
+    parts = [Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
+    for (start, end), (first, last) in zip(detection_ranges, object_ranges):
+        a, b = by_image[start:end], objects_by_image[first:last]
+        iou = pairwise_iou(torch.from_numpy(detections.boxes[a]), torch.from_numpy(ground_truth.boxes[b])).numpy()
         rows, columns = np.nonzero(iou >= BACKGROUND_IOU)
         parts.append(Pairs(a[rows], b[columns], iou[rows, columns]))
-    empty = Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
-    return Pairs(*map(np.concatenate, zip(empty, *parts)))
+    return Pairs(*map(np.concatenate, zip(*parts)))
 
 
-def find_errors(truth: Truth, found: Found, pairs: Pairs, counted: np.ndarray) -> Errors:
-    """The errors of the detections that are `counted` (D,) bool, and of the objects that these miss."""
-    hit = hit_objects(truth, found, counted)
-    same_class = found.classes[pairs.found] == truth.classes[pairs.truth]
-    same_iou, same_object = _best_overlap(pairs, same_class, len(found.images))
-    other_iou, other_object = _best_overlap(pairs, ~same_class, len(found.images))
+def find_errors(details: Details, pairs: Pairs, counted: np.ndarray) -> Errors:
+    """Return the errors of the detections that the mask `counted` (D,) selects, and the objects that they miss."""
+    ground_truth, detections = details.ground_truth, details.detections
+    found = found_objects(details, counted)
+    same_class = detections.classes[pairs.detections] == ground_truth.classes[pairs.objects]
+    same_iou, same_object = _best_overlap(pairs, same_class, len(detections.images))
+    other_iou, other_object = _best_overlap(pairs, ~same_class, len(detections.images))
     causes = np.select(
         [
-            ~counted | (found.truth >= 0),
+            ~counted | (detections.matches >= 0),
             (same_iou >= BACKGROUND_IOU) & (same_iou < MATCH_IOU),
             other_iou >= MATCH_IOU,
             same_iou >= MATCH_IOU,
@@ -78,63 +79,64 @@ def find_errors(truth: Truth, found: Found, pairs: Pairs, counted: np.ndarray) -
         _BOTH,
     )
 
-    meant = np.select([causes == _LOCALISATION, causes == _CLASSIFICATION], [same_object, other_object], -1)
-    candidates = np.flatnonzero(meant >= 0)
-    candidates = candidates[~hit[meant[candidates]]]
-    # An object can be found once, by the surest.
-    candidates = candidates[np.argsort(-found.scores[candidates], kind="stable")]
-    objects, surest = np.unique(meant[candidates], return_index=True)
-    repaired = np.full(len(causes), -1)
-    repaired[candidates[surest]] = objects
-    missed = ~truth.crowd & ~hit
+    intended = np.select([causes == _LOCALISATION, causes == _CLASSIFICATION], [same_object, other_object], -1)
+    candidates = np.flatnonzero(intended >= 0)
+    candidates = candidates[~found[intended[candidates]]]
+    # An object can be found once: by the candidate with the highest score.
+    candidates = candidates[np.argsort(-detections.scores[candidates], kind="stable")]
+    objects, best = np.unique(intended[candidates], return_index=True)
+    fixed_matches = np.full(len(causes), -1)
+    fixed_matches[candidates[best]] = objects
+    missed = ~ground_truth.crowd & ~found
     missed[objects] = False
-    return Errors(causes, repaired, missed)
+    return Errors(causes, fixed_matches, missed)
 
 
 def gains(details: Details, errors: Errors) -> np.ndarray:
-    """(6,): how much AP50 would rise if all errors of one cause were put right, by CAUSES; NaN without objects.
+    """Return how much AP50 would rise if all errors of one cause were fixed: (6,), by CAUSES; NaN without objects.
 
-    A detection of the wrong class or with the wrong box takes the right one, if its object is not found otherwise;
-    else it goes, as do those of the other causes. What was missed is taken out of the truth.
+    A detection of the wrong class or with the wrong box becomes right if nothing else finds its object; otherwise it
+    is removed, like those of the other causes. Missed objects are removed from the ground truth.
     """
-    truth, found = details.truth, details.found
-    objects = np.bincount(truth.classes[~truth.crowd], minlength=len(details.class_ids))
-    right, kept = found.truth >= 0, ~found.ignored
-    before = _mean_ap(found.classes, found.scores, right, kept, objects)
+    ground_truth, detections = details.ground_truth, details.detections
+    objects = np.bincount(ground_truth.classes[~ground_truth.crowd], minlength=len(details.class_ids))
+    right, kept = detections.matches >= 0, ~detections.ignored
+    before = _mean_ap(detections.classes, detections.scores, right, kept, objects)
     after = []
     for cause in range(_MISSED):
-        repaired = (errors.causes == cause) & (errors.repaired >= 0)
-        classes = found.classes.copy()
-        classes[repaired] = truth.classes[errors.repaired[repaired]]
-        left = kept & ((errors.causes != cause) | repaired)
-        after.append(_mean_ap(classes, found.scores, right | repaired, left, objects))
-    missed = np.bincount(truth.classes[errors.missed], minlength=len(objects))
-    left = objects - missed
-    after.append(_mean_ap(found.classes, found.scores, right, kept, left) if left.any() else 1.0)  # nothing to find
-    return np.maximum(np.array(after) - before, 0)  # reading the curve at 101 points may cost a little
+        fixed = (errors.causes == cause) & (errors.fixed_matches >= 0)
+        classes = detections.classes.copy()
+        classes[fixed] = ground_truth.classes[errors.fixed_matches[fixed]]
+        remaining = kept & ((errors.causes != cause) | fixed)
+        after.append(_mean_ap(classes, detections.scores, right | fixed, remaining, objects))
+    objects = objects - np.bincount(ground_truth.classes[errors.missed], minlength=len(objects))
+    # Without any object left to find, nothing is lost.
+    after.append(_mean_ap(detections.classes, detections.scores, right, kept, objects) if objects.any() else 1.0)
+    return np.maximum(np.array(after) - before, 0)  # sampling the curve at 101 points may cost a little
 
 
-def hit_objects(truth: Truth, found: Found, counted: np.ndarray) -> np.ndarray:
-    """(G,) bool: which objects the `counted` (D,) detections find."""
-    hit = np.zeros(len(truth.images), bool)
-    hit[found.truth[counted & (found.truth >= 0)]] = True
-    return hit
+def found_objects(details: Details, counted: np.ndarray) -> np.ndarray:
+    """Return which objects are found by the detections that the mask `counted` (D,) selects: (G,) bool."""
+    matches = details.detections.matches
+    found = np.zeros(len(details.ground_truth.images), bool)
+    found[matches[counted & (matches >= 0)]] = True
+    return found
 
 
-def _best_overlap(pairs: Pairs, chosen: np.ndarray, detections: int) -> tuple[np.ndarray, np.ndarray]:
-    """(D,) the highest IoU of each detection among the `chosen` pairs, or 0, and (D,) with which object, or -1."""
-    found, truth, iou = (values[chosen] for values in pairs)
-    order = np.lexsort((-truth, iou))  # the last that is assigned stays: the highest, and the first of equals
-    best_iou, best_object = np.zeros(detections), np.full(detections, -1)
-    best_iou[found[order]] = iou[order]
-    best_object[found[order]] = truth[order]
+def _best_overlap(pairs: Pairs, selected: np.ndarray, num_detections: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return each detection's highest IoU among the `selected` (P,) pairs, or 0, and with which object, or -1: (D,)."""
+    detections, objects, iou = (values[selected] for values in pairs)
+    order = np.lexsort((-objects, iou))  # the last assignment remains: the highest IoU, of equals the first object
+    best_iou, best_object = np.zeros(num_detections), np.full(num_detections, -1)
+    best_iou[detections[order]] = iou[order]
+    best_object[detections[order]] = objects[order]
     return best_iou, best_object
 
 
 def _mean_ap(
     classes: np.ndarray, scores: np.ndarray, right: np.ndarray, kept: np.ndarray, objects: np.ndarray
 ) -> float:
-    """COCO's average precision of the detections `kept`, averaged over the classes with `objects`; NaN without any."""
+    """Return COCO's average precision of the detections `kept`, averaged over the classes with `objects`, or NaN."""
     kept = np.flatnonzero(kept)
     kept = kept[np.lexsort((-scores[kept], classes[kept]))]
     parts = np.split(right[kept], np.searchsorted(classes[kept], np.arange(1, len(objects))))
@@ -142,9 +144,9 @@ def _mean_ap(
     return float(np.mean(values)) if values else np.nan
 
 
-def _average_precision(right: np.ndarray, objects: int) -> float:
-    """Of detections in the order of falling scores."""
-    found = np.cumsum(right)
-    precision = found / (np.arange(1, len(right) + 1) + np.spacing(1))
+def _average_precision(right: np.ndarray, num_objects: int) -> float:
+    """Return the average precision of one class; its detections are in descending order of score."""
+    true_positives = np.cumsum(right)
+    precision = true_positives / (np.arange(1, len(right) + 1) + np.spacing(1))
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    return float(np.append(envelope, 0)[np.searchsorted(found / objects, RECALLS)].mean())
+    return float(np.append(envelope, 0)[np.searchsorted(true_positives / num_objects, RECALLS)].mean())

@@ -31,7 +31,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from efficientdet.checkpoints.find import FORMATS, chosen_weights, find_weights
+from efficientdet.checkpoints.find import EXPORT_SUFFIXES, chosen_weights, find_weights
 from efficientdet.checkpoints.loading import load_weights
 from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
 from efficientdet.data.dataset import CocoDataset
@@ -71,7 +71,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     add("-w", "--weights", metavar="FILE|best|last", help="weights file (default: the one in weights/)")
     add("--saved_path", type=Path, default=Path("logs"), help="where -w best and last look (default: logs/)")
     add = parser.add_argument_group("how").add_argument
-    add("--format", nargs="+", choices=FORMATS, default=["onnx"], help="one or several (default: onnx)")
+    add("--format", nargs="+", choices=EXPORT_SUFFIXES, default=["onnx"], help="one or several (default: onnx)")
     add("-o", "--output", type=Path, metavar="FILE", help="default: named and placed as the weights, by its format")
     add("--image_size", type=image_size, metavar="SIDE|WIDTHxHEIGHT", help="of the input (default: the project's)")
     add("--dynamic", action="store_true", help="any height and width the pyramid can take (onnx, openvino)")
@@ -112,7 +112,7 @@ def main(args: argparse.Namespace) -> None:
     frames = images_for_proof(args, project)
     dataset = validation_set(args, project, metadata) if args.int8 else None
     for export_format in args.format:
-        path = args.output or beside.with_suffix(FORMATS[export_format])
+        path = args.output or beside.with_suffix(EXPORT_SUFFIXES[export_format])
         with TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
             files = [Path(folder) / path.name]
             print(f"D{args.compound_coef} from {weights} as {export_format} ...", flush=True)
@@ -222,7 +222,7 @@ def check(args: argparse.Namespace) -> None:
     if args.output is not None:
         if len(args.format) > 1:
             raise InputError("--output names one file: pass one --format, or leave it out")
-        suffix = FORMATS[args.format[0]]
+        suffix = EXPORT_SUFFIXES[args.format[0]]
         if args.output.suffix != suffix:
             raise InputError(
                 f"--output {args.output} must end with {suffix}, by which the other scripts know the format"

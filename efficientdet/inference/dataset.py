@@ -85,7 +85,7 @@ def _batches(
 
     def load(start: int) -> tuple[list[int | str], PreparedBatch]:
         image_ids = [dataset.image_ids[index] for index in share[start : start + batch_size]]
-        arrays = [dataset.picture(image_id) for image_id in image_ids]
+        arrays = [dataset.load_image(image_id) for image_id in image_ids]
         (batch,) = detector.prepare(arrays, whole, batch_size).batches
         return image_ids, batch
 

@@ -14,7 +14,7 @@ from efficientdet.boxes import clip_boxes, flip_boxes
 from efficientdet.checkpoints.find import find_weights, is_exported
 from efficientdet.checkpoints.loading import load_weights
 from efficientdet.config import DEMO_IOU_THRESHOLD, DEMO_SCORE_THRESHOLD
-from efficientdet.data.transforms import Letterbox, detections_to_image
+from efficientdet.data.transforms import Letterbox
 from efficientdet.inference.tiling import Window, join, windows
 from efficientdet.model.network import EfficientDet
 from efficientdet.model.postprocess import Candidates, choose_detections, suppress
@@ -187,14 +187,14 @@ class Detector:
     def _input(self, picture: np.ndarray, letterbox: Letterbox) -> Tensor:
         """(H, W, 3) uint8 RGB -> (canvas height, canvas width, 3), as the network takes it, on the device."""
         if self._input_dtype == torch.uint8:
-            return _sent(torch.from_numpy(letterbox.pixels(picture, self._padding)), self.device)
+            return _sent(torch.from_numpy(letterbox.apply_uint8(picture, self._padding)), self.device)
         canvas_bytes = 4 * 3 * letterbox.canvas[0] * letterbox.canvas[1]
         if self.device.type == "cpu" or picture.nbytes > canvas_bytes:
-            prepared = letterbox.image(picture, self.project.mean, self.project.std)
+            prepared = letterbox.apply(picture, self.project.mean, self.project.std)
             return _sent(torch.from_numpy(prepared), self.device)
         # Fewer bytes travel, and the GPU does the rest.
         pixels = _sent(torch.from_numpy(np.array(picture)), self.device)
-        return letterbox.image_on_device(pixels, *self._normalization).permute(1, 2, 0)
+        return letterbox.apply_on_device(pixels, *self._normalization).permute(1, 2, 0)
 
     def detect(self, prepared: Prepared, options: DetectionOptions) -> list[Detections]:
         """The objects in each image, as `__call__` gives them."""
@@ -242,7 +242,7 @@ class Detector:
                 boxes = clip_boxes(flip_boxes(there.boxes, letterbox.resized[1]), *letterbox.canvas)
                 both = concatenate([found[n], Detections(boxes, there.scores, there.class_ids)])
                 found[n] = suppress(both, options.iou_threshold, options.max_detections)
-        return [detections_to_image(*pair) for pair in zip(found, letterboxes)]
+        return [letterbox.detections_to_image(raw) for raw, letterbox in zip(found, letterboxes)]
 
     def class_ids(self, names: Sequence[str]) -> list[int]:
         """The indices of classes by their names; InputError for a name that the project does not know."""

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from efficientdet.checkpoints.find import FORMATS
+from efficientdet.checkpoints.find import EXPORT_SUFFIXES
 from efficientdet.config import model_config
 from efficientdet.model.postprocess import Candidates, find_candidates
 from efficientdet.project import Project
@@ -29,7 +29,8 @@ class ExportedModel:
         self.path = Path(path)
         if not self.path.is_file():
             raise InputError(f"there is no exported file {self.path}")
-        if dtype != torch.float32 and (self.path.suffix.lower(), dtype) != (FORMATS["openvino"], torch.bfloat16):
+        suffix = self.path.suffix.lower()
+        if dtype != torch.float32 and (suffix, dtype) != (EXPORT_SUFFIXES["openvino"], torch.bfloat16):
             raise InputError(f"{self.path} has a precision of its own: leave --amp out, or export it with --half")
         engine = _ENGINES[self.path.suffix.lower()](self.path, device, dtype)
         self.metadata = Metadata.from_texts(engine.texts, self.path)

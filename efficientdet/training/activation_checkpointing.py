@@ -1,4 +1,4 @@
-"""Training in less memory: most activations are not kept for the backward pass, which computes them once more."""
+"""Train in less memory: recompute most activations in the backward pass instead of keeping them."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,27 +15,27 @@ from efficientnet.model import MBConvBlock
 
 
 def checkpoint_activations(network: EfficientDet) -> None:
-    """Let each MBConv block, BiFPN cell and prediction head of `network` keep only its inputs for the backward pass.
+    """Make each MBConv block, BiFPN cell and prediction head of `network` keep only its inputs for the backward pass.
 
-    Losses, gradients and batch norm statistics stay the same, on a CPU bit for bit, and so do modules and state dict.
-    Where no gradients are wanted (evaluation, frozen parts) nothing is computed twice.
+    Losses, gradients and batch norm statistics are unchanged, on a CPU bit for bit, and so are modules and state dict.
+    Nothing is computed twice where no gradients are needed (evaluation, frozen parts).
     """
     for module in network.modules():
         if isinstance(module, MBConvBlock | BiFPNCell | PredictionHead):
-            contexts = partial(_contexts, module)
-            # An attribute of the instance goes before the method of its class.
+            contexts = partial(_forward_and_recompute, module)
+            # An attribute of the instance takes precedence over the method of its class.
             forward = partial(checkpoint, module.forward, use_reentrant=False, context_fn=contexts)
             module.forward = forward  # type: ignore[method-assign]
 
 
-def _contexts(module: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
-    """What surrounds the first pass through `module`, and the second."""
-    return nullcontext(), _statistics_kept(module)
+def _forward_and_recompute(module: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
+    """Return the contexts of the forward pass through `module` and of its recomputation."""
+    return nullcontext(), _frozen_statistics(module)
 
 
 @contextmanager
-def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """The batch norms of `module` normalise as before, but their running statistics have counted the batch already."""
+def _frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Let the batch norms of `module` normalise as before without counting the batch in their statistics again."""
     norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:

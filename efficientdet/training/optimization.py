@@ -1,4 +1,4 @@
-"""What a recipe says of updates: the optimizer, the learning rate of each step, the running average of the weights."""
+"""A recipe's optimizer, learning-rate schedule, and moving average of the weights."""
 
 import copy
 import math
@@ -14,7 +14,7 @@ WARMUP_START = 0.1  # of the learning rate
 
 
 def make_optimizer(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
-    """The recipe's optimizer over the parameters of `network` that are to be trained."""
+    """Return the recipe's optimizer for the parameters of `network` that require gradients."""
     decay = {} if recipe.weight_decay is None else {"weight_decay": recipe.weight_decay}
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     groups = [{"params": trainable, **decay}]
@@ -28,25 +28,25 @@ def make_optimizer(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
 
 
 class LearningRate:
-    """Sets an optimizer's learning rate: warm-up, then a cosine or a plateau's steps.
+    """The learning rate of an optimizer: linear warm-up, then cosine decay or steps at plateaus.
 
-    Time is counted in epochs, with fractions, so that another batch size does not change the course.
+    Time is counted in fractional epochs, so that the schedule does not depend on the batch size.
     """
 
     def __init__(self, recipe: Recipe, optimizer: torch.optim.Optimizer, num_epochs: int):
         self.recipe = recipe
         self.optimizer = optimizer
         self.num_epochs = num_epochs
-        self.base = recipe.lr  # what warm-up leads to; a plateau lowers it
+        self.base = recipe.lr  # reached by warm-up, lowered at plateaus
         self._plateau = ReduceLROnPlateau(optimizer, patience=recipe.lr_patience)
 
     @property
     def value(self) -> float:
-        """The learning rate of the present step."""
+        """The learning rate of the current step."""
         return self.optimizer.param_groups[0]["lr"]
 
     def before_step(self, epochs_done: float) -> None:
-        """Set the rate of the step that begins when so many epochs are done."""
+        """Set the rate for the step that follows `epochs_done` epochs."""
         warmup = min(self.recipe.warmup_epochs, self.num_epochs)
         if epochs_done < warmup:
             rate = self.base * (WARMUP_START + (1 - WARMUP_START) * epochs_done / warmup)
@@ -58,7 +58,7 @@ class LearningRate:
         self._set(rate)
 
     def after_epoch(self, epochs_done: int, training_loss: float) -> None:
-        """Count an epoch for the plateau; its mean `training_loss` decides whether the rate falls."""
+        """Lower the rate if the mean `training_loss` of the epochs has reached a plateau."""
         if self.recipe.schedule == "plateau" and epochs_done > self.recipe.warmup_epochs:
             self._set(self.base)
             self._plateau.step(training_loss)
@@ -71,7 +71,7 @@ class LearningRate:
         self.base = state["base"]
         patience = self._plateau.patience
         self._plateau.load_state_dict(state["plateau"])
-        self._plateau.patience = patience  # a flag may change it between two parts of a run
+        self._plateau.patience = patience  # --lr_patience may change on resuming
 
     def _set(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
@@ -81,8 +81,8 @@ class LearningRate:
 class WeightAverage:
     """An exponential moving average of a network's weights and batch norm statistics.
 
-    The decay rises with the number of updates n as (1 + n) / (10 + n) up to `decay`, so that a random start is soon
-    forgotten (google/automl).
+    After n updates the decay is min(decay, (1 + n) / (10 + n)), so that the initial weights soon lose their influence
+    (google/automl). torch's AveragedModel has no such ramp for the first update, which it copies.
     """
 
     def __init__(self, network: nn.Module, decay: float):
@@ -92,7 +92,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Count the weights of `network`, which has the shape of the one given first."""
+        """Add the current weights of `network` to the average."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         averages, values = _tensors(self.network), _tensors(network)
@@ -107,5 +107,5 @@ class WeightAverage:
 
 
 def _tensors(network: nn.Module) -> list[Tensor]:
-    """Everything that is averaged: not the batch norms' counters, which nothing reads."""
+    """Return what is averaged: everything but the batch norms' counters, which nothing reads."""
     return [tensor for tensor in (*network.parameters(), *network.buffers()) if tensor.is_floating_point()]

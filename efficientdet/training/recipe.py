@@ -1,7 +1,9 @@
-"""The two recipes of training. `train.py` has a flag of the same name for every value."""
+"""The two training recipes. `train.py` has a flag for each of their values."""
 
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
+
+from utils.cli import BOOLEAN, non_negative_float, non_negative_int
 
 
 def _value(description: str, choices: tuple[str, ...] = ()) -> Any:
@@ -10,33 +12,38 @@ def _value(description: str, choices: tuple[str, ...] = ()) -> Any:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained. Each field's metadata holds its `help` and, for texts, its `choices`."""
+    """How to train a network. The metadata of each field are the help text and the choices of its flag."""
 
-    # The optimizer and its learning rate.
-    optim: str = _value("the optimizer; sgd has momentum 0.9", ("adamw", "sgd"))
-    nesterov: bool = _value("Nesterov's momentum for sgd")
+    # Optimizer and learning rate.
+    optim: str = _value("optimizer; sgd has momentum 0.9", ("adamw", "sgd"))
+    nesterov: bool = _value("Nesterov momentum for sgd")
     lr: float = _value("learning rate")
-    lr_images: int = _value("the lr is for so many images per step, and is scaled to yours; 0 takes it as it is")
-    schedule: str = _value("plateau: lr / 10 when the training loss stagnates; cosine: to 0", ("plateau", "cosine"))
-    lr_patience: int = _value("plateau: epochs without gain before the lr falls")
-    warmup_epochs: float = _value("epochs over which the lr rises from a tenth")
-    weight_decay: float | None = _value("None is the optimizer's own: 0.01 for adamw, 0 for sgd")
-    decay_kernels_only: bool = _value("weight decay for convolution kernels only, not for biases and batch norms")
-    clip_norm: float = _value("longest gradient of a step; 0 does not clip")
-    ema_decay: float = _value("decay of the running average of the weights, which is evaluated, too; 0 has none")
-    # Images. An image is also mirrored in half of the cases.
-    min_scale: float = _value("images are scaled by a random factor from here ...")
-    max_scale: float = _value("... to here, and cropped; 1 and 1 fit them into the input")
-    # The loss.
-    focal_gamma: float = _value("how much the focal loss plays down easy anchors")
-    negative_iou: float = _value("anchors that overlap less are background; from here to 0.5 they are left out")
-    force_best_anchor: bool = _value("the best anchor of each object learns it, however little they overlap")
+    lr_images: int = _value("images per step that the lr is meant for; scaled linearly to yours. 0: not scaled")
+    schedule: str = _value(
+        "plateau: divide the lr by 10 when the training loss stops falling; cosine: decay it to 0",
+        ("plateau", "cosine"),
+    )
+    lr_patience: int = _value("plateau: epochs without improvement before the lr drops")
+    warmup_epochs: float = _value("epochs of linear warm-up, from a tenth of the lr")
+    weight_decay: float | None = _value("None: the optimizer's default, 0.01 for adamw and 0 for sgd")
+    decay_kernels_only: bool = _value("apply weight decay to convolution kernels only, not to biases and batch norms")
+    clip_norm: float = _value("maximum gradient norm of a step; 0: no clipping")
+    ema_decay: float = _value("decay of the weights' moving average, which is validated too; 0: no average")
+    # Augmentation, besides a horizontal flip of half of the images.
+    min_scale: float = _value("scale images by a random factor from here ...")
+    max_scale: float = _value("... to here, then crop; 1 and 1: fit them into the input")
+    # Loss.
+    focal_gamma: float = _value("focusing parameter of the focal loss")
+    negative_iou: float = _value("anchors with a lower IoU are background; from here to 0.5 they are ignored")
+    force_best_anchor: bool = _value("assign each object its best anchor, however low the IoU")
     box_loss: str = _value("smooth_l1: beta 1/9; huber: delta 0.1", ("smooth_l1", "huber"))
-    normalize: str = _value("the loss is divided by the positive anchors of each image or batch", ("image", "batch"))
+    normalize: str = _value(
+        "divide the loss by the positive anchors of each image, or of the batch", ("image", "batch")
+    )
 
 
 RECIPES = {
-    # "Yet Another EfficientDet Pytorch": for fine-tuning published weights.
+    # The reference, "Yet Another EfficientDet Pytorch": to fine-tune published weights.
     "reference": Recipe(
         optim="adamw",
         nesterov=True,
@@ -57,7 +64,7 @@ RECIPES = {
         box_loss="smooth_l1",
         normalize="image",
     ),
-    # google/automl (EfficientDet paper, section 5.1): for training from scratch or from an ImageNet backbone.
+    # google/automl (EfficientDet paper, section 5.1): to train from scratch or from an ImageNet backbone.
     "official": Recipe(
         optim="sgd",
         nesterov=False,
@@ -82,9 +89,9 @@ RECIPES = {
 
 
 def make_recipe(name: str, images_per_step: int, changes: dict[str, Any]) -> Recipe:
-    """The recipe `name` with `changes` (values of None change nothing), and its `lr` for so many images per step.
+    """Return the recipe `name` with `changes` (None leaves a value unchanged) and its `lr` scaled to `images_per_step`.
 
-    A changed `lr` is taken as it is, unless `lr_images` is changed too.
+    A changed `lr` is not scaled, unless `lr_images` is changed too.
     """
     changes = {key: value for key, value in changes.items() if value is not None}
     if "lr" in changes:
@@ -95,6 +102,19 @@ def make_recipe(name: str, images_per_step: int, changes: dict[str, Any]) -> Rec
     return recipe
 
 
+def add_recipe_flags(parser: Any) -> None:
+    """Add `--recipe` and a flag for each of its values to an argument parser."""
+    group = parser.add_argument_group("recipe", "each flag replaces one value of the recipe")
+    group.add_argument("--recipe", choices=tuple(RECIPES), default="reference", help="(default: reference)")
+    kinds = {bool: BOOLEAN, int: {"type": non_negative_int}, str: {}, float: {"type": non_negative_float}}
+    for value in fields(Recipe):
+        kind = kinds[type(getattr(RECIPES["official"], value.name))]
+        choices = {"choices": value.metadata["choices"]} if value.metadata["choices"] else {}
+        values = ", ".join(f"{name}: {getattr(recipe, value.name)}" for name, recipe in RECIPES.items())
+        group.add_argument(f"--{value.name}", **kind, **choices, help=f"{value.metadata['help']} ({values})")
+    group.set_defaults(**{value.name: None for value in fields(Recipe)})
+
+
 def recipe_changes(args: object) -> dict[str, Any]:
-    """The recipe's values among parsed flags."""
+    """Return the recipe's values among parsed flags; None where the flag was not passed."""
     return {value.name: getattr(args, value.name) for value in fields(Recipe)}

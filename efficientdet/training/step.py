@@ -1,9 +1,10 @@
-"""Training steps and validation passes."""
+"""One training step: forward, loss, backward, update. Nothing changes when loss or gradient is not finite."""
 
 import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +16,15 @@ from efficientdet.model.network import EfficientDet
 from efficientdet.structures import Outputs
 from utils.distributed import all_reduce_sum, world_size
 
-_FP16_LEAST_SCALE = 1.0  # gradients that overflow even below this are no matter of scale
+SYNC_BN_BELOW = 4  # images per GPU
+_MIN_FP16_SCALE = 1.0  # gradients that overflow at a lower scale do so because of the network, not of the scale
 
 
 def set_training_mode(network: EfficientDet, head_only: bool = False, freeze_bn: bool = False) -> None:
-    """Training mode, but for what is frozen.
+    """Put `network` into training mode, except for its frozen parts.
 
-    With `head_only`, backbone and BiFPN are frozen whole, their batch norms in evaluation mode; with `freeze_bn`, the
-    statistics of all batch norms are, while their weights and biases are trained.
+    `head_only` freezes backbone and BiFPN entirely, with their batch norms in evaluation mode. `freeze_bn` freezes the
+    running statistics of all batch norms, while their weights and biases are trained.
     """
     network.train()
     if head_only:
@@ -34,27 +36,49 @@ def set_training_mode(network: EfficientDet, head_only: bool = False, freeze_bn:
                 module.eval()
 
 
+def in_parallel(network: nn.Module, device: torch.device, images_per_process: int, sync_bn: bool | None) -> nn.Module:
+    """Return `network` wrapped for training by several processes, which average gradients; unchanged for one process.
+
+    Args:
+        sync_bn: whether batch norms on GPUs use the statistics of all processes; None: below SYNC_BN_BELOW images per
+            process.
+    """
+    if world_size() == 1:
+        return network
+    if sync_bn is None:
+        sync_bn = images_per_process < SYNC_BN_BELOW
+    if sync_bn and device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
+
+
+class StepOutcome(Enum):
+    """What a step did. Parameters, optimizer and batch norm statistics change in UPDATED alone."""
+
+    UPDATED = "updated"
+    OVERFLOWED = "overflowed"  # float16 gradients, whose scale is lowered for the next step
+    SKIPPED = "skipped"  # loss or gradient not finite
+
+
 @dataclass
 class StepResult:
-    """What one update was like."""
+    """Outcome and figures of a step."""
 
+    outcome: StepOutcome
+    images: int  # of all processes
     losses: Losses  # means over the micro-batches of all processes
     outputs: Outputs  # of the last micro-batch, detached
     gradient_norm: float
-    skipped: bool  # loss or gradient was not finite, and nothing has changed
 
 
 class TrainingStep:
-    """One update of `network` by one batch, or by several micro-batches whose gradients are averaged.
+    """An update of `network` by one batch, or by several micro-batches whose gradients are averaged.
 
     Args:
-        network: in the modes of `set_training_mode`, perhaps inside DistributedDataParallel.
-        amp: the dtype of autocast; None computes in float32. The loss is always in float32. float16 scales the loss,
+        network: in the modes of `set_training_mode`; may be wrapped by `in_parallel`.
+        amp: dtype of autocast; None computes in float32. The loss is always in float32. For float16 the loss is scaled,
             so that small gradients do not vanish.
-        clip_norm: gradients longer than this are shortened to it; 0 leaves them.
-
-    A step whose loss or gradient is not finite is left out: parameters, optimizer and batch norm statistics are as
-    before.
+        clip_norm: maximum norm of the gradient; 0 does not clip.
     """
 
     def __init__(
@@ -77,18 +101,22 @@ class TrainingStep:
         self._saved_statistics = [statistic.clone() for statistic in self._statistics]
 
     def __call__(self, micro_batches: Sequence[Batch]) -> StepResult:
+        """Train on `micro_batches`, on the network's device. An exception leaves batch norm statistics unchanged."""
         _copy(self._statistics, self._saved_statistics)
         try:
-            return self._update(micro_batches)
-        except RuntimeError:  # out of memory, say: what is saved now must not hold half a step
+            result = self._step(micro_batches)
+        except RuntimeError:  # out of memory, for example: a checkpoint saved now must not hold half a step
             _copy(self._saved_statistics, self._statistics)
             raise
+        if result.outcome is not StepOutcome.UPDATED:
+            _copy(self._saved_statistics, self._statistics)
+        return result
 
-    def _update(self, micro_batches: Sequence[Batch]) -> StepResult:
+    def _step(self, micro_batches: Sequence[Batch]) -> StepResult:
         self.optimizer.zero_grad(set_to_none=True)
         sums = torch.zeros(2, device=self.device)
         for number, batch in enumerate(micro_batches, 1):
-            with self._gradients_shared(number == len(micro_batches)):
+            with self._gradient_exchange(is_last=number == len(micro_batches)):
                 with autocast(self.device, self.amp):
                     outputs = self.network(batch.images)
                 losses = self.loss(outputs, batch.targets)
@@ -98,22 +126,30 @@ class TrainingStep:
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.clip_norm)
         mean_losses = all_reduce_sum(sums) / (len(micro_batches) * world_size())
-        *means, norm = torch.cat((mean_losses, norm[None])).tolist()  # one look at the device for everything
-        loss_is_finite = all(map(math.isfinite, means))
-        scale = self.scaler.get_scale()  # 1 where nothing is scaled
-        overflow = loss_is_finite and not math.isfinite(norm) and scale > _FP16_LEAST_SCALE
-        skipped = not (loss_is_finite and (math.isfinite(norm) or overflow))
-        if skipped:
-            _copy(self._saved_statistics, self._statistics)
-        elif not overflow:  # the scaler would leave it out, but fused SGD would begin with a momentum of random memory
+        *means, gradient_norm = torch.cat((mean_losses, norm[None])).tolist()  # a single host-device sync
+        outcome = self._outcome(all(map(math.isfinite, means)), math.isfinite(gradient_norm))
+        # GradScaler.step would skip an overflow too, but only after fused SGD has made a momentum of random memory.
+        if outcome is StepOutcome.UPDATED:
             self.scaler.step(self.optimizer)
         self.scaler.update()  # lowers the scale after an overflow
-        detached = Outputs(*(part.detach() for part in outputs))
-        return StepResult(Losses(*map(torch.tensor, means)), detached, norm, skipped)
+        return StepResult(
+            outcome,
+            sum(len(batch.image_ids) for batch in micro_batches) * world_size(),
+            Losses(*map(torch.tensor, means)),
+            Outputs(*(part.detach() for part in outputs)),
+            gradient_norm,
+        )
 
-    def _gradients_shared(self, last: bool) -> contextlib.AbstractContextManager:
-        """The processes exchange gradients with the last micro-batch only."""
-        if isinstance(self.network, DistributedDataParallel) and not last:
+    def _outcome(self, loss_is_finite: bool, gradient_is_finite: bool) -> StepOutcome:
+        if loss_is_finite and gradient_is_finite:
+            return StepOutcome.UPDATED
+        if loss_is_finite and self.scaler.get_scale() > _MIN_FP16_SCALE:  # the scale is 1 without float16
+            return StepOutcome.OVERFLOWED
+        return StepOutcome.SKIPPED
+
+    def _gradient_exchange(self, is_last: bool) -> contextlib.AbstractContextManager:
+        """Let the processes exchange gradients with the last micro-batch only."""
+        if isinstance(self.network, DistributedDataParallel) and not is_last:
             return self.network.no_sync()
         return contextlib.nullcontext()
 
@@ -124,5 +160,5 @@ def _copy(sources: list[Tensor], destinations: list[Tensor]) -> None:
 
 
 def autocast(device: torch.device, amp: torch.dtype | None) -> torch.autocast:
-    """Mixed precision of dtype `amp`; None switches it off."""
+    """Return the context of mixed precision in `amp`; None disables it."""
     return torch.autocast(device.type, dtype=amp, enabled=amp is not None)

@@ -1,6 +1,6 @@
-"""Validate a run: losses and average precision of its networks."""
+"""Validation: losses and average precision of one or several networks on the validation set."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -10,9 +10,8 @@ from tqdm import tqdm
 
 from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
 from efficientdet.data.dataset import CocoDataset
-from efficientdet.data.loader import Batch, BatchLoader
+from efficientdet.data.loader import Batch
 from efficientdet.data.results import coco_results
-from efficientdet.data.transforms import detections_to_image
 from efficientdet.evaluation.coco import Evaluation, score
 from efficientdet.model.loss import DetectionLoss, Losses
 from efficientdet.model.postprocess import postprocess
@@ -21,34 +20,7 @@ from efficientdet.training.step import autocast
 from utils.distributed import all_gather, any_rank, broadcast_from_rank0
 from utils.stop import StopRequest
 
-SHOWN_IMAGES = 4
-
-
-@torch.no_grad()
-def validate(
-    networks: Mapping[str, nn.Module],
-    loss: DetectionLoss,
-    batches: Iterable[Batch],
-    device: torch.device,
-    amp: torch.dtype | None = None,
-) -> Iterator[tuple[Batch, dict[str, tuple[Losses, list[Detections]]]]]:
-    """Each batch with what each of the `networks`, put into evaluation mode, makes of it.
-
-    That is its mean losses, and its detections in the images' own pixels.
-    """
-    for network in networks.values():
-        network.eval()
-    for batch in batches:
-        on_device = batch.to(device)
-        found = {}
-        for name, network in networks.items():
-            with autocast(device, amp):
-                outputs = network(on_device.images)
-            losses = loss(outputs, on_device.targets)
-            height, width = batch.images.shape[-2:]
-            detections = postprocess(outputs, height, width, EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD)
-            found[name] = losses, [detections_to_image(*pair) for pair in zip(detections, batch.letterboxes)]
-        yield batch, found
+_SHOWN_IMAGES = 4
 
 
 class LossMean:
@@ -59,8 +31,18 @@ class LossMean:
         self.classification_sum = classification_sum
         self.regression_sum = regression_sum
 
+    @classmethod
+    def merged(cls, parts: Iterable["LossMean"]) -> "LossMean":
+        """Return the mean over the images of all `parts`."""
+        whole = cls()
+        for part in parts:
+            whole.images += part.images
+            whole.classification_sum += part.classification_sum
+            whole.regression_sum += part.regression_sum
+        return whole
+
     def add(self, images: int, losses: Losses) -> None:
-        """Count the mean `losses` of a batch of so many images."""
+        """Add the mean `losses` of a batch of `images` images."""
         self.images += images
         self.classification_sum += images * losses.classification.item()
         self.regression_sum += images * losses.regression.item()
@@ -78,47 +60,77 @@ class LossMean:
         return self.classification + self.regression
 
 
-class Outcome(NamedTuple):
-    """What validation found out about one set of weights."""
+class Validated(NamedTuple):
+    """What validation found out about one network."""
 
     losses: LossMean
     evaluation: Evaluation
     shown: dict[int | str, Detections]  # of the first few images, by id
 
+    @property
+    def ap(self) -> float:
+        """COCO's average precision; -1 if the set has no objects."""
+        return self.evaluation.numbers[0].item()
 
-def evaluate_networks(
+
+def best_of(validated: Mapping[str, Validated]) -> str:
+    """Return the name of the network with the highest average precision; the first of several."""
+    return max(validated, key=lambda name: validated[name].ap)
+
+
+def validate(
     networks: Mapping[str, nn.Module],
     loss: DetectionLoss,
-    batches: BatchLoader,
+    batches: Iterable[Batch],
     dataset: CocoDataset,
     device: torch.device,
     amp: torch.dtype | None,
     stop: StopRequest,
     bar: tqdm,
-) -> dict[str, Outcome]:
-    """The losses and the average precision of each network on the validation set, the same in all processes.
+) -> dict[str, Validated]:
+    """Return what each of `networks`, put into evaluation mode, makes of the validation set; the same on all ranks.
 
-    `batches` are this process's part of it. Nothing comes back after a request to stop. `bar` counts images.
+    Args:
+        batches: this process's part of `dataset`.
+        stop: a request to stop ends validation, on all ranks, with an empty result.
+        bar: counts images.
     """
-    sums = {name: LossMean() for name in networks}
+    for network in networks.values():
+        network.eval()
+    losses = {name: LossMean() for name in networks}
     results: dict[str, list[dict]] = {name: [] for name in networks}
     shown: dict[str, dict[int | str, Detections]] = {name: {} for name in networks}
-    for batch, found in validate(networks, loss, batches, device, amp):
-        for name, (losses, detections) in found.items():
-            sums[name].add(len(batch.image_ids), losses)
-            for image_id, objects in zip(batch.image_ids, detections):
-                results[name] += coco_results(image_id, objects, dataset.category_ids)
-                if len(shown[name]) < SHOWN_IMAGES:
-                    shown[name][image_id] = objects
+    for batch in batches:
+        on_device = batch.to(device)
+        for name, network in networks.items():
+            batch_losses, detections = _predict(network, loss, on_device, amp)
+            losses[name].add(len(batch.image_ids), batch_losses)
+            for image_id, found in zip(batch.image_ids, detections):
+                results[name] += coco_results(image_id, found, dataset.category_ids)
+                if len(shown[name]) < _SHOWN_IMAGES:
+                    shown[name][image_id] = found
         bar.update(len(batch.image_ids))
         if stop.received:
             break
     (stop.received,) = any_rank(stop.received)
     if stop.received:
         return {}
-    outcomes = {}
+    validated = {}
     for name in networks:
-        mean = LossMean(*map(sum, zip(*(vars(part).values() for part in all_gather(sums[name])))))
+        mean = LossMean.merged(all_gather(losses[name]))
         entries = [entry for part in all_gather(results[name]) for entry in part]
-        outcomes[name] = Outcome(mean, broadcast_from_rank0(partial(score, dataset, entries)), shown[name])
-    return outcomes
+        validated[name] = Validated(mean, broadcast_from_rank0(partial(score, dataset, entries)), shown[name])
+    return validated
+
+
+@torch.no_grad()
+def _predict(
+    network: nn.Module, loss: DetectionLoss, batch: Batch, amp: torch.dtype | None
+) -> tuple[Losses, list[Detections]]:
+    """Return the mean losses of `batch`, and its detections in the images' own pixels."""
+    with autocast(batch.images.device, amp):
+        outputs = network(batch.images)
+    height, width = batch.images.shape[-2:]
+    detections = postprocess(outputs, height, width, EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD)
+    pairs = zip(batch.letterboxes, detections)
+    return loss(outputs, batch.targets), [letterbox.detections_to_image(raw) for letterbox, raw in pairs]

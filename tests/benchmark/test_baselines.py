@@ -88,7 +88,7 @@ def test_prepared_image():
     rng = np.random.default_rng(0)
     for shape in ((90, 160), (300, 200)):  # enlarged, and made smaller
         picture, letterbox = rng.integers(0, 256, (*shape, 3), np.uint8), Letterbox.fit(shape, (256, 256))
-        ours = letterbox.image(picture, project.mean, project.std)
+        ours = letterbox.apply(picture, project.mean, project.std)
         np.testing.assert_allclose(baseline_prepare(picture, letterbox, project), ours, atol=2e-6)
 
 

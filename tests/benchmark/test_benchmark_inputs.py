@@ -33,7 +33,7 @@ def test_weights_let_so_many_anchors_pass():
     weights = realistic_weights(0, 128, project, CPU)
     network = EfficientDet().eval()
     network.load_state_dict(weights)
-    pixels = Letterbox.fit(IMAGE, (128, 128)).image(random_image(), project.mean, project.std)
+    pixels = Letterbox.fit(IMAGE, (128, 128)).apply(random_image(), project.mean, project.std)
     with torch.no_grad():
         logits, deltas, _ = network(torch.from_numpy(pixels)[None].permute(0, 3, 1, 2))
         coarse = network.bfloat16()(torch.from_numpy(pixels)[None].permute(0, 3, 1, 2).bfloat16())

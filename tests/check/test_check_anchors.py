@@ -1,4 +1,4 @@
-"""Anchors that suit boxes: known shapes are found again, and better anchors are proposed only when they are better."""
+"""Proposed anchors: known shapes are recovered, and anchors that fit are kept."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ CONFIG, CANVAS = model_config(0), (256, 256)
 
 
 def boxes_of(scales, ratios, number: int = 600, noise: float = 0.0) -> np.ndarray:
-    """Random anchors of the canvas (K, 4) xyxy, with sides changed by a share of `noise`."""
+    """Return random anchors of the canvas, (K, 4) xyxy, their sides multiplied by factors of mean 1 and std `noise`."""
     rng = np.random.default_rng(3)
     anchors = make_anchors(*CANVAS, CONFIG.pyramid_levels, CONFIG.anchor_scale, scales, ratios).numpy()
     sides = anchors[:, [3, 2]] - anchors[:, [1, 0]]
@@ -35,7 +35,7 @@ def coverage(boxes, scales, ratios) -> tuple[float, float]:
     return (ious >= POSITIVE_IOU).mean(), ious.mean()
 
 
-def test_without_boxes_nothing_is_proposed(make_project):
+def test_no_boxes_give_no_proposal(make_project):
     project = make_project()
     (line,) = anchor_report({"train": objects_of(np.zeros((0, 4)), project)}, project, CONFIG)
     assert "no boxes" in line
@@ -49,7 +49,7 @@ def test_without_boxes_nothing_is_proposed(make_project):
         ((0.7, 1.0), ((1.0, 1.0), (2.0, 0.5))),
     ],
 )
-def test_shapes_that_the_boxes_were_made_of_are_recovered(scales, ratios):
+def test_shapes_of_the_boxes_are_recovered(scales, ratios):
     boxes = boxes_of(scales, ratios, noise=0.02)
     found_scales, found_ratios = propose_anchors(boxes, CANVAS, CONFIG, len(scales), len(ratios))
     np.testing.assert_allclose(found_scales, scales, rtol=0.08)
@@ -57,18 +57,18 @@ def test_shapes_that_the_boxes_were_made_of_are_recovered(scales, ratios):
     assert coverage(boxes, found_scales, found_ratios) > (0.999, 0.9)
 
 
-def test_the_same_boxes_give_the_same_anchors():
+def test_proposal_is_deterministic():
     boxes = boxes_of((0.5, 0.7), ((0.5, 2.0), (1.0, 1.0)), number=4000, noise=0.2)
     assert propose_anchors(boxes, CANVAS, CONFIG, 2, 2) == propose_anchors(boxes, CANVAS, CONFIG, 2, 2)
 
 
 @pytest.mark.parametrize("boxes", [[[10, 10, 40, 30]], [[10, 10, 40, 30]] * 5])
-def test_fewer_shapes_than_anchors(boxes):
+def test_there_may_be_fewer_shapes_than_anchors(boxes):
     scales, ratios = propose_anchors(np.array(boxes, float), CANVAS, CONFIG, 3, 3)
     assert len(scales) == len(ratios) == 3 and min(scales) > 0 and np.min(ratios) > 0
 
 
-def test_proposed_anchors_reach_more_and_can_be_pasted(make_project):
+def test_proposed_anchors_match_more_boxes_and_can_be_pasted(make_project):
     project = make_project()
     boxes = boxes_of((0.3, 0.4), ((0.4, 2.5), (0.6, 1.7)), noise=0.1)
     lines = anchor_report(
@@ -88,13 +88,13 @@ def test_proposed_anchors_reach_more_and_can_be_pasted(make_project):
     assert before[0] < 0.5 and after[0] > 0.9
     assert lines[1] == (
         f"  train: {before[0]:.1%} and {before[1]:.2f} with the project's, "
-        f"{after[0]:.1%} and {after[1]:.2f} with those proposed"
+        f"{after[0]:.1%} and {after[1]:.2f} with the proposed"
     )
     assert lines[2].startswith("  val: ")
-    assert "published weights" in lines[-1]
+    assert "anchors_" not in lines[-1]
 
 
-def test_anchors_that_suit_are_kept(make_project):
+def test_anchors_that_fit_are_kept(make_project):
     project = make_project()
     lines = anchor_report({"train": objects_of(boxes_of(ANCHOR_SCALES, ANCHOR_RATIOS), project)}, project, CONFIG)
-    assert "keep them" in lines[-1] and not any(line.startswith("anchors_") for line in lines)
+    assert "keep the anchors" in lines[-1] and not any(line.startswith("anchors_") for line in lines)

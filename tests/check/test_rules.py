@@ -1,16 +1,16 @@
-"""Rules on boxes, with numbers at their borders. tests/test_check.py plants each fault in a whole project."""
+"""Rules on boxes, classes and files, at their limits. test_check.py plants each fault in a whole project."""
 
 import numpy as np
 import pytest
 
 from efficientdet.check.objects import objects_on_canvas
 from efficientdet.check.rules import (
+    annotation_findings,
     box_findings,
     class_counts,
     coverage_findings,
+    duplicate_boxes,
     empty_images,
-    quick_findings,
-    repeated_boxes,
     small_objects,
     unlisted_images,
 )
@@ -22,7 +22,7 @@ CONFIG = model_config(0)
 
 @pytest.fixture
 def boxes_in(tmp_path, write_coco, make_project):
-    """A function that reads a set of one image of 100 x 200 pixels (height x width) with these boxes."""
+    """Return a function that reads a set of one image of 100 x 200 pixels (height x width) with the given boxes."""
 
     def boxes_in(*bboxes, **fields):
         annotations = [{"image_id": 1, "category_id": 7, "bbox": bbox, **fields} for bbox in bboxes]
@@ -32,11 +32,11 @@ def boxes_in(tmp_path, write_coco, make_project):
     return boxes_in
 
 
-def test_set_without_boxes_has_an_empty_image_and_nothing_else(boxes_in):
+def test_only_finding_without_boxes_is_the_empty_image(boxes_in):
     annotated = boxes_in()
     objects = objects_on_canvas(annotated, (128, 128), CONFIG)
     assert objects.xyxy.shape == (0, 4) and objects.sides.shape == (0, 2) and objects.best_ious.shape == (0,)
-    assert list(quick_findings(annotated, objects)) == []
+    assert list(annotation_findings(annotated, objects)) == []
     assert [finding.subject for finding in empty_images(annotated)] == ["image 1"]
     assert class_counts(annotated).tolist() == [0, 0]
 
@@ -47,22 +47,22 @@ def test_set_without_boxes_has_an_empty_image_and_nothing_else(boxes_in):
         ([0, 0, 200, 100], None, None),
         ([-1, -1, 202, 102], None, None),
         ([10, 10, 1, 1], None, None),
-        ([-1.5, 0, 20, 20], "warning", "reach out"),
-        ([0, -1.5, 20, 20], "warning", "reach out"),
-        ([190, 10, 11.5, 20], "warning", "reach out"),
-        ([10, 90, 20, 11.5], "warning", "reach out"),
+        ([-1.5, 0, 20, 20], "warning", "across the border"),
+        ([0, -1.5, 20, 20], "warning", "across the border"),
+        ([190, 10, 11.5, 20], "warning", "across the border"),
+        ([10, 90, 20, 11.5], "warning", "across the border"),
         ([200, 10, 5, 5], "error", "outside"),
         ([10, 100, 5, 5], "error", "outside"),
         ([-5, 10, 5, 5], "error", "outside"),
         ([10, -5, 5, 5], "error", "outside"),
-        ([10, 10, 0.9, 20], "warning", "narrower"),
-        ([10, 10, 20, 0], "warning", "narrower"),
-        ([300, 10, 0.5, 20], "warning", "narrower"),
+        ([10, 10, 0.9, 20], "warning", "thinner than a pixel"),
+        ([10, 10, 20, 0], "warning", "thinner than a pixel"),
+        ([300, 10, 0.5, 20], "warning", "thinner than a pixel"),
         ([50, 50, -20, 20], "error", "negative"),
         ([50, 50, 20, -20], "error", "negative"),
     ],
 )
-def test_boxes_and_their_images(boxes_in, bbox, level, kind):
+def test_boxes_relative_to_their_image(boxes_in, bbox, level, kind):
     findings = list(box_findings(boxes_in([20, 20, 30, 30], bbox)))
     assert len(findings) == (level is not None)
     for finding in findings:
@@ -71,28 +71,28 @@ def test_boxes_and_their_images(boxes_in, bbox, level, kind):
         assert f"[{', '.join(f'{value:g}' for value in bbox)}]" in finding.message
 
 
-def test_boxes_in_a_image_of_unknown_size_cannot_be_outside(boxes_in):
+def test_boxes_of_an_image_of_unknown_size_are_never_outside(boxes_in):
     annotated = boxes_in([900, 900, 5, 5], [5, 5, -1, 5])
     annotated.sizes[:] = 0
-    assert [finding.kind for finding in box_findings(annotated)] == ["boxes of negative width or height"]
+    assert [finding.kind for finding in box_findings(annotated)] == ["boxes of negative size"]
     assert len(objects_on_canvas(annotated, (128, 128), CONFIG).rows) == 0
 
 
-def test_every_repetition_names_the_one_before(boxes_in):
+def test_duplicate_box_names_the_previous_one(boxes_in):
     annotated = boxes_in([1, 2, 30, 40], [5, 2, 30, 40], [1, 2, 30, 40], [1, 2, 30, 40.5], [1, 2, 30, 40])
-    assert [(finding.subject, finding.message) for finding in repeated_boxes(annotated)] == [
+    assert [(finding.subject, finding.message) for finding in duplicate_boxes(annotated)] == [
         ("annotation 3 of image 1", "repeats annotation 1"),
         ("annotation 5 of image 1", "repeats annotation 3"),
     ]
 
 
-def test_equal_boxes_of_two_classes_are_no_repetition(boxes_in):
+def test_equal_boxes_of_two_classes_are_no_duplicates(boxes_in):
     annotated = boxes_in([1, 2, 30, 40], [1, 2, 30, 40])
     annotated.boxes.class_ids[1] = 1
-    assert list(repeated_boxes(annotated)) == []
+    assert list(duplicate_boxes(annotated)) == []
 
 
-def test_objects_lie_as_the_letterbox_lays_them(boxes_in):
+def test_objects_are_placed_by_the_letterbox(boxes_in):
     objects = objects_on_canvas(boxes_in([20, 10, 40, 60], [0, 0, 0.5, 9], [10, 20, 30, 40]), (128, 128), CONFIG)
     assert objects.rows.tolist() == [0, 2]
     np.testing.assert_allclose(objects.xyxy, np.array([[20, 10, 60, 70], [10, 20, 40, 60]]) * 0.64)
@@ -100,30 +100,29 @@ def test_objects_lie_as_the_letterbox_lays_them(boxes_in):
 
 
 @pytest.mark.parametrize(("side", "small"), [(7.9, True), (8, False)])
-def test_objects_of_a_few_pixels(boxes_in, side, small):
-    annotated = boxes_in([20, 20, 2 * side, side / 2], [50, 50, 40, 40])  # 100 x 200 pixels become a half
+def test_objects_below_four_by_four_pixels_are_small(boxes_in, side, small):
+    annotated = boxes_in([20, 20, 2 * side, side / 2], [50, 50, 40, 40])  # 100 x 200 pixels are halved
     findings = list(small_objects(annotated, objects_on_canvas(annotated, (100, 100), CONFIG)))
     assert [finding.subject for finding in findings] == ["annotation 1 of image 1"] * small
 
 
 @pytest.mark.parametrize(("good", "warned"), [(8, True), (9, False)])
-def test_nine_tenths_of_the_boxes_must_be_reached(boxes_in, good, warned):
+def test_nine_tenths_of_the_boxes_must_match_an_anchor(boxes_in, good, warned):
     annotated = boxes_in(*[[4 + 8 * i, 4, 32, 32] for i in range(good)], [50, 50, 4, 4])
     findings = list(coverage_findings(annotated, objects_on_canvas(annotated, (256, 256), CONFIG)))
     assert len(findings) == warned
 
 
-def test_unlisted_images_are_looked_for_in_folders_too(boxes_in):
+def test_unlisted_images_are_found_in_subfolders(boxes_in):
     annotated = boxes_in()
-    (annotated.pictures / "inner").mkdir()
+    folder = annotated.image_path(0).parent
+    (folder / "inner").mkdir()
     for name in ("inner/a.JPG", "notes.txt", "b.png"):
-        (annotated.pictures / name).touch()
-    assert [finding.file for finding in unlisted_images([annotated])] == [
-        annotated.pictures / name for name in ("b.png", "inner/a.JPG")
-    ]
+        (folder / name).touch()
+    assert [finding.file for finding in unlisted_images([annotated])] == [folder / "b.png", folder / "inner/a.JPG"]
 
 
-def test_folder_that_two_sets_share_is_listed_by_both_together(tmp_path, write_coco, make_project):
+def test_folder_shared_by_two_sets_is_listed_by_both(tmp_path, write_coco, make_project):
     for set_name, image_id in (("train", 1), ("val", 2)):
         write_coco(tmp_path, set_name, {image_id: np.zeros((9, 9, 3), np.uint8)})
     (tmp_path / "val" / "2.png").rename(tmp_path / "train" / "2.png")

@@ -18,21 +18,21 @@ def test_a_finding_is_a_sentence():
     assert str(Finding("error", "", Path("a.json"), "", "is empty", "fill it")) == "a.json is empty: fill it"
 
 
-def test_errors_come_first_and_kinds_in_the_order_of_their_first():
+def test_errors_come_first_then_kinds_in_order_of_appearance():
     first, second, error, third = finding(1), finding(2, kind="other"), finding(3, "error"), finding(4)
     assert by_kind([first, second, error, third]) == [[error], [first, third], [second]]
 
 
-def test_other_advice_is_another_group():
+def test_findings_with_different_advice_are_different_groups():
     assert len(by_kind([finding(1), finding(2, advice="leave it")])) == 2
 
 
-def test_in_short():
+def test_short_format():
     assert in_short([finding(1)]) == "train/a.jpg: annotation 1 is odd: look at it"
     assert in_short([finding(1), finding(2)]).endswith("annotation 1 is odd: look at it (the first of 2 odd boxes)")
 
 
-def test_in_full():
+def test_full_format():
     group = [finding(number) for number in range(1, 1204)]
     assert list(in_full(group, 2)) == [
         "warning: odd boxes: 1,203",

@@ -1,4 +1,4 @@
-"""The drawn data set: the same from the same seed, and boxes that are exact."""
+"""The data set of shapes: the same seed gives the same images, and boxes are exact."""
 
 import hashlib
 import json
@@ -12,12 +12,13 @@ import cv2
 import numpy as np
 import pytest
 from numpy.random import RandomState
-from scripts import REPOSITORY, assert_one_error, assert_succeeded
+from scripts import REPOSITORY, assert_succeeded
 
-from efficientdet import shapes
+from efficientdet.data import shapes
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.shapes import CLASS_NAMES, IMAGE_SIZES, draw_if_absent, draw_image, write_shapes
 from efficientdet.project import load_project
+from efficientdet.shapes import main, parse_args
 from utils.errors import InputError
 
 PROJECT = REPOSITORY / "projects" / "shapes.yml"
@@ -27,21 +28,15 @@ def content(folder: Path, set_name: str) -> dict:
     return json.loads((folder / "annotations" / f"instances_{set_name}.json").read_text())
 
 
-def run_shapes(*args: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "efficientdet.shapes", *map(str, args)]
-    env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
-
-
 @pytest.fixture(scope="module")
-def pictures() -> list[tuple[np.ndarray, list[dict]]]:
-    """The first 150 images to train on."""
-    return [draw_image(RandomState((0, 0, number))) for number in range(150)]
+def drawn() -> list[tuple[np.ndarray, list[dict]]]:
+    """Draw the first 100 training images."""
+    return [draw_image(RandomState((0, 0, number))) for number in range(100)]
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> Path:
-    """A data set of 4 images to train on and 2 to validate."""
+    """Write a data set of 4 training and 2 validation images."""
     folder = tmp_path_factory.mktemp("written") / "shapes"
     write_shapes(folder, 4, 2)
     return folder
@@ -99,22 +94,22 @@ def test_recorded_images(seed, digest, objects):
     assert [(entry["class"], entry["bbox"], entry["area"]) for entry in found] == objects
 
 
-def test_same_seed_same_image_another_seed_another(pictures):
+def test_image_depends_on_its_seed(drawn):
     image, objects = draw_image(RandomState((0, 0, 2)))
-    np.testing.assert_array_equal(image, pictures[2][0])
-    assert objects == pictures[2][1]
+    np.testing.assert_array_equal(image, drawn[2][0])
+    assert objects == drawn[2][1]
     for seed in ((0, 0, 3), (0, 1, 2), (1, 0, 2)):
         other, other_objects = draw_image(RandomState(seed))
         assert other.shape != image.shape or (other != image).mean() > 0.5
         assert other_objects != objects
 
 
-def test_all_that_the_data_set_promises_occurs(pictures):
-    assert all(image.dtype == np.uint8 for image, _ in pictures)
-    assert {(image.shape[1], image.shape[0]) for image, _ in pictures} == set(IMAGE_SIZES)
-    counts = {len(objects) for _, objects in pictures}
+def test_every_documented_property_occurs(drawn):
+    assert all(image.dtype == np.uint8 for image, _ in drawn)
+    assert {(image.shape[1], image.shape[0]) for image, _ in drawn} == set(IMAGE_SIZES)
+    counts = {len(objects) for _, objects in drawn}
     assert {0, 1, 2, 3, 4, 5} < counts and max(counts) <= 6
-    found = [(entry, image.shape) for image, objects in pictures for entry in objects]
+    found = [(entry, image.shape) for image, objects in drawn for entry in objects]
     for name in CLASS_NAMES:
         assert sum(entry["class"] == name for entry, _ in found) > len(found) / 10
 
@@ -132,16 +127,16 @@ def test_all_that_the_data_set_promises_occurs(pictures):
     assert (areas <= boxes[:, 2] * boxes[:, 3]).all() and areas.min() > 0
 
 
-def test_boxes_and_areas_are_those_of_the_visible_pixels(monkeypatch):
-    """With flat colours that tell the shapes apart, and without blending at their edges, the image itself says it."""
+def test_boxes_and_areas_match_the_visible_pixels(monkeypatch):
+    """Flat, distinct colours without blending at the edges show which pixels belong to which shape."""
     rasterize = shapes._rasterize
-    attempts: list[int] = []  # pixels of each shape that is tried, in turn
+    attempts: list[int] = []  # pixels of each shape that is tried, in order
 
     def hard_edges(polygons):
-        corner, coverage = rasterize(polygons)
+        left, top, coverage = rasterize(polygons)
         solid = coverage * 2 >= 16
         attempts.append(int(solid.sum()))
-        return corner, 16 * solid.astype(np.int32)
+        return left, top, 16 * solid.astype(np.int32)
 
     def flat_color(rng, colors, height, width):
         return np.full((height, width, 3), 25 * len(attempts), np.int32)
@@ -153,7 +148,7 @@ def test_boxes_and_areas_are_those_of_the_visible_pixels(monkeypatch):
     for number in range(80):
         attempts.clear()
         image, objects = draw_image(RandomState(number))
-        shown = (image[..., 0] + 12) // 25  # the number of the attempt, 0 where there is none; noise is below 3
+        shown = (image[..., 0] + 12) // 25  # the number of the attempt, 0 for the background; noise is below 3
         expected = []
         for attempt in np.unique(shown)[1:] if (shown == 0).any() else np.unique(shown):
             rows, columns = np.nonzero(shown == attempt)
@@ -169,15 +164,15 @@ def test_boxes_and_areas_are_those_of_the_visible_pixels(monkeypatch):
     assert total > 150 and hidden > 50 and rejected > 10
 
 
-def test_coverage_worked_out_by_hand():
-    # From pixel (2, 1) on: 5 x 9 sub-pixels, as the last row and column belong to the polygon.
-    corner, coverage = shapes._rasterize([np.array([(8, 4), (12, 4), (12, 12), (8, 12)], np.int32)])
-    assert corner == (2, 1)
+def test_coverage_computed_by_hand():
+    # Starts at pixel (2, 1). 5 x 9 sub-pixels, because the last row and column belong to the polygon.
+    left, top, coverage = shapes._rasterize([np.array([(8, 4), (12, 4), (12, 12), (8, 12)], np.int32)])
+    assert (left, top) == (2, 1)
     assert coverage.tolist() == [[16, 4], [16, 4], [4, 1]]
-    # Left of and above the image, with a hole of 3 x 3 sub-pixels less its outline.
+    # Left of and above the image, with a hole of 3 x 3 sub-pixels without its outline.
     outer, hole = [(-8, -8), (-1, -8), (-1, -1), (-8, -1)], [(-7, -7), (-4, -7), (-4, -4), (-7, -4)]
-    corner, coverage = shapes._rasterize([np.array(outer, np.int32), np.array(hole, np.int32)])
-    assert corner == (-2, -2)
+    left, top, coverage = shapes._rasterize([np.array(outer, np.int32), np.array(hole, np.int32)])
+    assert (left, top) == (-2, -2)
     assert coverage.tolist() == [[16 - 4, 16], [16, 16]]
 
 
@@ -192,27 +187,27 @@ def test_coverage_worked_out_by_hand():
         ("ring", math.pi * (1 - 0.55**2)),
     ],
 )
-def test_outlines_have_the_areas_of_their_shapes(name, area):
+def test_area_of_each_outline(name, area):
     polygons = [np.rint(np.array(polygon) * 1000).astype(np.int32) for polygon in shapes._OUTLINES[name]]
-    _, coverage = shapes._rasterize(polygons)
+    _, _, coverage = shapes._rasterize(polygons)
     assert coverage.sum() / 1000**2 == pytest.approx(area, rel=0.01)
 
 
-def test_every_class_has_an_outline_that_is_tested():
+def test_every_outline_is_tested():
     assert set(CLASS_NAMES) == {"ellipse", "rectangle", "triangle", "star", "cross", "ring"}
 
 
 def test_nothing_is_drawn_outside_the_boxes(monkeypatch):
-    """Drawings that differ in the shapes' colour alone differ within two pixels of the boxes: tips thin out there."""
+    """Drawings that differ only in the colour of shapes differ at most two pixels outside the boxes, at thin tips."""
 
-    def drawn(number: int, color: int):
+    def draw(number: int, color: int):
         monkeypatch.setattr(
             shapes, "_texture", lambda rng, colors, height, width: np.full((height, width, 3), color, np.int32)
         )
         return draw_image(RandomState(number))
 
     for number in range(20):
-        (black, objects), (white, same_objects) = drawn(number, 0), drawn(number, 255)
+        (black, objects), (white, same_objects) = draw(number, 0), draw(number, 255)
         assert objects == same_objects
         boxed = np.zeros(black.shape[:2], bool)
         for x, y, width, height in (entry["bbox"] for entry in objects):
@@ -221,7 +216,7 @@ def test_nothing_is_drawn_outside_the_boxes(monkeypatch):
         assert differs.any() == bool(objects) and not differs[~boxed].any()
 
 
-def test_written_set_is_that_of_the_project(written):
+def test_written_set_fits_the_project(written):
     project = load_project(PROJECT)
     assert project.class_names == CLASS_NAMES
     assert {path.name for path in written.iterdir()} == {"annotations", project.train_set, project.val_set}
@@ -230,7 +225,7 @@ def test_written_set_is_that_of_the_project(written):
         assert len(dataset) == length
         for number, image_id in enumerate(dataset.image_ids):
             image, objects = draw_image(RandomState((0, set_number, number)))
-            np.testing.assert_array_equal(dataset.picture(image_id), image)
+            np.testing.assert_array_equal(dataset.load_image(image_id), image)
             target = dataset.target(image_id)
             assert [CLASS_NAMES[class_id] for class_id in target.class_ids] == [entry["class"] for entry in objects]
             xywh = np.concatenate((target.boxes[:, :2], target.boxes[:, 2:] - target.boxes[:, :2]), axis=1)
@@ -243,13 +238,13 @@ def test_annotations_are_numbered_from_one_and_complete(written):
         found = content(written, set_name)
         assert [entry["id"] for entry in found["annotations"]] == list(range(1, len(found["annotations"]) + 1))
         for image in found["images"]:
-            picture = cv2.imread(str(written / set_name / image["file_name"]))
-            assert picture.shape[:2] == (image["height"], image["width"])
+            written_image = cv2.imread(str(written / set_name / image["file_name"]))
+            assert written_image.shape[:2] == (image["height"], image["width"])
         assert {entry["iscrowd"] for entry in found["annotations"]} == {0}
         assert all(entry["area"] > 0 for entry in found["annotations"])
 
 
-def test_image_does_not_depend_on_how_many_are_drawn(written, tmp_path):
+def test_images_do_not_depend_on_their_number(written, tmp_path):
     write_shapes(tmp_path / "fewer", 2, 1)
     for set_name, length in (("train", 2), ("val", 1)):
         fewer, more = content(tmp_path / "fewer", set_name), content(written, set_name)
@@ -269,7 +264,7 @@ def test_sets_and_seeds_differ(written, tmp_path):
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), InputError("cannot write: no space left on device")])
-def test_interrupted_drawing_leaves_nothing(monkeypatch, tmp_path, stop):
+def test_interruption_leaves_nothing(monkeypatch, tmp_path, stop):
     def draw_two_only(rng):
         if len(list(tmp_path.rglob("*.png"))) == 2:
             raise stop
@@ -281,38 +276,39 @@ def test_interrupted_drawing_leaves_nothing(monkeypatch, tmp_path, stop):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_places_and_seeds_that_cannot_be_used(tmp_path):
+def test_unusable_folders_and_seeds(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(InputError, match="file"):
         write_shapes(tmp_path / "file", 1, 0)
     with pytest.raises(InputError, match="file"):
         write_shapes(tmp_path / "file" / "shapes", 1, 0)
-    with pytest.raises(InputError, match="--seed must be below"):
+    with pytest.raises(InputError, match="--seed"):
         write_shapes(tmp_path / "shapes", 1, 0, seed=2**32)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_only_the_absent_data_of_the_project_shapes_is_drawn(monkeypatch, tmp_path, make_project, capsys):
-    drawn = []
-    monkeypatch.setattr(shapes, "write_shapes", drawn.append)
+def test_only_absent_data_of_the_project_shapes_is_drawn(monkeypatch, tmp_path, make_project, capsys):
+    folders = []
+    monkeypatch.setattr(shapes, "write_shapes", folders.append)
     draw_if_absent(make_project(), tmp_path)
     draw_if_absent(load_project(REPOSITORY / "projects" / "coco.yml"), tmp_path)
-    assert drawn == [] and capsys.readouterr().out == ""
+    assert folders == [] and capsys.readouterr().out == ""
     draw_if_absent(load_project(PROJECT), tmp_path)
-    assert drawn == [tmp_path / "shapes"]
+    assert folders == [tmp_path / "shapes"]
     assert str(tmp_path / "shapes") in capsys.readouterr().out
     (tmp_path / "shapes").mkdir()
     draw_if_absent(load_project(PROJECT), tmp_path)
-    assert len(drawn) == 1
+    assert len(folders) == 1
 
 
-def test_command_draws_a_set_once(tmp_path):
-    args = ("--output", "data/drawn", "--train", "3", "--val", "2")
-    assert_succeeded(run_shapes(*args, cwd=tmp_path))
+@pytest.mark.slow
+def test_command_as_a_user_runs_it(tmp_path):
+    command = [sys.executable, "-m", "efficientdet.shapes", "--output", "data/drawn", "--train", "3", "--val", "2"]
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    assert_succeeded(subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300))
     folder = tmp_path / "data" / "drawn"
-    files = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
-    assert [str(path.relative_to(folder)) for path in files] == [
+    assert [str(path.relative_to(folder)) for path in sorted(tmp_path.rglob("*")) if path.is_file()] == [
         "annotations/instances_train.json",
         "annotations/instances_val.json",
         "train/000000.png",
@@ -321,5 +317,17 @@ def test_command_draws_a_set_once(tmp_path):
         "val/000000.png",
         "val/000001.png",
     ]
-    assert_one_error(run_shapes(*args, "--seed", "1", cwd=tmp_path), "data/drawn", "exists already")
-    assert {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()} == files
+
+
+def test_command_does_not_overwrite(tmp_path):
+    (tmp_path / "drawn").mkdir()
+    with pytest.raises(InputError, match="drawn"):
+        main(parse_args(["--output", str(tmp_path / "drawn"), "--train", "1", "--val", "0"]))
+    assert list(tmp_path.rglob("*")) == [tmp_path / "drawn"]
+
+
+@pytest.mark.parametrize("args", [["--train", "-1"], ["--seed", "-1"], ["--val", "x"], ["--se", "1"]])
+def test_command_refuses_bad_flags(args, capsys):
+    with pytest.raises(SystemExit):
+        parse_args(args)
+    assert args[0] in capsys.readouterr().err

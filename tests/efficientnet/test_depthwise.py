@@ -1,4 +1,4 @@
-"""Half-precision depthwise convolutions on the CPU: PyTorch's values, and the gradients of exact arithmetic."""
+"""Half-precision depthwise convolution on the CPU: PyTorch's output, and the gradients of exact arithmetic."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def gradients(convolution, x, weight, factors):
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_an_empty_batch_has_no_gradient(dtype):
+def test_gradient_of_an_empty_batch_is_zero(dtype):
     x = torch.zeros(0, 3, 8, 8, dtype=dtype, requires_grad=True)
     weight = torch.ones(3, 1, 5, 5, dtype=dtype, requires_grad=True)
     depthwise_conv2d(x, weight, 1, (2, 2)).sum().backward()
@@ -31,7 +31,7 @@ def test_an_empty_batch_has_no_gradient(dtype):
 @pytest.mark.parametrize("padding", [(0, 0), (2, 1)])
 def test_gradients_are_those_of_float64(dtype, stride, kernel_size, padding):
     generator = torch.Generator().manual_seed(0)
-    # Small integers: the sums are exact in half precision, too, so that equal means equal.
+    # Sums of small integers are exact in half precision, too.
     x = torch.randint(-2, 3, (2, 6, 11, 9), generator=generator).to(memory_format=torch.channels_last)
     weight = torch.randint(-1, 2, (6, 1, kernel_size, kernel_size), generator=generator)
 
@@ -51,7 +51,7 @@ def test_gradients_are_those_of_float64(dtype, stride, kernel_size, padding):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_float32_and_float64_are_pytorchs(dtype):
+def test_float32_and_float64_are_computed_by_pytorch(dtype):
     x, weight, factors = torch.randn(2, 4, 9, 9, dtype=dtype), torch.randn(4, 1, 5, 5, dtype=dtype), torch.ones(1)
     expected = gradients(lambda x, w: F.conv2d(x, w, None, 2, 1, groups=4), x, weight, factors)
     found = gradients(lambda x, w: depthwise_conv2d(x, w, 2, (1, 1)), x, weight, factors)
@@ -59,18 +59,18 @@ def test_float32_and_float64_are_pytorchs(dtype):
         assert torch.equal(value, expected_value)
 
 
-def test_autocast_computes_in_its_dtype_and_gives_gradients_in_float32():
+def test_autocast_computes_in_its_dtype_with_gradients_in_float32():
     x, weight = torch.ones(1, 2, 5, 5, requires_grad=True), torch.ones(2, 1, 5, 5, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         output = depthwise_conv2d(x, weight, 1, (2, 2))
     output.float().sum().backward()
     assert output.dtype == torch.bfloat16
     assert x.grad.dtype == weight.grad.dtype == torch.float32
-    assert output[0, 0].tolist()[2] == [15, 20, 25, 20, 15]  # pixels of the window that lie in the image
+    assert output[0, 0].tolist()[2] == [15, 20, 25, 20, 15]  # number of the window's pixels inside the image
     assert weight.grad[0, 0].tolist()[2] == [15, 20, 25, 20, 15]
 
 
-def test_autocast_leaves_float64_alone():
+def test_autocast_does_not_change_float64():
     x = torch.ones(1, 2, 5, 5, dtype=torch.float64)
     with torch.autocast("cpu", torch.bfloat16):
         assert depthwise_conv2d(x, torch.ones(2, 1, 3, 3, dtype=torch.float64), 1, (1, 1)).dtype == torch.float64

@@ -1,11 +1,11 @@
-"""EfficientNet B0 to B7: channel rounding, depths, and the shapes of the three features."""
+"""EfficientNet B0 to B7: compound scaling, blocks, and the shapes of the three features."""
 
 import pytest
 import torch
 
-from efficientnet.model import EfficientNet, MBConvBlock, round_channels, round_repeats
+from efficientnet.model import EfficientNet, MBConvBlock, round_channels, scaled_stages
 
-# index: (channels of P3, P4, P5; number of blocks), from the published networks
+# index -> (channels of P3, P4, P5; number of blocks) of the published networks
 FAMILY = {
     0: ((40, 112, 320), 16),
     1: ((40, 112, 320), 23),
@@ -19,7 +19,7 @@ FAMILY = {
 
 
 def on_meta_device(index: int) -> EfficientNet:
-    """A backbone of shapes alone, without numbers."""
+    """Return a backbone with shapes only."""
     with torch.device("meta"):
         return EfficientNet(index).eval()
 
@@ -33,7 +33,7 @@ def on_meta_device(index: int) -> EfficientNet:
         (16, 1.4, 24),  # 22.4
         (320, 1.1, 352),
         (112, 1.1, 120),  # 123.2, down
-        (10, 1.1, 16),  # 11: 8 would be more than 10 % less
+        (10, 1.1, 16),  # 11: 8 would be more than 10 % below
         (1, 1.0, 8),  # never fewer than 8
     ],
 )
@@ -41,9 +41,12 @@ def test_round_channels(channels, width, expected):
     assert round_channels(channels, width) == expected
 
 
-@pytest.mark.parametrize(("repeats", "depth", "expected"), [(1, 1.0, 1), (1, 1.1, 2), (3, 1.4, 5), (4, 3.1, 13)])
-def test_round_repeats_goes_up(repeats, depth, expected):
-    assert round_repeats(repeats, depth) == expected
+@pytest.mark.parametrize(
+    ("index", "repeats"),
+    [(0, [1, 2, 2, 3, 3, 4, 1]), (1, [2, 3, 3, 4, 4, 5, 2]), (3, [2, 3, 3, 5, 5, 6, 2]), (7, [4, 7, 7, 10, 10, 13, 4])],
+)
+def test_repeats_are_rounded_up(index, repeats):
+    assert [stage.repeats for stage in scaled_stages(index)] == repeats
 
 
 @pytest.mark.parametrize("index", FAMILY)
@@ -59,7 +62,7 @@ def test_features_have_the_published_channels_and_strides_8_16_32(index):
     assert backbone.feature_channels == channels
 
 
-def test_sizes_that_do_not_divide_are_rounded_up():
+def test_feature_sizes_are_rounded_up():
     features = on_meta_device(0)(torch.empty(1, 3, 65, 33, device="meta"))
     assert [tuple(feature.shape[-2:]) for feature in features] == [(9, 5), (5, 3), (3, 2)]
 
@@ -73,16 +76,16 @@ def test_depth_and_drop_rates(index):
     assert blocks[-1].drop_rate == pytest.approx(0.2 * (depth - 1) / depth)
 
 
-def test_block_adds_its_input_only_where_shapes_agree():
+def test_block_adds_its_input_only_if_shapes_agree():
     x = torch.randn(1, 16, 4, 4)
     for out_channels, stride, adds in ((16, 1, True), (24, 1, False), (16, 2, False)):
         block = MBConvBlock(16, out_channels, 3, stride, expand_ratio=6, drop_rate=0.0).eval()
-        torch.nn.init.zeros_(block._bn2.weight)  # nothing but the identity remains
+        torch.nn.init.zeros_(block._bn2.weight)  # only the identity remains
         expected = x if adds else torch.zeros(1, out_channels, 4 // stride, 4 // stride)
         torch.testing.assert_close(block(x), expected)
 
 
-def test_drop_connect_acts_in_training_alone():
+def test_drop_connect_acts_in_training_only():
     torch.manual_seed(0)
     block = MBConvBlock(8, 8, 3, 1, expand_ratio=1, drop_rate=0.999999)
     x = torch.randn(4, 8, 4, 4)
@@ -90,7 +93,7 @@ def test_drop_connect_acts_in_training_alone():
     assert not torch.allclose(block.eval()(x), x)
 
 
-def test_squeeze_has_a_quarter_of_the_input_channels_but_one_at_least():
+def test_squeezed_channels_are_a_quarter_of_the_input_but_at_least_one():
     assert MBConvBlock(18, 18, 3, 1, expand_ratio=6, drop_rate=0.0)._se_reduce.conv.out_channels == 4
     assert MBConvBlock(2, 2, 3, 1, expand_ratio=6, drop_rate=0.0)._se_reduce.conv.out_channels == 1
 

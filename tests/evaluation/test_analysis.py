@@ -1,4 +1,4 @@
-"""What lies behind the twelve numbers, against numbers worked out by hand."""
+"""The analysis of an evaluation, against numbers computed by hand."""
 
 import time
 from dataclasses import fields
@@ -8,11 +8,11 @@ import pytest
 from results import each_cause, explain, found, truth, write_set
 
 from efficientdet.evaluation.analysis import Analysis, ThresholdCurve, analyse, class_table
-from efficientdet.evaluation.coco import Details, Found, Truth
+from efficientdet.evaluation.coco import Details, GroundTruth, ScoredDetections
 from efficientdet.evaluation.error_causes import CAUSES
 
 
-def test_nothing_to_find_and_nothing_found(tmp_path, make_project):
+def test_no_objects_and_no_detections(tmp_path, make_project):
     _, _, analysis = explain(write_set(tmp_path, make_project(), [1, 2], []), [])
     assert [(row.name, row.boxes) for row in analysis.classes] == [("square", 0), ("disc", 0)]
     assert all(np.isnan(row[2:]).all() for row in (*analysis.classes, *analysis.sizes))
@@ -22,7 +22,7 @@ def test_nothing_to_find_and_nothing_found(tmp_path, make_project):
     assert np.isnan(analysis.precision["AP50"]).all()
 
 
-def test_nothing_found(tmp_path, make_project):
+def test_no_detections(tmp_path, make_project):
     _, _, analysis = explain(write_set(tmp_path, make_project(), [1, 2], [truth(image_id=2)]), [])
     square = analysis.classes[0]
     assert square[:6] == ("square", 1, 0, 0, 0, 0) and np.isnan(square[6:]).all()
@@ -30,27 +30,31 @@ def test_nothing_found(tmp_path, make_project):
     assert [(image.image_id, image.errors) for image in analysis.images] == [(2, {"missed": 1}), (1, {})]
 
 
-def test_nothing_to_find(tmp_path, make_project):
+def test_no_objects(tmp_path, make_project):
     _, _, analysis = explain(
         write_set(tmp_path, make_project(), [1], []), [found(confidence=0.4), found(confidence=0.9)]
     )
-    assert analysis.confusion.tolist()[2] == [1, 0, 0]  # above the threshold of 0.5, where F1 is 0 as everywhere
+    assert analysis.confusion.tolist()[2] == [
+        1,
+        0,
+        0,
+    ]  # above 0.5, the middle of the thresholds: F1 is 0 at all of them
     assert analysis.all_classes.precision[0] == 0 and np.isnan(analysis.all_classes.recall).all()
 
 
-def test_everything_found(tmp_path, make_project):
+def test_every_object_found(tmp_path, make_project):
     annotations = [truth(), truth([200, 50, 10, 10], category_id=3)]
     results = [found(), found([200, 50, 10, 10], category_id=3, confidence=0.75)]
     _, _, analysis = explain(write_set(tmp_path, make_project(), [1], annotations), results)
-    for row, threshold in zip(analysis.classes, (0.25, 0.37)):  # the middle of what reaches it
+    for row, threshold in zip(analysis.classes, (0.25, 0.37)):  # the middle of the thresholds that reach it
         assert row[1:] == pytest.approx((1, 1, 1, 1, 1, threshold, 1, 1))
     assert analysis.score_threshold == pytest.approx(0.25)
     assert analysis.confusion.tolist() == np.diag([1, 1, 0]).tolist()
     assert analysis.images[0] == (1, 2, {})
 
 
-def test_threshold_curve_counts_what_scores_at_least_so_much(tmp_path, make_project):
-    # In falling scores: right, wrong, right, of three objects.
+def test_threshold_curve_counts_detections_with_at_least_that_score(tmp_path, make_project):
+    # By descending score: right, wrong, right; three objects.
     annotations = [truth([100 * i, 0, 50, 50]) for i in range(3)]
     results = [
         found([0, 0, 50, 50], confidence=0.9),
@@ -60,7 +64,14 @@ def test_threshold_curve_counts_what_scores_at_least_so_much(tmp_path, make_proj
     _, _, analysis = explain(write_set(tmp_path, make_project(), [1], annotations), results)
     curve = analysis.class_curves[0]
     at = {score: int(np.flatnonzero(np.isclose(curve.thresholds, score))[0]) for score in (0, 0.25, 0.26, 0.5, 0.9, 1)}
-    assert [(curve.right[i], curve.wrong[i]) for i in at.values()] == [(2, 1), (2, 1), (1, 1), (1, 1), (1, 0), (0, 0)]
+    assert [(curve.true_positives[i], curve.false_positives[i]) for i in at.values()] == [
+        (2, 1),
+        (2, 1),
+        (1, 1),
+        (1, 1),
+        (1, 0),
+        (0, 0),
+    ]
     assert curve.f1[list(at.values())] == pytest.approx([4 / 6, 4 / 6, 2 / 5, 2 / 5, 2 / 4, 0])
     assert np.isnan(curve.precision[at[1]]) and curve.recall[at[1]] == 0
     square = analysis.classes[0]
@@ -68,7 +79,7 @@ def test_threshold_curve_counts_what_scores_at_least_so_much(tmp_path, make_proj
     assert square.threshold == pytest.approx(0.12)
 
 
-def test_best_threshold_is_the_middle_of_its_first_run():
+def test_best_threshold_is_the_middle_of_the_first_run():
     def best(right, wrong):
         return ThresholdCurve(np.linspace(0, 1, len(right)), np.array(right), np.array(wrong), 2).best
 
@@ -79,13 +90,13 @@ def test_best_threshold_is_the_middle_of_its_first_run():
 
 
 @pytest.mark.parametrize(("low", "high"), [(20, 80), (-4, -2), (-1, 5)])
-def test_scores_of_any_range_have_thresholds(tmp_path, make_project, low, high):
+def test_scores_may_have_any_range(tmp_path, make_project, low, high):
     results = [found(confidence=high), found([500, 0, 9, 9], confidence=low)]
     _, _, analysis = explain(write_set(tmp_path, make_project(), [1], [truth()]), results)
     assert low < analysis.score_threshold <= high and analysis.classes[0].F1 == 1
 
 
-def test_sizes_go_by_the_annotated_area(tmp_path, make_project):
+def test_sizes_are_decided_by_the_annotated_area(tmp_path, make_project):
     annotations = [
         truth([0, 0, 100, 100], area=1023),
         truth([200, 0, 30, 30], area=5000),
@@ -101,7 +112,7 @@ def test_sizes_go_by_the_annotated_area(tmp_path, make_project):
     assert large[2:] == pytest.approx((51 / 101, 51 / 101, 0.5))
 
 
-def test_curves_and_classes_are_parts_of_the_twelve_numbers(tmp_path, make_project):
+def test_curves_and_classes_average_to_the_twelve_numbers(tmp_path, make_project):
     evaluation, _, analysis = explain(*each_cause(tmp_path, make_project()))
     numbers = evaluation.by_name()
     for name in ("AP50", "AP75"):
@@ -119,8 +130,8 @@ def test_confusions_and_causes_are_counted_at_the_best_threshold(tmp_path, make_
     # F1 of all boxes is 2 * 2 / (7 + 6) with all detections, and 2 * 1 / (2 + 6) with the first two.
     assert analysis.score_threshold == pytest.approx(0.05)
     assert analysis.confusion.tolist() == [
-        [2, 0, 2],  # of four squares two are found
-        [1, 0, 1],  # one of two discs is taken for a square
+        [2, 0, 2],  # two of four squares are found
+        [1, 0, 1],  # one of two discs is detected as a square
         [4, 0, 0],  # background, duplicate, localisation, both
     ]
     assert [(row.name, row.errors, row.all_errors) for row in analysis.causes] == [
@@ -138,7 +149,7 @@ def test_confusions_and_causes_are_counted_at_the_best_threshold(tmp_path, make_
     ]
 
 
-def test_objects_of_another_class_go_to_the_detection_with_the_highest_overlap(tmp_path, make_project):
+def test_confused_objects_are_matched_by_descending_iou(tmp_path, make_project):
     results = [
         found([0, 0, 100, 60], category_id=3, confidence=0.9),
         found([0, 0, 100, 90], category_id=3, confidence=0.8),
@@ -148,14 +159,14 @@ def test_objects_of_another_class_go_to_the_detection_with_the_highest_overlap(t
     assert analysis.confusion.tolist() == [[0, 1, 0], [0, 1, 0], [0, 1, 0]]
 
 
-def test_worst_image_has_the_most_errors_and_then_the_least_that_is_right(tmp_path, make_project):
+def test_images_are_sorted_by_most_errors_then_by_fewest_right_detections(tmp_path, make_project):
     annotations = [truth(image_id=1), truth([500, 0, 9, 9], 1), truth(image_id=2), truth(image_id=3)]
     annotations += [truth([500, 0, 9, 9], 3)]
     _, _, analysis = explain(write_set(tmp_path, make_project(), [1, 2, 3], annotations), [found()])
     assert [image.image_id for image in analysis.images] == [3, 2, 1]
 
 
-def test_ninety_slots_of_which_ten_are_empty(tmp_path, make_project):
+def test_ninety_classes_of_which_ten_have_no_name(tmp_path, make_project):
     names = ["" if i % 9 == 0 else f"class {i}" for i in range(90)]
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(names) if name]
     project = make_project(obj_list=names)
@@ -165,7 +176,7 @@ def test_ninety_slots_of_which_ten_are_empty(tmp_path, make_project):
     assert analysis.confusion.shape == (81, 81)
 
 
-def test_class_table_has_a_line_for_each_class_with_boxes(tmp_path, make_project):
+def test_class_table_lists_the_classes_that_have_boxes(tmp_path, make_project):
     _, _, analysis = explain(*each_cause(tmp_path, make_project()))
     head, *lines = class_table(analysis.classes).splitlines()
     assert head.split() == ["class", "boxes", "AP", "AP50", "AR", "F1", "at", "score", "precision", "recall"]
@@ -174,6 +185,7 @@ def test_class_table_has_a_line_for_each_class_with_boxes(tmp_path, make_project
     assert class_table(analysis.classes).splitlines()[1:] == ["(2 classes have no boxes in this set)"]
 
 
+@pytest.mark.slow
 def test_half_a_million_detections_take_seconds():
     rng = np.random.default_rng(0)
     images, classes, objects, detections = 5000, 80, 36_000, 500_000
@@ -182,7 +194,7 @@ def test_half_a_million_detections_take_seconds():
         corner = rng.uniform(0, 400, (count, 2))
         return np.concatenate([corner, corner + rng.uniform(10, 200, (count, 2))], axis=1)
 
-    truths = Truth(
+    ground_truth = GroundTruth(
         rng.integers(images, size=objects),
         rng.integers(classes, size=objects),
         boxes(objects),
@@ -190,19 +202,19 @@ def test_half_a_million_detections_take_seconds():
         rng.random(objects) < 0.01,
     )
     matched = np.full(detections, -1)
-    matched[:20_000] = rng.permutation(np.flatnonzero(~truths.crowd))[:20_000]
-    detected = Found(
-        np.where(matched >= 0, truths.images[matched], rng.integers(images, size=detections)),
-        np.where(matched >= 0, truths.classes[matched], rng.integers(classes, size=detections)),
+    matched[:20_000] = rng.permutation(np.flatnonzero(~ground_truth.crowd))[:20_000]
+    scored = ScoredDetections(
+        np.where(matched >= 0, ground_truth.images[matched], rng.integers(images, size=detections)),
+        np.where(matched >= 0, ground_truth.classes[matched], rng.integers(classes, size=detections)),
         boxes(detections),
         rng.random(detections),
         matched,
         rng.random(detections) < 0.01,
     )
     tables = rng.random((10, 101, classes, 4)), rng.random((10, classes, 4))
-    details = Details(np.arange(classes), *tables, truths, detected)
+    details = Details(np.arange(classes), *tables, ground_truth, scored)
     start = time.process_time()
     analysis = analyse(details, [f"class {k}" for k in range(classes)], range(images))
     assert time.process_time() - start < 20
     assert all(getattr(analysis, field.name) is not None for field in fields(Analysis))
-    assert analysis.confusion[:-1].sum() == (~truths.crowd).sum()
+    assert analysis.confusion[:-1].sum() == (~ground_truth.crowd).sum()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from exports import CPU, SUPPRESSION, describe, images, network_that_finds
 
-from efficientdet.checkpoints.find import FORMATS
+from efficientdet.checkpoints.find import EXPORT_SUFFIXES
 from efficientdet.export.formats import check_packages, write_exported
 from efficientdet.export.proof import TOLERANCES, prove
 from efficientdet.runtime.exported import ExportedModel
@@ -21,7 +21,7 @@ RARE = replace(SUPPRESSION, score_threshold=0.775)  # leaves nothing of some ima
 
 
 def exported(folder: Path, export_format: str, metadata: Metadata) -> ExportedModel:
-    path = folder / f"model{FORMATS[export_format]}"
+    path = folder / f"model{EXPORT_SUFFIXES[export_format]}"
     write_exported(network_that_finds(metadata.compound_coef), metadata, export_format, path)
     model = ExportedModel(path, CPU)
     assert model.metadata == metadata

@@ -35,7 +35,7 @@ def test_results_are_those_of_the_detector_in_the_data_sets_order(detector, data
     results = detect_dataset(detector, dataset, OPTIONS, 1, 0, Stopwatch())
     expected = []
     for image_id in dataset.image_ids:
-        (found,) = detector([dataset.picture(image_id)], OPTIONS.score_threshold, OPTIONS.iou_threshold)
+        (found,) = detector([dataset.load_image(image_id)], OPTIONS.score_threshold, OPTIONS.iou_threshold)
         for box, confidence, class_id in zip(found.boxes.tolist(), found.scores.tolist(), found.class_ids.tolist()):
             xywh = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
             category_id = dataset.category_ids[class_id]

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-from efficientdet.data.transforms import Letterbox, detections_to_image
+from efficientdet.data.transforms import Letterbox
 from efficientdet.model.postprocess import (
     Candidates,
     _survivors_of_batch,
@@ -122,11 +122,11 @@ def test_half_precision_outputs_give_float32_boxes():
 
 
 # Back to the image: 333 x 500 in 128 x 128 becomes 85 x 128 (85.248 truncated), so the two ratios differ.
-LETTERBOX = Letterbox(picture=(333, 500), resized=(85, 128), canvas=(128, 128))
+LETTERBOX = Letterbox(original=(333, 500), resized=(85, 128), canvas=(128, 128))
 
 
 def test_nothing_found_stays_nothing_in_the_image():
-    found = detections_to_image(Detections.empty(), LETTERBOX)
+    found = LETTERBOX.detections_to_image(Detections.empty())
     assert (found.boxes.shape, found.scores.shape, found.class_ids.shape) == ((0, 4), (0,), (0,))
     assert found.class_ids.dtype == torch.int64
 
@@ -135,7 +135,7 @@ def test_boxes_go_back_to_the_images_pixels():
     found = Detections(
         torch.tensor([[0.0, 0, 128, 85], [32, 17, 64, 51]]), torch.tensor([0.9, 0.5]), torch.tensor([3, 1])
     )
-    back = detections_to_image(found, LETTERBOX)
+    back = LETTERBOX.detections_to_image(found)
     # Across 500 / 128 = 3.90625, down 333 / 85 = 3.9176...
     torch.testing.assert_close(back.boxes, torch.tensor([[0, 0, 500, 333], [125, 66.6, 250, 199.8]]))
     assert torch.equal(back.scores, found.scores) and torch.equal(back.class_ids, found.class_ids)
@@ -146,7 +146,7 @@ def test_result_in_the_image_may_be_changed_and_is_the_callers_own(mode):
     same = Letterbox((128, 128), (128, 128), (128, 128))
     with mode():
         found = Detections(torch.ones(2, 4), torch.ones(2), torch.ones(2, dtype=torch.int64))
-    back = detections_to_image(found, same)
+    back = same.detections_to_image(found)
     for mine, theirs in ((back.boxes, found.boxes), (back.scores, found.scores), (back.class_ids, found.class_ids)):
         assert mine.device.type == "cpu" and not mine.is_inference() and not mine.requires_grad
         mine.add_(1)

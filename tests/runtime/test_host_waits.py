@@ -103,7 +103,7 @@ def test_images_way_into_the_network():
     picture = torch.zeros(300, 400, 3, dtype=torch.uint8)
     letterbox = Letterbox.fit((300, 400), (128, 128))
     with NoBlockingCopies():
-        image = letterbox.image_on_device(picture, torch.ones(3, 1, 1), torch.ones(3, 1, 1))
+        image = letterbox.apply_on_device(picture, torch.ones(3, 1, 1), torch.ones(3, 1, 1))
     assert (image.device.type, image.shape, image.dtype) == ("cuda", (3, 128, 128), torch.float32)
 
 

@@ -11,21 +11,33 @@ from pathlib import Path
 
 import pytest
 import torch
-from scripts import REPOSITORY, SMALL, TRAIN, assert_one_error, assert_succeeded, command, run_script, untrained
+from scripts import (
+    REPOSITORY,
+    SMALL,
+    TRAIN,
+    assert_one_error,
+    assert_succeeded,
+    command,
+    run_main,
+    run_script,
+    untrained,
+)
 
+import train
 from utils import distributed
 from utils.errors import InputError
 
 # Gradients of a step of two processes with two images each, or of one process with all four. Drop-connect and batch
-# norm statistics depend on who computes, so both are still.
+# norm statistics depend on the process, so both are disabled.
 GRADIENTS = """
 import sys
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from efficientdet.training.activation_checkpointing import checkpoint_activations
-from efficientdet.data.dataset import Batch
+from efficientdet.data.loader import Batch
 from efficientdet.training.step import TrainingStep, set_training_mode
-from efficientdet.model.loss import DetectionLoss, Targets
+from efficientdet.model.loss import DetectionLoss
+from efficientdet.structures import Targets
 from efficientdet.model.network import EfficientDet
 from utils import distributed
 
@@ -50,7 +62,7 @@ with distributed.process_group(torch.device("cpu")):
         normalize=normalize, num_processes=world, all_reduce_sum=distributed.all_reduce_sum
     )
     step = TrainingStep(parallel, loss, optimizer)
-    # Micro-batch k of the whole is images 4 / accumulate * k and on; each process has its part of every one.
+    # Micro-batch k starts at image 4 / accumulate * k; each process has its part of each.
     size = 4 // accumulate // world
     batches = []
     for k in range(accumulate):
@@ -76,7 +88,7 @@ def torchrun(*args: str | Path, cwd: Path, **kwargs) -> subprocess.CompletedProc
     )
 
 
-def test_one_process_needs_no_others():
+def test_one_process_alone():
     assert (distributed.rank(), distributed.world_size()) == (0, 1)
     assert not distributed.is_started()
     assert distributed.any_rank() == []
@@ -157,17 +169,17 @@ def test_collectives_of_two_processes(tmp_path):
 
 
 @pytest.mark.slow
-def test_training_under_torchrun_evaluates_every_image_once_and_goes_on(shapes_project):
+def test_training_under_torchrun_validates_every_image_once_and_resumes(shapes_project):
     script, *args = command(*TRAIN, "--num_epochs", "1", "--freeze_bn", "--lr", "1e-9")[1:]
     run = torchrun(script, *args, cwd=shapes_project.root)
     assert_succeeded(run)
     assert "on 2 processes" in run.stdout
-    assert len(re.findall("^epoch 1: train loss", run.stdout, re.MULTILINE)) == 1  # rank 0 alone speaks
+    assert len(re.findall("^epoch 1: train loss", run.stdout, re.MULTILINE)) == 1  # only rank 0 prints
     state = torch.load(shapes_project.root / "logs/drawn/efficientdet-d0_last.state", weights_only=True)
     assert state["progress"]["step"] == 3 and len(state["random"]) == 2
     row = state["progress"]["history"][0]
 
-    alone = run_script(*TRAIN, "--num_epochs", "1", "--freeze_bn", "--lr", "1e-9", cwd=shapes_project.root)
+    alone = run_main(train, *TRAIN[1:], "--num_epochs", "1", "--freeze_bn", "--lr", "1e-9", cwd=shapes_project.root)
     assert_succeeded(alone)
     state = torch.load(shapes_project.root / "logs/drawn/efficientdet-d0_last.state", weights_only=True)
     for column in ("val_loss", "AP", "AP50"):
@@ -175,7 +187,7 @@ def test_training_under_torchrun_evaluates_every_image_once_and_goes_on(shapes_p
 
     more = torchrun(script, *args, "--num_epochs", "2", "-w", "last", cwd=shapes_project.root)
     assert_succeeded(more)
-    assert more.stdout.count("going on from") == 1
+    assert more.stdout.count("resuming ") == 1
 
 
 @pytest.mark.slow
@@ -200,7 +212,7 @@ def test_ctrl_c_saves_once(shapes_project):
 
 
 @pytest.mark.slow
-def test_a_mistake_is_told_once(shapes_project):
+def test_a_mistake_is_reported_once(shapes_project):
     script, *args = command(*TRAIN, "--batch_size", "3")[1:]
     run = torchrun(script, *args, cwd=shapes_project.root)
     run.stderr = "\n".join(line for line in run.stderr.splitlines() if line.startswith("error:"))  # not torchrun's own
@@ -249,7 +261,7 @@ def test_evaluation_is_shared_by_processes(shapes_project):
 
     run = torchrun(REPOSITORY / "coco_eval.py", *args, cwd=root)
     assert_succeeded(run)
-    assert run.stdout.count("IoU=0.50:0.95 | area=   all | maxDets=100") == 2  # precision and recall, told once
+    assert run.stdout.count("IoU=0.50:0.95 | area=   all | maxDets=100") == 2  # precision and recall, printed once
     shared = json.loads(results.read_text())
     for key in ("image_id", "category_id"):
         assert [entry[key] for entry in shared] == [entry[key] for entry in alone]

@@ -134,7 +134,7 @@ def uninterrupted(tmp_path_factory) -> SimpleNamespace:
     ],
     ids=["Ctrl+C in the first epoch", "kill -9, then SIGTERM in the second epoch"],
 )
-def test_an_interrupted_run_equals_one_that_never_was(uninterrupted, tmp_path, interruptions):
+def test_an_interrupted_run_equals_an_uninterrupted_one(uninterrupted, tmp_path, interruptions):
     project = start(tmp_path)
     args = RUN
     for checkpoint, how in interruptions:
@@ -148,7 +148,7 @@ def test_an_interrupted_run_equals_one_that_never_was(uninterrupted, tmp_path, i
     assert resumed.digests == uninterrupted.digests
     assert resumed.weights == uninterrupted.weights
     assert resumed.history == uninterrupted.history
-    # Steps after the last save before a kill are made twice, and say the same twice.
+    # Steps after the last save before a kill are made twice, with the same figures.
     assert resumed.curves.keys() == uninterrupted.curves.keys()
     for key, values in resumed.curves.items():
         assert {repr(value) for value in values} == {repr(value) for value in uninterrupted.curves[key]}, key

@@ -1,48 +1,51 @@
-"""Image files of every kind in, and whole ones out."""
+"""Reading image files of every kind, and writing them."""
 
 import io
+import subprocess
+import sys
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from scripts import REPOSITORY
 
 from utils.errors import InputError
 from utils.images import read_image, write_image
 
-# What a person sees: four colours in the corners, 40 x 60.
+# As a viewer shows it: four colors in the corners, 40 x 60.
 CORNERS = {"red": (230, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 230), "white": (250, 250, 250)}
 
 
 def corners(height: int = 40, width: int = 60) -> np.ndarray:
-    picture = np.empty((height, width, 3), np.uint8)
+    image = np.empty((height, width, 3), np.uint8)
     rows, columns = height // 2, width // 2
-    picture[:rows, :columns], picture[:rows, columns:] = CORNERS["red"], CORNERS["green"]
-    picture[rows:, :columns], picture[rows:, columns:] = CORNERS["blue"], CORNERS["white"]
-    return picture
+    image[:rows, :columns], image[:rows, columns:] = CORNERS["red"], CORNERS["green"]
+    image[rows:, :columns], image[rows:, columns:] = CORNERS["blue"], CORNERS["white"]
+    return image
 
 
-def encode(picture: np.ndarray, file_format: str = "JPEG", **options) -> bytes:
+def encode(pixels: np.ndarray, file_format: str = "JPEG", **options) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, file_format, **options)
+    Image.fromarray(pixels).save(buffer, file_format, **options)
     return buffer.getvalue()
 
 
-def oriented_jpeg(picture: np.ndarray, orientation: int) -> bytes:
+def oriented_jpeg(pixels: np.ndarray, orientation: int) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return encode(picture, exif=exif, quality=95)
+    return encode(pixels, exif=exif, quality=95)
 
 
-def assert_close(picture: np.ndarray, expected: np.ndarray) -> None:
-    """Equal but for JPEG's losses."""
-    assert picture.shape == expected.shape and picture.dtype == np.uint8
-    assert np.abs(picture.astype(int) - expected).mean() < 6
+def assert_close(image: np.ndarray, expected: np.ndarray) -> None:
+    """Equal except for JPEG compression."""
+    assert image.shape == expected.shape and image.dtype == np.uint8
+    assert np.abs(image.astype(int) - expected).mean() < 6
 
 
 def test_empty_file_is_refused(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"")
-    with pytest.raises(InputError, match=r"a\.jpg is empty"):
+    with pytest.raises(InputError, match=r"a\.jpg"):
         read_image(tmp_path / "a.jpg")
 
 
@@ -64,10 +67,10 @@ def test_lossless_formats_keep_every_pixel(tmp_path, file_format):
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
-def test_grey_becomes_rgb(tmp_path, file_format):
-    grey = np.full((8, 16), 90, np.uint8)
-    (tmp_path / "grey").write_bytes(encode(grey, file_format))
-    np.testing.assert_array_equal(read_image(tmp_path / "grey"), np.full((8, 16, 3), 90))
+def test_grayscale_becomes_rgb(tmp_path, file_format):
+    gray = np.full((8, 16), 90, np.uint8)
+    (tmp_path / "gray").write_bytes(encode(gray, file_format))
+    np.testing.assert_array_equal(read_image(tmp_path / "gray"), np.full((8, 16, 3), 90))
 
 
 def test_alpha_channel_is_dropped(tmp_path):
@@ -77,21 +80,21 @@ def test_alpha_channel_is_dropped(tmp_path):
 
 
 def test_palette_becomes_rgb(tmp_path):
-    picture = Image.fromarray(corners()).quantize(4)
-    picture.save(tmp_path / "a.png")
-    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.asarray(picture.convert("RGB")))
+    palette = Image.fromarray(corners()).quantize(4)
+    palette.save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.asarray(palette.convert("RGB")))
 
 
 def test_sixteen_bits_become_eight(tmp_path):
     deep = np.empty((4, 6, 3), np.uint16)
     deep[:] = (0x2000, 0x8000, 0xFFFF)  # blue, green, red
     assert cv2.imwrite(str(tmp_path / "a.png"), deep)
-    picture = read_image(tmp_path / "a.png")
-    assert picture.dtype == np.uint8
-    assert np.abs(picture.astype(int) - (255, 128, 32)).max() <= 1
+    image = read_image(tmp_path / "a.png")
+    assert image.dtype == np.uint8
+    assert np.abs(image.astype(int) - (255, 128, 32)).max() <= 1
 
 
-# Orientation -> how the stored pixels of that image lie.
+# EXIF orientation -> how the image's pixels are stored.
 STORED = {
     1: lambda seen: seen,
     2: lambda seen: seen[:, ::-1],
@@ -111,7 +114,7 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
     assert_close(read_image(tmp_path / "a.jpg"), corners())
 
 
-def test_orientation_agrees_with_the_size_that_is_asked_for(tmp_path):
+def test_orientation_agrees_with_the_requested_size(tmp_path):
     stored = np.ascontiguousarray(np.rot90(corners(), 1))  # 60 x 40
     (tmp_path / "a.jpg").write_bytes(oriented_jpeg(stored, 6))
     assert_close(read_image(tmp_path / "a.jpg", (40, 60)), corners())
@@ -129,13 +132,13 @@ def test_missing_image_is_refused(tmp_path):
         read_image(tmp_path / "none.jpg")
 
 
-def test_folder_in_place_of_a_image_is_refused(tmp_path):
-    with pytest.raises(InputError, match="cannot read the image"):
+def test_folder_in_place_of_an_image_is_refused(tmp_path):
+    with pytest.raises(InputError, match=str(tmp_path)):
         read_image(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"no image\n", b"\xff\xd8", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"\0" * 5000])
-def test_something_else_named_jpg_is_refused(tmp_path, content):
+def test_other_content_named_jpg_is_refused(tmp_path, content):
     (tmp_path / "a.jpg").write_bytes(content)
     with pytest.raises(InputError, match=r"a\.jpg"):
         read_image(tmp_path / "a.jpg")
@@ -143,25 +146,25 @@ def test_something_else_named_jpg_is_refused(tmp_path, content):
 
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9, 0.99])
-def test_cut_jpeg_is_refused(tmp_path, share, progressive):
+def test_truncated_jpeg_is_refused(tmp_path, share, progressive):
     noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
     data = encode(noise, progressive=progressive)
     (tmp_path / "cut.jpg").write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(InputError, match=r"cut\.jpg.*cut short"):
+    with pytest.raises(InputError, match=r"cut\.jpg"):
         read_image(tmp_path / "cut.jpg")
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_cut_png_is_refused(tmp_path, share):
+def test_truncated_png_is_refused(tmp_path, share):
     data = encode(np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8), "PNG")
     (tmp_path / "cut.png").write_bytes(data[: int(len(data) * share)])
     with pytest.raises(InputError, match=r"cut\.png"):
         read_image(tmp_path / "cut.png")
 
 
-def with_thumbnail(picture: np.ndarray) -> bytes:
-    """A JPEG with another whole JPEG in a segment before its own image, as cameras write their thumbnails."""
-    data, thumbnail = encode(picture, quality=95), encode(picture[::4, ::4])
+def with_thumbnail(pixels: np.ndarray) -> bytes:
+    """A JPEG with another complete JPEG in a segment before its own scan, like a camera's thumbnail."""
+    data, thumbnail = encode(pixels, quality=95), encode(pixels[::4, ::4])
     segment = b"\xff\xe2" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail
     return data[:2] + segment + data[2:]
 
@@ -176,10 +179,10 @@ def test_jpeg_with_a_thumbnail_is_read(tmp_path):
     assert_close(read_image(tmp_path / "a.jpg"), corners())
 
 
-def test_cut_jpeg_with_a_thumbnail_is_refused(tmp_path):
+def test_truncated_jpeg_with_a_thumbnail_is_refused(tmp_path):
     data = with_thumbnail(np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8))
     (tmp_path / "a.jpg").write_bytes(data[: int(len(data) * 0.8)])
-    with pytest.raises(InputError, match="cut short"):
+    with pytest.raises(InputError, match=r"a\.jpg"):
         read_image(tmp_path / "a.jpg")
 
 
@@ -191,13 +194,13 @@ def test_jpeg_with_fill_bytes_before_a_marker_is_read(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".PNG"])
 def test_image_is_written_and_read_back(tmp_path, suffix):
-    path = tmp_path / "made" / f"a{suffix}"
+    path = tmp_path / "new" / f"a{suffix}"
     write_image(path, corners())
     np.testing.assert_array_equal(read_image(path), corners())
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_jpeg_is_written_with_its_colours(tmp_path):
+def test_jpeg_is_written_with_its_colors(tmp_path):
     write_image(tmp_path / "a.jpg", corners())
     assert (tmp_path / "a.jpg").read_bytes().startswith(b"\xff\xd8")
     assert_close(read_image(tmp_path / "a.jpg"), corners())
@@ -205,11 +208,18 @@ def test_jpeg_is_written_with_its_colours(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.nope", "a"])
 def test_unknown_suffix_is_refused(tmp_path, name):
-    with pytest.raises(InputError, match="cannot write"):
+    with pytest.raises(InputError, match=name):
         write_image(tmp_path / name, corners())
     assert not list(tmp_path.iterdir())
 
 
-def test_image_that_the_format_cannot_hold_is_refused(tmp_path):
+def test_image_too_large_for_its_format_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"a\.jpg: .*70000 x 1 pixels"):
         write_image(tmp_path / "a.jpg", np.zeros((1, 70000, 3), np.uint8))
+
+
+def test_opencv_does_not_warn_about_unreadable_files():
+    """OpenCV writes to the file descriptor, hence the subprocess."""
+    code = "import cv2; cv2.imread('before.jpg'); import utils.images; cv2.imread('after.png')"
+    run = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert "before.jpg" in run.stderr and "after.png" not in run.stderr

@@ -1,4 +1,4 @@
-"""Iterators that run ahead, maps over threads, and the bound on what is in work."""
+"""Prefetching, ordered maps over threads, and the limit on what is in flight."""
 
 import signal
 import subprocess
@@ -21,14 +21,14 @@ def wait_until(condition, seconds: float = 5.0) -> bool:
 
 
 @pytest.fixture(autouse=True)
-def no_thread_is_left():
+def no_thread_remains():
     before = threading.active_count()
     yield
     assert wait_until(lambda: threading.active_count() == before)
 
 
 class Counting:
-    """Counts from 0 and knows how far it is."""
+    """Counts from 0, and records how many items it has produced and which thread closed it."""
 
     def __init__(self, end: int = 10**9):
         self.made, self.end, self.closed_in = 0, end, None
@@ -49,7 +49,7 @@ RUNNERS = [
 
 
 @pytest.mark.parametrize("run", RUNNERS)
-def test_nothing_gives_nothing(run):
+def test_empty_iterable_yields_nothing(run):
     assert list(run([])) == []
 
 
@@ -59,12 +59,12 @@ def test_items_come_in_order(run):
 
 
 @pytest.mark.parametrize("run", RUNNERS)
-def test_none_is_an_item_like_others(run):
+def test_none_is_an_ordinary_item(run):
     assert list(run([None, 0, None])) == [None, 0, None]
 
 
 @pytest.mark.parametrize("run", RUNNERS)
-def test_nothing_is_made_before_the_first_is_asked_for(run):
+def test_nothing_is_produced_before_the_first_request(run):
     counting = Counting()
     items = run(counting)
     time.sleep(0.05)
@@ -74,12 +74,12 @@ def test_nothing_is_made_before_the_first_is_asked_for(run):
 
 
 @pytest.mark.parametrize("run", RUNNERS)
-def test_few_items_are_made_ahead(run):
+def test_few_items_are_produced_ahead(run):
     counting = Counting()
     items = run(counting)
     for taken in (1, 2, 3):
         next(items)
-        # Two wait, and one is in the hand that waits to put it down.
+        # Two are queued, and the producer waits to queue a third.
         assert wait_until(lambda taken=taken: counting.made == taken + 3)
         time.sleep(0.05)
         assert counting.made == taken + 3
@@ -94,7 +94,7 @@ def test_the_iterable_runs_in_another_thread():
 
 
 @pytest.mark.parametrize("run", RUNNERS)
-def test_an_exception_comes_after_the_items_before_it(run):
+def test_exception_is_raised_after_the_items_before_it(run):
     def broken():
         yield 1
         yield 2
@@ -106,23 +106,23 @@ def test_an_exception_comes_after_the_items_before_it(run):
         next(items)
 
 
-def test_what_is_no_iterable_is_told_as_usual():
+def test_type_error_of_a_non_iterable_reaches_the_consumer():
     with pytest.raises(TypeError, match="not iterable"):
         list(prefetch(5, 1))
 
 
-def test_an_exception_of_the_function_comes_in_its_place():
+def test_exception_of_the_function_is_raised_in_its_place():
     items = ordered_map(lambda number: 6 // number, [3, 2, 0, 1], threads=2, depth=4)
     assert [next(items), next(items)] == [2, 3]
     with pytest.raises(ZeroDivisionError):
         next(items)
 
 
-def test_several_threads_work_at_once_and_the_order_stays():
+def test_several_threads_run_at_once_and_order_is_kept():
     together = threading.Barrier(3, timeout=5)
 
     def meet(number):
-        together.wait()  # passes when three are here
+        together.wait()  # passes when three threads have arrived
         time.sleep(0.01 * (number % 3 == 0))
         return number
 
@@ -130,7 +130,7 @@ def test_several_threads_work_at_once_and_the_order_stays():
 
 
 @pytest.mark.parametrize("run", RUNNERS)
-def test_a_consumer_that_stops_closes_the_iterable_in_its_thread(run):
+def test_closing_stops_the_producer_and_closes_the_iterable(run):
     counting = Counting()
     items = run(counting)
     next(items)
@@ -141,7 +141,7 @@ def test_a_consumer_that_stops_closes_the_iterable_in_its_thread(run):
     assert wait_until(lambda: counting.closed_in is not None)
 
 
-def test_an_exception_in_the_loop_ends_the_thread():
+def test_exception_in_the_consumer_ends_the_thread():
     def consume():
         for _ in prefetch(Counting(), 1):
             raise KeyError
@@ -152,12 +152,12 @@ def test_an_exception_in_the_loop_ends_the_thread():
     assert wait_until(lambda: threading.active_count() == before)
 
 
-def test_all_stages_stop_though_the_first_one_waits():
+def test_all_stages_stop_although_the_first_is_blocked():
     gate = threading.Event()
 
     def waiting():
         yield 1
-        gate.wait(10)  # as a camera that sends nothing more
+        gate.wait(10)  # like a camera that sends nothing more
 
     before = threading.active_count()
     first = prefetch(waiting(), 1, patience=0.1)
@@ -167,11 +167,11 @@ def test_all_stages_stop_though_the_first_one_waits():
     start = time.monotonic()
     last.close()
     assert time.monotonic() - start < 2
-    assert threading.active_count() == before + 1  # the one that waits is left behind
+    assert threading.active_count() == before + 1  # the blocked one is abandoned
     gate.set()
 
 
-def test_items_are_let_go_when_they_are_handed_on():
+def test_items_are_freed_once_yielded():
     class Big:
         alive = 0
 
@@ -181,15 +181,15 @@ def test_items_are_let_go_when_they_are_handed_on():
         def __del__(self):
             Big.alive -= 1
 
-    most = 0
+    max_alive = 0
     stages = prefetch(ordered_map(lambda big: big, (Big() for _ in range(50)), threads=2, depth=1), 1)
     for item in stages:
         del item
-        most = max(most, Big.alive)
-    assert most <= 6 and wait_until(lambda: Big.alive == 0)
+        max_alive = max(max_alive, Big.alive)
+    assert max_alive <= 6 and wait_until(lambda: Big.alive == 0)
 
 
-def test_interrupt_ends_everything():
+def test_interrupt_ends_all_threads():
     script = (
         "import itertools, signal, time\nfrom utils.overlap import prefetch, ordered_map\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job ignores it
@@ -206,25 +206,25 @@ def test_interrupt_ends_everything():
     assert errors.rstrip().endswith("KeyboardInterrupt") and errors.count("Traceback") == 1
 
 
-def in_work(allowance: Allowance, size: int) -> None:
+def reserve_and_settle(allowance: Allowance, size: int) -> None:
     allowance.settle(allowance.reserve(), size)
 
 
-def test_one_item_is_allowed_however_large():
-    in_work(Allowance(most=10), 1000)
+def test_single_item_is_allowed_however_large():
+    reserve_and_settle(Allowance(10), 1000)
 
 
-def test_no_more_is_let_through_than_allowed():
-    allowance, passed = Allowance(most=10), []
+def test_producer_waits_at_the_limit():
+    allowance, passed = Allowance(10), []
 
     def produce():
         for size in (4, 4, 4, 4):
-            in_work(allowance, size)
+            reserve_and_settle(allowance, size)
             passed.append(size)
 
     producer = threading.Thread(target=produce)
     producer.start()
-    assert wait_until(lambda: len(passed) == 3)  # 12: the third came when there were 8
+    assert wait_until(lambda: len(passed) == 3)  # 12 in flight: the third was reserved at 8
     time.sleep(0.1)
     assert len(passed) == 3
     allowance.release(4)
@@ -232,13 +232,13 @@ def test_no_more_is_let_through_than_allowed():
     assert len(passed) == 4
 
 
-def test_large_items_pass_one_by_one_though_their_size_is_known_late():
-    allowance = Allowance(most=10)
+def test_second_item_waits_until_the_size_of_the_first_is_known():
+    allowance = Allowance(10)
     reserved = allowance.reserve()
     second = threading.Thread(target=allowance.reserve)
     second.start()
     time.sleep(0.1)
-    assert second.is_alive()  # what the first will be is not known yet
+    assert second.is_alive()
     allowance.settle(reserved, 3)
     second.join(5)
     assert not second.is_alive()

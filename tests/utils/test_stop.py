@@ -1,4 +1,4 @@
-"""Signals that are remembered until they suit."""
+"""Signals recorded until the step in progress is done."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from utils.stop import StopRequest
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_is_remembered_and_handlers_are_put_back(number):
+def test_signal_is_recorded_and_handlers_are_restored(number):
     handlers = [signal.getsignal(other) for other in (signal.SIGINT, signal.SIGTERM)]
     with StopRequest() as stop:
         assert not stop.received
@@ -18,7 +18,7 @@ def test_signal_is_remembered_and_handlers_are_put_back(number):
     assert [signal.getsignal(other) for other in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
-def test_second_interrupt_stops_at_once():
+def test_second_signal_interrupts_at_once():
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), StopRequest():
         os.kill(os.getpid(), signal.SIGINT)
@@ -26,7 +26,7 @@ def test_second_interrupt_stops_at_once():
     assert signal.getsignal(signal.SIGINT) is handler
 
 
-def test_handlers_are_put_back_after_an_error():
+def test_handlers_are_restored_after_an_error():
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(ZeroDivisionError), StopRequest():
         _ = 1 / 0

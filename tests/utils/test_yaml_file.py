@@ -1,4 +1,4 @@
-"""YAML files of keys and values, and what is told of others."""
+"""YAML files of keys and values, and messages about others."""
 
 import pytest
 
@@ -17,23 +17,24 @@ def test_values_are_plain(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
-        (b"", "a.yml must hold keys and values: such as names"),
-        (b"- car", "a.yml must hold keys and values: such as names"),
-        (b"a: 1\nb: [", "a.yml, line 2: this is not valid YAML"),
-        (b"a: 1\nb: 2\na: 3", "a.yml, line 3: .*'a' is given twice"),
-        (b"a: !!python/object/apply:os.getcwd []", "a.yml, line 1: this is not valid YAML"),
-        (b"a: \xff", "cannot read .*a.yml"),
-        (b"a: 2026-13-45", "cannot read .*a.yml"),
+        (b"", "a.yml .*such as names"),
+        (b"- car", "a.yml .*such as names"),
+        (b"a: 1\nb: [", "a.yml, line 2"),
+        (b"? [1]\n: 2", "a.yml, line 1"),
+        (b"a: 1\nb: 2\na: 3", "a.yml, line 3: .*'a'"),
+        (b"a: !!python/object/apply:os.getcwd []", "a.yml, line 1"),
+        (b"a: \xff", "a.yml"),
+        (b"a: 2026-13-45", "a.yml"),
     ],
 )
-def test_other_content_is_told(tmp_path, content, told):
+def test_other_content_is_refused_with_its_place(tmp_path, content, message):
     (tmp_path / "a.yml").write_bytes(content)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         read_yaml(tmp_path / "a.yml", "such as names")
 
 
-def test_missing_file_is_told(tmp_path):
-    with pytest.raises(InputError, match=r"cannot read .*none\.yml"):
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"none\.yml"):
         read_yaml(tmp_path / "none.yml", "some")

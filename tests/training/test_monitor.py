@@ -1,4 +1,4 @@
-"""The table and the image of a run's epochs."""
+"""The history of a run: its table, its curves, and the line of an epoch."""
 
 import csv
 import math
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from efficientdet import history
-from efficientdet.training.monitor import COLUMNS, write_history
+from efficientdet.training import monitor
+from efficientdet.training.monitor import HISTORY_COLUMNS, write_history
 from utils.charts import write_chart
 from utils.images import read_image
 
@@ -28,11 +28,11 @@ def drawn(monkeypatch) -> Callable[[], list[list[str]]]:
     """A function that gives the names of the lines in each of the three charts that were written last."""
     figures = []
     monkeypatch.setattr(
-        history, "write_chart", lambda path, figure: (figures.append(figure), write_chart(path, figure))
+        monitor, "write_chart", lambda path, figure: (figures.append(figure), write_chart(path, figure))
     )
 
     def names() -> list[list[str]]:
-        assert [axes.get_title() for axes in figures[-1].axes] == list(history._CHARTS)
+        assert [axes.get_title() for axes in figures[-1].axes] == list(monitor._CHARTS)
         return [
             [text.get_text() for text in axes.get_legend().get_texts()] if axes.lines else []
             for axes in figures[-1].axes
@@ -62,10 +62,10 @@ def test_every_column_is_written_in_lines_as_the_system_ends_them(tmp_path, draw
 
 
 def test_epoch_without_validation_leaves_its_columns_empty(tmp_path, drawn):
-    training = {key: value for key, value in ROW.items() if key in COLUMNS[:7]}
+    training = {key: value for key, value in ROW.items() if key in HISTORY_COLUMNS[:7]}
     write_history([training], tmp_path)
     (row,) = read_table(tmp_path)
-    assert [row[column] for column in COLUMNS] == ["1", "63", "0.02", "2.5", "1.5", "1.0", "0"] + [""] * 7
+    assert [row[column] for column in HISTORY_COLUMNS] == ["1", "63", "0.02", "2.5", "1.5", "1.0", "0"] + [""] * 7
     assert drawn() == [["train_loss"], [], ["lr"]]
 
 
