@@ -19,7 +19,7 @@ from efficientdet.runtime.exported import ExportedModel
 from efficientdet.runtime.metadata import RAW_OUTPUTS, Metadata, Suppression
 from efficientdet.structures import Detections
 from utils.device import keep_freed_memory
-from utils.measuring import Measured, Rounds, Workload, measure
+from utils.measuring import Measured, Workload, measure
 
 _CPU = torch.device("cpu")
 _MOST_DETECTIONS = 100  # of an image, as COCO counts them
@@ -174,7 +174,7 @@ def time_in_turns(paths: Sequence[Path], network: EfficientDet, images: Tensor, 
             _run_file, path, images
         )
     measured: dict[str, Measured] = {}
-    measure(contenders, Rounds(least=runs, most=runs), "speed", measured)
+    measure(contenders, "speed", measured, runs)
     return [(name, statistics.median(run.seconds for run in measured[name].passes)) for name in contenders]
 
 

@@ -26,6 +26,7 @@ from efficientdet.structures import Detections, concatenate
 from utils.device import available_device
 from utils.errors import InputError
 from utils.images import read_image
+from utils.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -196,13 +197,15 @@ class Detector:
         pixels = _sent(torch.from_numpy(np.array(picture)), self.device)
         return letterbox.image_on_device(pixels, *self._normalization).permute(1, 2, 0)
 
-    def detect(self, prepared: Prepared, options: DetectionOptions) -> list[Detections]:
-        """The objects in each image, as `__call__` gives them."""
+    def detect(
+        self, prepared: Prepared, options: DetectionOptions, stopwatch: Stopwatch | None = None
+    ) -> list[Detections]:
+        """The objects in each image, as `__call__` gives them; the time of its parts goes to `stopwatch`."""
         parts: list[list[tuple[Window, Detections]]] = [[] for _ in prepared.sizes]
         # The best of a window may be parts of objects that another window shows whole.
         in_windows = options if options.tile is None else replace(options, max_detections=None)
         for images, letterboxes, batch_windows in prepared.batches:
-            for (n, window), found in zip(batch_windows, self.detect_batch(images, letterboxes, in_windows)):
+            for (n, window), found in zip(batch_windows, self.detect_batch(images, letterboxes, in_windows, stopwatch)):
                 parts[n].append((window, found))
         return [
             join(image_parts, *size, options.iou_threshold, options.max_detections)
@@ -210,10 +213,18 @@ class Detector:
         ]
 
     def detect_batch(
-        self, images: Tensor, letterboxes: Sequence[Letterbox], options: DetectionOptions
+        self,
+        images: Tensor,
+        letterboxes: Sequence[Letterbox],
+        options: DetectionOptions,
+        stopwatch: Stopwatch | None = None,
     ) -> list[Detections]:
         """As `__call__`, for a batch (N, 3, H, W) that is letterboxed and normalised already."""
-        return self.choose(self.find(images, letterboxes, options), letterboxes, options)
+        stopwatch = stopwatch or Stopwatch()
+        with stopwatch.measuring("network"):
+            candidates = self.find(images, letterboxes, options)
+        with stopwatch.measuring("post-processing"):
+            return self.choose(candidates, letterboxes, options)
 
     @torch.inference_mode()
     def find(self, images: Tensor, letterboxes: Sequence[Letterbox], options: DetectionOptions) -> list[Candidates]:
