@@ -1,4 +1,4 @@
-"""Random images, weights, outputs and targets that take as much work as real ones. The same each time."""
+"""Random images, weights, outputs and targets that cost as much work as real ones. They are the same in each run."""
 
 import math
 
@@ -13,61 +13,53 @@ from efficientdet.model.network import EfficientDet
 from efficientdet.project import Project
 from efficientdet.structures import Outputs, Targets
 
-IMAGE = (480, 640)  # height and width, pixels
-CANDIDATES = 1000  # anchors of an image that random weights let pass the threshold of evaluation
+IMAGE_SIZE = (480, 640)  # (height, width) in pixels
+CANDIDATES = 1000  # anchors per image above the score threshold of evaluation, with random weights
 NUM_CLASSES = 90
 OBJECTS = 8  # per image
 
 
+def random_image() -> np.ndarray:
+    """Return an image (H, W, 3) uint8 RGB of smooth noise."""
+    coarse = np.random.default_rng(0).integers(0, 256, (IMAGE_SIZE[0] // 40, IMAGE_SIZE[1] // 40, 3), np.uint8)
+    return cv2.resize(coarse, IMAGE_SIZE[::-1], interpolation=cv2.INTER_CUBIC)
+
+
 @torch.inference_mode()
 def realistic_weights(compound_coef: int, side: int, project: Project, device: torch.device) -> dict[str, Tensor]:
-    """Random weights of a network that finds CANDIDATES anchors in `random_image()`, on the CPU.
+    """Return random weights, on the CPU, with which CANDIDATES anchors of `random_image()` pass the threshold.
 
-    Fresh weights would let the activations vanish from layer to layer. Here the batch norms keep them in scale.
+    With freshly initialised weights, activations would vanish layer by layer. Here batch norms keep them in scale.
     """
     torch.manual_seed(0)
-    network = EfficientDet(compound_coef, project.num_classes, project.anchor_ratios, project.anchor_scales)
-    picture = random_image()
-    pixels = Letterbox.fit(picture.shape[:2], (side, side)).apply(picture, project.mean, project.std)
+    network = EfficientDet(compound_coef, project.num_classes, project.anchor_ratios, project.anchor_scales).to(device)
+    pixels = Letterbox.fit(IMAGE_SIZE, (side, side)).apply(random_image(), project.mean, project.std)
     image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2).to(device)
-    network.to(device)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1.0  # of this very image
+            module.momentum = 1.0  # the statistics of this image alone
     network.train()(torch.cat((image, image.flip(-1))))  # two, since the top of a small pyramid is a single cell
     logits = network.eval()(image).class_logits[0].amax(dim=-1)
-    least = logits.sort(descending=True).values[CANDIDATES]
     threshold = math.log(EVALUATION_SCORE_THRESHOLD / (1 - EVALUATION_SCORE_THRESHOLD))
-    network.classifier.header.get_parameter("pointwise_conv.conv.bias").add_(threshold - least)
+    shift = threshold - logits.sort(descending=True).values[CANDIDATES]
+    network.classifier.header.get_parameter("pointwise_conv.conv.bias").add_(shift)
     return {key: tensor.cpu() for key, tensor in network.state_dict().items()}
 
 
-def random_image() -> np.ndarray:
-    """An image (H, W, 3) uint8 RGB of smooth noise, the same each time."""
-    coarse = np.random.default_rng(0).integers(0, 256, (IMAGE[0] // 40, IMAGE[1] // 40, 3), np.uint8)
-    return cv2.resize(coarse, IMAGE[::-1], interpolation=cv2.INTER_CUBIC)
-
-
 def random_outputs(
-    compound_coef: int,
-    side: int,
-    batch_size: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    mean: float,
-    std: float,
+    compound_coef: int, side: int, batch_size: int, device: torch.device, dtype: torch.dtype, mean: float, std: float
 ) -> Outputs:
-    """What a network might say of a batch: normal class logits of this mean and deviation, and box deltas."""
+    """Return the outputs of an imaginary network: class logits of this mean and standard deviation, and box deltas."""
     with torch.device("meta"):
         network = EfficientDet(compound_coef, NUM_CLASSES)
     anchors = network.anchors(torch.empty(1, 3, side, side, device=device))
-    shape = (batch_size, len(anchors))
-    logits = torch.empty(*shape, NUM_CLASSES, dtype=dtype, device=device).normal_(mean, std)
-    return Outputs(logits, torch.empty(*shape, 4, dtype=dtype, device=device).normal_(0.0, 0.5), anchors)
+    logits = torch.empty(batch_size, len(anchors), NUM_CLASSES, dtype=dtype, device=device).normal_(mean, std)
+    deltas = torch.empty(batch_size, len(anchors), 4, dtype=dtype, device=device).normal_(0.0, 0.5)
+    return Outputs(logits, deltas, anchors)
 
 
 def random_targets(batch_size: int, side: int, device: torch.device) -> Targets:
-    """Boxes from 16 pixels to half the input long, up to twice as long as wide or high, cut at the border."""
+    """Return boxes from 16 pixels to half the input's side, with aspect ratios of up to 2, clipped to the input."""
     shape = (batch_size, OBJECTS, 1)
     lengths = 16 * (side / 32) ** torch.rand(shape)
     stretch = 2 ** (torch.rand(shape) - 0.5)

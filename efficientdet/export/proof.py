@@ -19,7 +19,7 @@ from efficientdet.runtime.exported import ExportedModel
 from efficientdet.runtime.metadata import RAW_OUTPUTS, Suppression
 from efficientdet.structures import Detections, Outputs
 from utils.device import keep_freed_memory
-from utils.measuring import Measured, Rounds, Workload, measure
+from utils.measuring import Measured, Workload, measure
 
 _CPU = torch.device("cpu")
 _MAX_DETECTIONS = 100  # per image, as COCO counts
@@ -156,7 +156,7 @@ def measure_speed(paths: Sequence[Path], network: EfficientDet, images: Tensor, 
         name = f"{path.suffix[1:]} {model.metadata.precision}"
         contenders[name] = partial(_workload, partial(ExportedModel, path, _CPU), images)
     measured: dict[str, Measured] = {}
-    measure(contenders, Rounds(least=runs, most=runs), "speed", measured)
+    measure(contenders, "speed", measured, runs)
     return {name: statistics.median(run.seconds for run in measured[name].passes) for name in contenders}
 
 

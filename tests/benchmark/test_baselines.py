@@ -1,20 +1,26 @@
-"""What ours is measured against computes the same."""
+"""The baselines compute the same as ours; the peers detect in pixels of the images."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from torchvision.models import get_model
 
 from efficientdet.benchmark.baselines import (
+    PEERS,
     baseline_detections,
     baseline_evaluation,
+    baseline_image,
     baseline_loss,
     baseline_postprocess,
-    baseline_prepare,
     baseline_step,
+    effdet_detections,
+    peer_network,
+    torchvision_detections,
 )
-from efficientdet.benchmark.inputs import random_image, random_outputs, random_targets, realistic_weights
+from efficientdet.benchmark.inputs import IMAGE_SIZE, random_image, random_outputs, random_targets, realistic_weights
 from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.loader import Batch
@@ -32,32 +38,28 @@ from efficientdet.training.step import TrainingStep
 from utils.stopwatch import Stopwatch
 
 CPU = torch.device("cpu")
-SIDE = 256
+SIDE = 128
 THRESHOLDS = EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD
 
 
-def finding_network(project: Project) -> EfficientDet:
-    """A D0 that finds something at SIDE x SIDE."""
+def network_with_detections(project: Project) -> EfficientDet:
+    """Return a D0 that detects something at SIDE x SIDE."""
     network = EfficientDet(0, project.num_classes, project.anchor_ratios, project.anchor_scales).eval()
     network.load_state_dict(realistic_weights(0, SIDE, project, CPU))
     return network
 
 
 @pytest.mark.parametrize("objects", [0, 3])
-def test_loss(objects):
-    generator = torch.Generator().manual_seed(0)
-
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    corners = torch.rand(500, 2, generator=generator, dtype=torch.float64) * 40
+def test_loss_and_gradients_are_equal(objects):
+    random = partial(torch.randn, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    corners = random(500, 2).abs() * 20
     anchors = torch.cat((corners, corners + 20), dim=1)
     logits, deltas = (3 * random(2, 500, 5) - 2).requires_grad_(), random(2, 500, 4).requires_grad_()
     boxes = torch.tensor([[10.0, 10, 28, 30], [30, 5, 52, 25], [20, 30, 40, 51]])[:objects].expand(2, -1, -1)
-    truth = Targets(boxes, torch.tensor([[4, 0, 2], [1, -1, -1]])[:, :objects])
+    targets = Targets(boxes, torch.tensor([[4, 0, 2], [1, -1, -1]])[:, :objects])
     results = []
     for loss in (DetectionLoss(empty_image_normalizer=1), baseline_loss):
-        losses = loss(Outputs(logits, deltas, anchors), truth)
+        losses = loss(Outputs(logits, deltas, anchors), targets)
         gradients = torch.autograd.grad(losses.total, (logits, deltas), materialize_grads=True)
         results.append((*losses, *gradients))
     assert (results[0][1] > 0) == (objects > 0)
@@ -65,50 +67,49 @@ def test_loss(objects):
         torch.testing.assert_close(ours, baselines, rtol=1e-10, atol=1e-14)
 
 
-def test_training_step():
+@pytest.mark.slow
+def test_a_training_step_updates_the_network_equally():
     torch.manual_seed(0)
-    images, targets = torch.randn(2, 3, 128, 128, dtype=torch.float64), random_targets(2, 128, CPU)
+    images, targets = torch.randn(2, 3, SIDE, SIDE, dtype=torch.float64), random_targets(2, SIDE, CPU)
+    batch = Batch(images, targets, letterboxes=[], image_ids=[])
     network = EfficientDet().double().train()
     before, other = copy.deepcopy(network.state_dict()), copy.deepcopy(network)
 
-    torch.manual_seed(1)  # which blocks are dropped
-    TrainingStep(network, DetectionLoss(), make_optimizer(RECIPES["reference"], network))(
-        [Batch(images, targets, letterboxes=[], image_ids=[])]
-    )
+    torch.manual_seed(1)  # for drop-connect
+    TrainingStep(network, DetectionLoss(), make_optimizer(RECIPES["reference"], network))([batch])
     torch.manual_seed(1)
-    baseline_step(other, images, targets)()
+    baseline_step(other, torch.optim.AdamW(other.parameters(), lr=1e-4), batch)
     for (name, ours), baselines in zip(network.state_dict().items(), other.state_dict().values()):
         torch.testing.assert_close(ours, baselines, rtol=1e-6, atol=1e-7, msg=name)
     key = "classifier.header.pointwise_conv.conv.weight"
     assert not torch.equal(before[key], network.state_dict()[key])
 
 
-def test_prepared_image():
+@pytest.mark.parametrize("shape", [(90, 160), (300, 200)])  # enlarged, and shrunk
+def test_prepared_images_are_equal(shape):
     project = load_project("shapes")
-    rng = np.random.default_rng(0)
-    for shape in ((90, 160), (300, 200)):  # enlarged, and made smaller
-        picture, letterbox = rng.integers(0, 256, (*shape, 3), np.uint8), Letterbox.fit(shape, (256, 256))
-        ours = letterbox.apply(picture, project.mean, project.std)
-        np.testing.assert_allclose(baseline_prepare(picture, letterbox, project), ours, atol=2e-6)
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    arguments = Letterbox.fit(shape, (256, 256)), image, project.mean, project.std
+    np.testing.assert_allclose(baseline_image(*arguments), Letterbox.apply(*arguments), atol=2e-6)
 
 
 @pytest.mark.parametrize("mean", [-50.0, -5.5])
-def test_postprocessing(mean):
+def test_detections_in_outputs_are_equal(mean):
     torch.manual_seed(0)
-    outputs = random_outputs(0, 128, 2, CPU, torch.float32, mean, std=1.0)
-    ours = postprocess(outputs, 128, 128, *THRESHOLDS)
-    for found, expected in zip(ours, baseline_postprocess(outputs, 128, 128, THRESHOLDS[0]), strict=True):
+    outputs = random_outputs(0, SIDE, 2, CPU, torch.float32, mean, std=1.0)
+    ours, baselines = (function(outputs, SIDE, SIDE, *THRESHOLDS) for function in (postprocess, baseline_postprocess))
+    for found, expected in zip(ours, baselines, strict=True):
         assert (len(found) > 3) == (mean == -5.5)
         torch.testing.assert_close(found.boxes, expected.boxes)
         torch.testing.assert_close(found.scores, expected.scores)
         assert torch.equal(found.class_ids, expected.class_ids)
 
 
-def test_detections():
-    project, pictures = load_project("shapes"), [random_image(), random_image()[:, ::-1]]
-    network, stopwatch = finding_network(project), Stopwatch()
-    ours = Detector(network, project, CPU, SIDE)(pictures, *THRESHOLDS, batch_size=2)
-    baselines = baseline_detections(network, pictures, (SIDE, SIDE), project, stopwatch)
+def test_detections_in_images_are_equal():
+    project, images = load_project("shapes"), [random_image(), random_image()[:, ::-1]]
+    network, stopwatch = network_with_detections(project), Stopwatch()
+    ours = Detector(network, project, CPU, SIDE)(images, *THRESHOLDS, batch_size=2)
+    baselines = baseline_detections(network, images, (SIDE, SIDE), project, stopwatch)
     assert stopwatch.seconds.keys() == {"post-processing"}
     for found, expected in zip(ours, baselines, strict=True):
         assert len(found) > 20
@@ -116,13 +117,13 @@ def test_detections():
         torch.testing.assert_close(found.boxes[:10], expected.boxes[:10], rtol=1e-3, atol=0.01)
 
 
-def test_evaluation(shapes_project):
+def test_best_scores_in_a_data_set_are_equal(shapes_project):
     project = load_project(shapes_project.yml)
     dataset = CocoDataset(shapes_project.data, "val", project, (SIDE, SIDE))
-    network = finding_network(project)
-    options = DetectionOptions(*THRESHOLDS)
-    ours = detect_dataset(Detector(network, project, CPU, SIDE), dataset, options, 2, 0, Stopwatch())
-    baselines = baseline_evaluation(network, dataset, Stopwatch())
+    network = network_with_detections(project)
+    detector = Detector(network, project, CPU, SIDE)
+    ours = detect_dataset(detector, dataset, DetectionOptions(*THRESHOLDS), 2, 0, Stopwatch())
+    baselines = baseline_evaluation(network, dataset)
     assert len(ours) > 3
     for image_id in dataset.image_ids:
         best = [
@@ -130,3 +131,26 @@ def test_evaluation(shapes_project):
             for results in (ours, baselines)
         ]
         assert best[0] == pytest.approx(best[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", PEERS["torchvision"])
+def test_torchvision_resizes_to_the_size_in_its_name(name):
+    model = get_model(name.split()[0], weights=None, weights_backbone=None)
+    images, _ = model.transform([torch.zeros(3, *IMAGE_SIZE)])
+    ((height, width),) = images.image_sizes
+    assert name.endswith(f"({width} x {height})")
+
+
+def test_torchvision_detects():
+    network = peer_network("ssdlite320_mobilenet_v3_large (320 x 320)", 0, SIDE, CPU)
+    (found,) = torchvision_detections(network, [random_image()])
+    assert found["boxes"].shape == (len(found["scores"]), 4)
+
+
+def test_effdet_detects_in_pixels_of_the_image():
+    pytest.importorskip("effdet")
+    network = peer_network("effdet", 0, SIDE, CPU, "predict")
+    found = effdet_detections(network, [random_image()] * 2, SIDE, load_project("coco"))
+    assert found.shape == (2, 100, 6)
+    corners = found[..., :4].reshape(-1, 2).amax(dim=0)
+    assert 600 < corners[0] <= 640 and 450 < corners[1] <= 480  # reaches the border of the image, not of the input

@@ -1,11 +1,11 @@
-"""Random images, weights and targets like real ones."""
+"""Random images, weights, outputs and targets resemble real ones."""
 
 import numpy as np
 import torch
 
 from efficientdet.benchmark.inputs import (
     CANDIDATES,
-    IMAGE,
+    IMAGE_SIZE,
     OBJECTS,
     random_image,
     random_outputs,
@@ -20,31 +20,31 @@ from efficientdet.project import load_project
 CPU = torch.device("cpu")
 
 
-def test_image_is_smooth_and_the_same_each_time():
-    picture = random_image()
-    assert (picture.shape, picture.dtype) == ((*IMAGE, 3), np.uint8)
-    assert np.array_equal(picture, random_image())
-    assert picture.std() > 50
-    assert np.abs(np.diff(picture.astype(int), axis=1)).mean() < 5
+def test_image_is_smooth_and_always_the_same():
+    image = random_image()
+    assert (image.shape, image.dtype) == ((*IMAGE_SIZE, 3), np.uint8)
+    assert np.array_equal(image, random_image())
+    assert image.std() > 50
+    assert np.abs(np.diff(image.astype(int), axis=1)).mean() < 5
 
 
-def test_weights_let_so_many_anchors_pass():
+def test_weights_let_a_thousand_anchors_pass_the_threshold():
     project = load_project("coco")
-    weights = realistic_weights(0, 128, project, CPU)
     network = EfficientDet().eval()
-    network.load_state_dict(weights)
-    pixels = Letterbox.fit(IMAGE, (128, 128)).apply(random_image(), project.mean, project.std)
+    network.load_state_dict(realistic_weights(0, 128, project, CPU))
+    pixels = Letterbox.fit(IMAGE_SIZE, (128, 128)).apply(random_image(), project.mean, project.std)
+    images = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
     with torch.no_grad():
-        logits, deltas, _ = network(torch.from_numpy(pixels)[None].permute(0, 3, 1, 2))
-        coarse = network.bfloat16()(torch.from_numpy(pixels)[None].permute(0, 3, 1, 2).bfloat16())
+        logits, deltas, _ = network(images)
+        coarse = network.bfloat16()(images.bfloat16())
     passed = (logits.sigmoid().amax(dim=-1) > EVALUATION_SCORE_THRESHOLD).sum().item()
     assert abs(passed - CANDIDATES) <= 2
     assert 0.01 < logits.std() < 10 and 0.01 < deltas.std() < 10
     passed = (coarse.class_logits.sigmoid().amax(dim=-1) > EVALUATION_SCORE_THRESHOLD).sum().item()
-    assert abs(passed - CANDIDATES) < CANDIDATES / 4  # half precision has about as much to do
+    assert abs(passed - CANDIDATES) < CANDIDATES / 4  # about as much work in half precision
 
 
-def test_outputs_have_the_anchors_of_the_network():
+def test_outputs_match_the_anchors_of_the_network():
     outputs = random_outputs(0, 128, 2, CPU, torch.bfloat16, mean=-3.0, std=0.5)
     anchors = 9 * (16**2 + 8**2 + 4**2 + 2**2 + 1)
     assert outputs.class_logits.shape == (2, anchors, 90)
@@ -54,7 +54,7 @@ def test_outputs_have_the_anchors_of_the_network():
     assert abs(outputs.class_logits.float().mean() + 3) < 0.01
 
 
-def test_targets_lie_in_the_input():
+def test_targets_lie_within_the_input():
     boxes, class_ids = random_targets(3, 256, CPU)
     assert boxes.shape == (3, OBJECTS, 4) and class_ids.shape == (3, OBJECTS)
     assert boxes.min() >= 0 and boxes.max() <= 256

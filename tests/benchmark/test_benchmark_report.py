@@ -1,33 +1,28 @@
-"""What the benchmark has measured, as figures, tables and files."""
+"""Figures, tables and files of the benchmark."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from efficientdet.benchmark.report import (
-    Results,
-    as_markdown,
-    as_text,
-    figures,
-    group_table,
-    reference_table,
-    title,
-    write_json,
-    write_markdown,
-)
+from efficientdet.benchmark.report import LEGEND, REFERENCE, Report, as_markdown, figures, reference_rows
 from efficientdet.benchmark.workloads import Contender, forward_flops
+from efficientdet.project import load_project
 from utils.measuring import Measured, Pass
 
+CPU = torch.device("cpu")
 MIB = 2**20
+SSDLITE = "ssdlite320_mobilenet_v3_large (320 x 320)"
 
 
-def contender(name: str, precision: str = "float32", what: str = "end_to_end", batch_size: int = 1) -> Contender:
-    return Contender(what, name, precision, 0, 512, batch_size)
+def contender(name: str, precision: str = "float32", what: str = "end_to_end", batch_size: int = 1, side: int = 512):
+    settings = CPU, load_project("coco"), Path("datasets"), Path("d0.pth"), 0
+    return Contender(what, name, precision, 0, side, batch_size, *settings)
 
 
 def measured(*milliseconds: float, images: int = 1, share: float | None = None) -> Measured:
-    """The first pass took 2 s, and 30 MiB on top of 100."""
+    """Return passes of these durations, after a first one of 2 s that took 30 MiB on top of 100."""
     first = Pass(2.0, None, 100 * MIB, 130 * MIB)
     passes = [Pass(ms / 1e3, share and share * ms / 1e3, 0, 0) for ms in milliseconds]
     return Measured(images, first, passes)
@@ -38,18 +33,23 @@ GROUP = {
     contender("fused"): measured(50, 40, share=0.02),
     contender("fused", "bf16"): measured(20, share=0.5),
     contender("effdet"): measured(180),
-    contender("ssdlite320_mobilenet_v3_large"): Measured(1, None, [], out_of_memory=True),
+    contender(SSDLITE): Measured(1, None, [], out_of_memory=True),
 }
+FORWARD = {contender("fused", what="forward", batch_size=32): measured(1600, images=32)}
 
 
-def test_nothing():
-    assert figures({}, {}) == []
-    assert reference_table([]) == []
+def rows(*groups: dict[Contender, Measured], matmul_speed: float | None = None) -> list[dict]:
+    return [figures(contender, group, matmul_speed) for group in groups for contender in group]
+
+
+def test_nothing_is_measured():
+    assert reference_rows([]) == []
+    report = Report(CPU, {})
+    assert report.rows == [] and "limit" not in report.head
 
 
 def test_figures_of_a_group():
-    limit = 1e12
-    plain, fused, bf16, effdet, ssdlite = figures(GROUP, {"float32": limit})
+    plain, fused, bf16, effdet, ssdlite = rows(GROUP, matmul_speed=1e12)
     assert (plain["median_ms"], plain["min_ms"], plain["max_ms"]) == pytest.approx((200, 100, 300))
     assert fused["median_ms"] == pytest.approx(45)
     assert fused["images_per_second"] == pytest.approx(1 / 0.045)
@@ -58,93 +58,110 @@ def test_figures_of_a_group():
     assert [row["postprocessing_share"] for row in (plain, fused, bf16)] == pytest.approx([0.1, 0.02, 0.5])
     assert effdet["postprocessing_share"] is None
     assert (fused["first_pass_seconds"], fused["peak_mib"], fused["process_mib"]) == (2.0, 30, 130)
-    # 2.49 billion multiplications with their additions, in 0.045 s, of 1000 GFLOP/s
+    # 2.49 billion multiply-adds in 0.045 s, of 1000 GFLOP/s
     assert fused["gflop_per_image"] == pytest.approx(4.98, abs=0.01)
     assert fused["matmul_peak_share"] == pytest.approx(4.98 / 45, abs=0.001)
-    assert bf16["matmul_peak_share"] is None  # its limit is not known
-    assert ssdlite["contender"] == "ssdlite320_mobilenet_v3_large (320 x 320)"
-    assert ssdlite["out_of_memory"]
-    assert {ssdlite[key] for key in ("median_ms", "images_per_second", "time_of_plain", "peak_mib")} == {None}
+    assert ssdlite["contender"] == SSDLITE and ssdlite["out_of_memory"]
+    unknown = ("median_ms", "images_per_second", "time_of_plain", "peak_mib", "gflop_per_image")
+    assert {ssdlite[key] for key in unknown} == {None}
 
 
-def test_figures_of_a_batch_and_of_training():
+def test_figures_of_training():
     group = {contender("ours", what="train", batch_size=4): measured(500, images=4)}
-    (row,) = figures(group, {"float32": 1e12})
+    (row,) = rows(group, matmul_speed=1e12)
     assert row["images_per_second"] == pytest.approx(8)
     assert row["gflop_per_image"] == pytest.approx(3 * forward_flops(0, 512) / 1e9)
     assert row["matmul_peak_share"] == pytest.approx(8 * 3 * forward_flops(0, 512) / 1e12)
     assert row["time_of_plain"] is None
 
 
-def test_title():
-    assert title(GROUP) == "end_to_end: D0 at 512 x 512, batch 1, 5.0 GFLOP an image"
-    evaluation = {contender("plain", what="eval", batch_size=8): measured(1, images=80)}
-    assert title(evaluation) == "eval: D0 at 512 x 512, batch 8, 80 images a pass"
-
-
-def test_table_of_a_group():
-    titles, plain, *_, ssdlite = group_table(figures(GROUP, {"float32": 1e12}))
-    assert titles[:6] == ["", "precision", "median ms", "min", "max", "images/s"]
-    assert plain[:6] == ["plain", "float32", "200.0", "100.0", "300.0", "5.00"]
-    assert dict(zip(titles, plain))["post"] == "10.0%"
-    assert ssdlite[:3] == ["ssdlite320_mobilenet_v3_large (320 x 320)", "float32", "- (out of memory)"]
-    assert set(ssdlite[3:]) == {"-"}
-    alone, _ = group_table(figures({contender("plain"): measured(1)}, {}))
-    assert "/ effdet" not in alone and "of limit" not in alone
+def test_an_unknown_limit_leaves_the_share_unknown():
+    assert {row["matmul_peak_share"] for row in rows(GROUP)} == {None}
 
 
 def test_the_references_table():
-    rows = figures(GROUP, {})
-    rows += figures({contender("fused", what="forward", batch_size=32): measured(1600, images=32)}, {})
-    rows += figures({contender("fused", what="forward", batch_size=8): measured(1, images=8)}, {})
-    titles, plain, fused, bf16, reference = reference_table(rows)
-    assert titles == ["", "", "precision", "FPS", "extreme FPS", "memory MiB"]
-    assert plain == ["D0", "plain", "float32", "5.00", "-", "130"]
-    assert fused == ["D0", "fused", "float32", "22.22", "20.00", "130"]
-    assert bf16 == ["D0", "fused", "bf16", "50.00", "-", "130"]
-    assert reference == ["D0", "reference, RTX 2080 Ti, April 2020", "", "36.20", "163.14", "1049"]
+    small_batch = {contender("fused", what="forward", batch_size=8): measured(1, images=8)}
+    table = reference_rows(rows(GROUP, FORWARD, small_batch))
+    keys = ("model", "contender", "precision", "fps", "extreme_fps", "mib")
+    assert [[row.get(key) for key in keys] for row in table] == [
+        ["D0", "plain", "float32", pytest.approx(5), None, 130],
+        ["D0", "fused", "float32", pytest.approx(1 / 0.045), pytest.approx(20), 130],
+        ["D0", "fused", "bf16", pytest.approx(50), None, 130],
+        ["D0", REFERENCE, "", 36.20, 163.14, 1049],
+    ]
 
 
-def test_other_sizes_are_not_the_references():
-    small = Contender("end_to_end", "plain", "float32", 0, 128, 1)
-    assert reference_table(figures({small: measured(1)}, {})) == []
+def test_other_input_sizes_are_not_in_the_references_table():
+    assert reference_rows(rows({contender("plain", side=128): measured(1)})) == []
 
 
-def test_text_is_aligned():
-    assert as_text([["", "ms"], ["plain", "5"], ["a", "10.5"]]) == "         ms\nplain     5\na      10.5"
+def test_tables_are_aligned_markdown():
+    columns = {"name": ("", "{}"), "ms": ("ms", "{:.1f}")}
+    rows = [{"name": "plain", "ms": 5.04}, {"name": "a", "ms": None, "out_of_memory": True}]
+    assert as_markdown("loss", rows, columns).splitlines() == [
+        "### loss",
+        "",
+        "|                   |  ms |",
+        "|-------------------|----:|",
+        "| plain             | 5.0 |",
+        "| a (out of memory) |   - |",
+    ]
 
 
-def test_markdown():
-    assert as_markdown([["", "ms"], ["plain", "5"]]) == "|  | ms |\n| --- | --- |\n| plain | 5 |"
-
-
-def test_a_group_without_room():
-    rows = figures({contender("plain"): Measured(out_of_memory=True)}, {"float32": 1e12})
-    titles, row = group_table(rows)
-    assert (titles[2], row[2]) == ("median ms", "- (out of memory)")
-
-
-def test_files(tmp_path, monkeypatch):
+def test_what_is_printed_and_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["benchmark.py", "-c", "0", "--json", "a file.json"])
-    results = Results(torch.device("cpu"))
-    assert "limit" not in results.head() and results.rows() == []
-    results.matmul_speeds = {"float32": 64e9}
-    results.groups = [GROUP, {contender("fused", what="forward", batch_size=32): measured(1600, images=32)}]
-    head = results.head()
-    assert list(head) == ["date", "machine", "threads", "software", "command", "limit"]
-    assert head["command"] == "python benchmark.py -c 0 --json 'a file.json'"
-    assert head["limit"] == "matrix multiplication, 64 GFLOP/s in float32"
-    assert head["threads"] == str(torch.get_num_threads())
+    report = Report(CPU, {"float32": 64e9})
+    assert list(report.head) == ["date", "machine", "threads", "software", "command", "limit"]
+    assert report.head["command"] == "python benchmark.py -c 0 --json 'a file.json'"
+    assert report.head["limit"] == "matrix multiplication, 64 GFLOP/s in float32"
+    assert report.head["threads"] == str(torch.get_num_threads())
+    for group in (GROUP, FORWARD, {contender("plain", what="eval", batch_size=8): measured(1, images=80)}):
+        report.add(group)
+    report.finish(tmp_path / "speed.json", tmp_path / "speed.md")
 
-    write_json(tmp_path / "speed.json", results)
     content = json.loads((tmp_path / "speed.json").read_text())
-    assert content == {**head, "matmul_flops_per_second": {"float32": 64e9}, "rows": results.rows()}
-    assert len(content["rows"]) == len(GROUP) + 1
+    assert content == {**report.head, "matmul_flops_per_second": {"float32": 64e9}, "rows": report.rows}
+    assert len(content["rows"]) == len(GROUP) + 2
     assert content["rows"][1]["seconds"] == [0.05, 0.04]
 
-    write_markdown(tmp_path / "speed.md", results)
     text = (tmp_path / "speed.md").read_text()
+    assert text.rstrip() == capsys.readouterr().out.rstrip()
     assert "- command: `python benchmark.py -c 0 --json 'a file.json'`\n" in text
-    assert "### end_to_end: D0 at 512 x 512, batch 1, 5.0 GFLOP an image\n\n|  | precision | median ms |" in text
-    assert "| plain | float32 | 200.0 |" in text
-    assert "| D0 | fused | float32 | 22.22 | 20.00 | 130 |" in text
+    for heading in (
+        "end_to_end: D0 at 512 x 512, batch 1, 5.0 GFLOP an image",
+        "forward: D0 at 512 x 512, batch 32, 5.0 GFLOP an image",
+        "eval: D0 at 512 x 512, batch 8, 80 images a pass",
+        "the reference's table",
+    ):
+        assert f"### {heading}" in text
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    assert [
+        "plain",
+        "float32",
+        "200.0",
+        "100.0",
+        "300.0",
+        "5.00",
+        "1.00",
+        "1.11",
+        "10.0%",
+        "2.00",
+        "30",
+        "39%",
+    ] in lines
+    assert ["D0", "fused", "float32", "22.22", "20.00", "130"] in lines
+    assert text.endswith(f"{LEGEND}\n")
+
+
+def test_columns_without_figures_are_left_out(capsys):
+    report = Report(CPU, {})
+    report.add({contender("ours", what="loss", batch_size=8): measured(1, images=8)})
+    titles = capsys.readouterr().out.splitlines()[-4]
+    assert "median ms" in titles
+    assert not any(title in titles for title in ("/ plain", "/ effdet", "post", "of limit"))
+
+
+def test_memory_can_run_out_before_anything_is_known(capsys):
+    Report(CPU, {"float32": 1e12}).add({contender("plain"): Measured(out_of_memory=True)})
+    last = capsys.readouterr().out.splitlines()[-2]
+    assert [cell.strip() for cell in last.split("|")[1:-1]] == ["plain (out of memory)", "float32", "-"]

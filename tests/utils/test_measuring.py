@@ -1,6 +1,5 @@
-"""Contenders take turns in processes of their own, and what each pass took is told."""
+"""Contenders take turns, each in its own process, and the time and memory of each pass are measured."""
 
-import math
 import os
 import signal
 import subprocess
@@ -12,30 +11,32 @@ from pathlib import Path
 import pytest
 import torch
 
+from utils import measuring
 from utils.errors import InputError
-from utils.measuring import Rounds, Workload, measure
+from utils.measuring import Measured, Pass, Workload, matmul_speed, measure
+from utils.stopwatch import Stopwatch
 
 CPU = torch.device("cpu")
 MIB = 2**20
-EXACTLY_TWO = Rounds(warmup=1, least=2, most=2, seconds=math.inf)
 
 
 def sleeper(name: str, journal: Path) -> Workload:
-    """Writes its name down, takes 20 ms and, for that time, 64 MiB."""
+    """Write a name down, take 20 ms and, for that time, 64 MiB."""
+    stopwatch = Stopwatch()
 
-    def run_once() -> float:
+    def run_once() -> None:
         with journal.open("a") as file:
             file.write(name)
         taken = bytearray(os.urandom(1)) * (64 * MIB)
-        time.sleep(0.02)
+        with stopwatch.measuring("post-processing"):
+            time.sleep(0.02)
         del taken
-        return 0.005
 
-    return Workload(run_once, 3, CPU)
+    return Workload(run_once, 3, CPU, stopwatch)
 
 
 def hungry() -> Workload:
-    """Runs out of memory at its second pass."""
+    """Run out of memory in the second pass."""
     passes = iter(range(10))
 
     def run_once() -> None:
@@ -46,7 +47,7 @@ def hungry() -> Workload:
 
 
 def killed() -> Workload:
-    """As by a system that is short of memory."""
+    """End as if killed by a system that is short of memory."""
     return Workload(lambda: os.kill(os.getpid(), signal.SIGKILL), 1, CPU)
 
 
@@ -55,64 +56,15 @@ def without_room() -> Workload:
 
 
 def mistaken() -> Workload:
-    raise InputError("datasets/nowhere is not there")
+    raise InputError("datasets/nowhere does not exist")
 
 
 def broken() -> Workload:
     os._exit(7)
 
 
-def test_nobody():
-    measured = {}
-    measure({}, EXACTLY_TWO, "nobody", measured)
-    assert measured == {}
-
-
-def test_contenders_take_turns_and_memory_ends_some(tmp_path):
-    journal, measured = tmp_path / "journal", {}
-    contenders = {
-        "a": partial(sleeper, "a", journal),
-        "hungry": hungry,
-        "killed": killed,
-        "without room": without_room,
-        "b": partial(sleeper, "b", journal),
-    }
-    measure(contenders, EXACTLY_TWO, "five", measured)
-    assert journal.read_text() == 4 * "ab"  # the first passes, the warm-up, and two that count
-    assert list(measured) == list(contenders)
-    for name in "ab":
-        of = measured[name]
-        assert (of.images, len(of.passes), of.out_of_memory) == (3, 2, False)
-        for result in (of.first, *of.passes):
-            assert 0.02 <= result.seconds < 2
-            assert result.postprocessing_seconds == 0.005
-            assert 60 * MIB < result.bytes_at_peak - result.bytes_before < 80 * MIB
-    assert measured["hungry"].out_of_memory
-    assert measured["hungry"].first is not None and not measured["hungry"].passes
-    for name in ("killed", "without room"):
-        assert measured[name].out_of_memory and measured[name].first is None
-
-
-def test_a_round_beyond_the_least_needs_time(tmp_path):
-    measured = {}
-    rounds = Rounds(warmup=1, least=3, most=1000, seconds=0.0)
-    measure({"a": partial(sleeper, "a", tmp_path / "journal")}, rounds, "slow", measured)
-    assert len(measured["a"].passes) == 3
-    assert (tmp_path / "journal").read_text() == 5 * "a"
-
-
-def test_a_mistake_of_the_user_is_told_as_such():
-    with pytest.raises(InputError, match="datasets/nowhere is not there"):
-        measure({"mistaken": mistaken}, EXACTLY_TWO, "one", {})
-
-
-def test_another_end_of_a_process_is_a_fault():
-    with pytest.raises(RuntimeError, match="status 7"):
-        measure({"broken": broken}, EXACTLY_TWO, "one", {})
-
-
 def long_pass(journal: Path) -> Workload:
-    """Tells the number of its process and takes a minute."""
+    """Write the number of the process down and take a minute."""
 
     def run_once() -> None:
         journal.write_text(str(os.getpid()))
@@ -121,12 +73,69 @@ def long_pass(journal: Path) -> Workload:
     return Workload(run_once, 1, CPU)
 
 
+def test_no_contenders():
+    measured = {}
+    measure({}, "nobody", measured)
+    assert measured == {}
+
+
+def test_the_median_of_no_passes_is_unknown():
+    assert Measured().median is None
+    assert Measured(passes=[Pass(seconds, None, 0, 0) for seconds in (1.0, 5.0, 2.0)]).median == 2.0
+
+
+@pytest.mark.slow
+def test_contenders_take_turns_and_drop_out_when_memory_runs_out(tmp_path):
+    journal, measured = tmp_path / "journal", {}
+    makers = {
+        "a": partial(sleeper, "a", journal),
+        "hungry": hungry,
+        "killed": killed,
+        "without room": without_room,
+        "b": partial(sleeper, "b", journal),
+    }
+    measure(makers, "five", measured, runs=2)
+    assert journal.read_text() == 4 * "ab"  # the first pass, the warm-up, and two that count
+    assert list(measured) == list(makers)
+    for found in (measured["a"], measured["b"]):
+        assert (found.images, len(found.passes), found.out_of_memory) == (3, 2, False)
+        for result in (found.first, *found.passes):
+            assert 0.02 <= result.postprocessing_seconds < result.seconds < 2
+            assert 60 * MIB < result.bytes_at_peak - result.bytes_before < 80 * MIB
+    assert measured["hungry"].out_of_memory
+    assert measured["hungry"].first is not None and not measured["hungry"].passes
+    for name in ("killed", "without room"):
+        assert measured[name].out_of_memory and measured[name].first is None
+
+
+@pytest.mark.slow
+def test_rounds_beyond_the_minimum_start_only_while_there_is_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring, "MAX_SECONDS", 0.0)
+    measured, journal = {}, tmp_path / "journal"
+    measure({"a": partial(sleeper, "a", journal)}, "slow", measured)
+    assert len(measured["a"].passes) == measuring.MIN_RUNS
+    assert journal.read_text() == (2 + measuring.MIN_RUNS) * "a"
+
+
+@pytest.mark.slow
+def test_an_input_error_of_a_contender_is_raised():
+    with pytest.raises(InputError, match="datasets/nowhere"):
+        measure({"mistaken": mistaken}, "one", {})
+
+
+@pytest.mark.slow
+def test_any_other_death_of_a_process_is_an_error():
+    with pytest.raises(RuntimeError, match="status 7"):
+        measure({"broken": broken}, "one", {})
+
+
+@pytest.mark.slow
 def test_a_process_ends_with_its_parent(tmp_path):
     journal = tmp_path / "journal"
     code = (
         "import sys; sys.path[:0] = sys.argv[2:]; from pathlib import Path; from functools import partial\n"
         "import test_measuring as t\n"
-        "t.measure({'a': partial(t.long_pass, Path(sys.argv[1]))}, t.EXACTLY_TWO, 'long', {})\n"
+        "t.measure({'a': partial(t.long_pass, Path(sys.argv[1]))}, 'long', {})\n"
     )
     here = Path(__file__).resolve().parent
     parent = subprocess.Popen([sys.executable, "-c", code, str(journal), str(here), str(here.parent)])
@@ -137,9 +146,13 @@ def test_a_process_ends_with_its_parent(tmp_path):
     assert eventually(lambda: not child.exists())
 
 
-def eventually(happens) -> bool:
-    """Whether it does, within half a minute."""
+def eventually(condition) -> bool:
+    """Return whether a condition becomes true within half a minute."""
     deadline = time.monotonic() + 30
-    while not happens() and time.monotonic() < deadline:
+    while not condition() and time.monotonic() < deadline:
         time.sleep(0.05)
-    return bool(happens())
+    return bool(condition())
+
+
+def test_matrix_multiplication_has_a_plausible_speed():
+    assert 1e8 < matmul_speed(CPU, torch.float32) < 1e14
