@@ -29,14 +29,14 @@ from efficientdet.benchmark.baselines import PEERS
 from efficientdet.benchmark.inputs import realistic_weights
 from efficientdet.benchmark.report import Report
 from efficientdet.benchmark.workloads import KINDS, PRECISIONS, Contender, make_workload, participants
-from efficientdet.checkpoints.find import chosen_weights, find_weights, is_exported
+from efficientdet.checkpoints.find import find_weights, is_exported, resolve_weights
 from efficientdet.config import model_config
 from efficientdet.data.shapes import draw_if_absent
 from efficientdet.project import load_project
 from efficientdet.runtime.exported import ExportedModel
 from efficientdet.runtime.modes import MODES
 from utils.cli import add_flags, make_parser, non_negative_int, positive_int
-from utils.device import check_compiler, chosen_device
+from utils.device import check_compiler, select_device
 from utils.errors import InputError, exit_on_input_error
 from utils.files import make_writable_folder
 from utils.measuring import Measured, matmul_speed, measure
@@ -68,7 +68,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # even if a shell started this in the background
-    device = chosen_device(args.cuda, args.device)
+    device = select_device(args.cuda, args.device)
     check(args, device)
     with tempfile.TemporaryDirectory() as folder:
         groups = list(plan(args, device, Path(folder)))
@@ -136,7 +136,7 @@ def plan(args: argparse.Namespace, device: torch.device, folder: Path) -> Iterat
             weights = folder / f"d{coef}.pth"
             if what == "eval":
                 requested = next((path for path in args.weights if path not in models), None)
-                weights = find_weights(chosen_weights(requested, project.name, coef, Path("logs")))
+                weights = find_weights(resolve_weights(requested, project.name, coef, Path("logs")))
             everyone = participants(what, args.mode, args.precision, args.compare, precisions)
             for size in dict.fromkeys(args.batch_size or [KINDS[what].batch_size]):
                 common = coef, height, size, device, project, args.data_path, weights, args.num_workers

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from efficientdet.checkpoints.find import chosen_weights
+from efficientdet.checkpoints.find import resolve_weights
 from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD, model_config
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.results import read_results, write_results
@@ -33,7 +33,7 @@ from efficientdet.inference.options import DetectionOptions
 from efficientdet.project import Project, load_project
 from utils import distributed
 from utils.cli import BOOLEAN, WORKERS, add_flags, make_parser
-from utils.device import chosen_device, inference_dtype, keep_freed_memory, network_mode
+from utils.device import inference_dtype, keep_freed_memory, network_mode, select_device
 from utils.errors import exit_on_input_error
 from utils.files import make_writable_folder
 from utils.stopwatch import Stopwatch
@@ -69,9 +69,9 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     project = load_project(args.project)
     gpus = min(project.num_gpus, torch.cuda.device_count())
-    if gpus > 1 and args.cuda is not False and args.device is None and not distributed.is_started():
-        distributed.start_processes(gpus)
-    device = chosen_device(args.cuda, distributed.local_rank() if args.device is None else args.device)
+    if gpus > 1 and args.cuda is not False and args.device is None and not distributed.is_launched():
+        distributed.launch_processes(gpus)
+    device = select_device(args.cuda, distributed.local_rank() if args.device is None else args.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     else:
@@ -99,7 +99,7 @@ def evaluate(args: argparse.Namespace, project: Project, device: torch.device) -
         distributed.print_rank0(f"scoring {source} unchanged")
         results = read_results(source, dataset)
     else:
-        weights = chosen_weights(args.weights, project.name, args.compound_coef, args.saved_path)
+        weights = resolve_weights(args.weights, project.name, args.compound_coef, args.saved_path)
         detector = load_detector(args.compound_coef, weights, project, device, args.image_size, dtype, mode)
         height, width = detector.canvas
         facts = {"weights": str(weights), "input": f"{width} x {height}"}

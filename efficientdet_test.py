@@ -20,7 +20,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from efficientdet import Detector, load_detector
-from efficientdet.checkpoints.find import chosen_weights, is_exported
+from efficientdet.checkpoints.find import is_exported, resolve_weights
 from efficientdet.config import DEMO_IOU_THRESHOLD, DEMO_SCORE_THRESHOLD
 from efficientdet.inference.options import DetectionOptions, class_indices
 from efficientdet.inference.pipeline import Result, detect_frames
@@ -45,14 +45,13 @@ from efficientdet.inference.writers import (
 )
 from efficientdet.project import SHAPES_IMAGES, load_project
 from utils.cli import BOOLEAN, add_flags, make_parser, non_negative_int, positive_int
-from utils.device import chosen_device, inference_dtype, keep_freed_memory, network_mode
+from utils.device import inference_dtype, keep_freed_memory, network_mode, select_device
 from utils.errors import InputError, exit_on_input_error
 from utils.files import make_writable_folder
 from utils.stop import StopRequest
 from utils.video import Window
 
 TILE = 640  # pixels, for --tile without a number
-SWITCHES = ("--compile", "--flip", "--rect", "--quiet", "--show")
 
 
 def formats(text: str) -> tuple[str, ...]:
@@ -68,14 +67,6 @@ def formats(text: str) -> tuple[str, ...]:
 def names(text: str) -> tuple[str, ...]:
     """Parse `person, traffic light` to the two."""
     return tuple(name.strip() for name in text.split(","))
-
-
-def with_values(args: Sequence[str]) -> Iterator[str]:
-    """Add True to each switch without a value: argparse would take the source after it for the value."""
-    for arg, following in zip(args, [*args[1:], ""]):
-        yield arg
-        if arg in SWITCHES and following.lower() not in ("true", "false"):
-            yield "True"
 
 
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
@@ -110,7 +101,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     add("--quiet", **BOOLEAN, default=False, help="print only the summary and errors")
     add("--show", **BOOLEAN, default=False, help="show results in a window; q or Esc ends, any other key continues")
     add("--speed_runs", type=non_negative_int, default=10, metavar="N", help="runs of the speed test (default: 10)")
-    return parser.parse_args(list(with_values(sys.argv[1:] if args is None else args)))
+    return parser.parse_args(args)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -177,7 +168,7 @@ def make_detector(args: argparse.Namespace) -> Detector:
     project = None  # an exported file contains its own
     if args.project or not is_exported(args.weights):
         project = load_project(args.project or ("coco" if args.sources else "shapes"))
-    device = chosen_device(args.cuda, args.device)
+    device = select_device(args.cuda, args.device)
     dtype = inference_dtype(args.amp, device)
     if args.compile and args.rect:
         raise InputError("--compile compiles for each input shape, and --rect makes many: leave one of them out")
@@ -185,7 +176,7 @@ def make_detector(args: argparse.Namespace) -> Detector:
     if device.type == "cpu":
         keep_freed_memory()
     project_name = "" if project is None else project.name
-    weights = chosen_weights(args.weights, project_name, args.compound_coef, args.saved_path)
+    weights = resolve_weights(args.weights, project_name, args.compound_coef, args.saved_path)
     return load_detector(args.compound_coef, weights, project, device, args.image_size, dtype, mode)
 
 

@@ -20,7 +20,7 @@ import torch
 
 from efficientdet.check.report import report_before_training
 from efficientdet.checkpoints.find import find_weights, last_path
-from efficientdet.checkpoints.loading import fit_weights, load_backbone, load_weights
+from efficientdet.checkpoints.loading import apply_weights, load_backbone, load_weights
 from efficientdet.config import model_config
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.loader import Batch, BatchLoader, EpochSampler
@@ -113,8 +113,8 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     project = load_project(args.project)
     device = training_device(project.num_gpus, str(project.path))
-    if project.num_gpus > 1 and not distributed.is_started():
-        distributed.start_processes(project.num_gpus)
+    if project.num_gpus > 1 and not distributed.is_launched():
+        distributed.launch_processes(project.num_gpus)
     if device.type == "cpu":
         keep_freed_memory()
     with distributed.report_once(), distributed.process_group(device):
@@ -254,7 +254,7 @@ def open_run(
     last, path = None, last_path(saved_path, args.compound_coef)
     if args.load_weights == "last":
         last = distributed.broadcast_from_rank0(lambda: load_last(saved_path, args.compound_coef))
-        fit_weights(network, last["network"], path)
+        apply_weights(network, last["network"], path)
     else:
         load_initial_weights(args, network)
     run = Run(

@@ -138,7 +138,7 @@ def convert_backbone_weights(weights: Mapping[str, Tensor], index: int, path: st
         expected = EfficientNet(index).state_dict()
     body = {key: value for key, value in weights.items() if not key.startswith(family.head)}
     sources = {key: family.key(key, index) for key in expected}
-    return _with_our_eps(renamed(body, sources, expected, f"EfficientNet B{index}"), eps)
+    return _with_our_eps(rename_keys(body, sources, expected, f"EfficientNet B{index}"), eps)
 
 
 def batch_norm_eps(family: Family, index: int, path: str) -> float:
@@ -157,7 +157,7 @@ def batch_norm_eps(family: Family, index: int, path: str) -> float:
     return BATCH_NORM["eps"]
 
 
-def renamed(
+def rename_keys(
     weights: Mapping[str, Tensor], sources: Mapping[str, str], expected: Mapping[str, Tensor], network: str
 ) -> dict[str, Tensor]:
     """Return `weights` under other keys. Missing `num_batches_tracked` counters start at 0.

@@ -5,20 +5,10 @@ For a type's ValueError, argparse names the function: "invalid positive_int valu
 
 import argparse
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-
-def make_parser(description: str | None, prog: str | None = None) -> argparse.ArgumentParser:
-    """Return a parser that prints `description` unwrapped and accepts no abbreviated flags.
-
-    Args:
-        prog: the command in the usage line, for modules run by `python -m`.
-    """
-    return argparse.ArgumentParser(
-        prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
 
 
 def boolean(text: str) -> bool:
@@ -33,6 +23,29 @@ def boolean(text: str) -> bool:
 
 # For add_argument: a flag that can stand alone (`--debug`) or carry a value (`--debug True`).
 BOOLEAN: dict[str, Any] = {"type": boolean, "nargs": "?", "const": True, "metavar": "True|False"}
+
+
+class _Parser(argparse.ArgumentParser):
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        """Parse `--flag SOURCE` as a flag and a positional argument: argparse would take SOURCE for the flag's value."""
+        args = list(sys.argv[1:] if args is None else args)
+        if self._get_positional_actions():
+            flags = [action for action in self._get_optional_actions() if action.type is boolean and not action.default]
+            switches = {spelling for flag in flags if flag.nargs == "?" for spelling in flag.option_strings}
+            for i, (arg, following) in enumerate(zip(args, [*args[1:], ""])):
+                if arg in switches and following.lower() not in ("true", "false"):
+                    args[i] = f"{arg}=True"
+        return super().parse_known_args(args, namespace)
+
+
+def make_parser(description: str | None, prog: str | None = None) -> argparse.ArgumentParser:
+    """Return a parser that prints `description` unwrapped and accepts no abbreviated flags.
+
+    Args:
+        prog: the command in the usage line, for modules run by `python -m`.
+    """
+    layout = argparse.RawDescriptionHelpFormatter
+    return _Parser(prog, description=description, formatter_class=layout, allow_abbrev=False)
 
 
 def positive_int(text: str) -> int:
@@ -80,6 +93,16 @@ def default_workers() -> int:
 WORKERS = default_workers()
 
 
+_COEFFICIENT = "D0 to D7; 8 is D7X (default: 0)"
+_WEIGHTS = "weights or exported file (default: the project's in weights/)"
+_SAVED_PATH = "where -w best and -w last look (default: logs/)"
+_IMAGE_SIZE = "input size, rounded up to what the network accepts (default: the project's, else the coefficient's)"
+_NUM_WORKERS = f"loading workers (default: {WORKERS})"
+_SCORE_THRESHOLD = "minimum score of a detection (default: %(default)s)"
+_IOU_THRESHOLD = "IoU above which NMS drops the lower-scoring of two boxes of a class (default: %(default)s)"
+_COMPILE = "compile the network first, for many images: costs a minute, ten seconds when cached (needs a C++ compiler)"
+
+
 def _flag(*spellings: str, **arguments: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
     return spellings, arguments
 
@@ -87,66 +110,30 @@ def _flag(*spellings: str, **arguments: Any) -> tuple[tuple[str, ...], dict[str,
 _SHARED = {
     "project": _flag("-p", "--project", default="coco", help="name in projects/, or a YAML file (default: coco)"),
     "compound_coef": _flag(
-        "-c", "--compound_coef", type=int, default=0, choices=range(9), help="D0 to D7; 8 is D7X (default: 0)"
+        "-c", "--compound_coef", type=int, default=0, choices=range(9), help="8 is D7X (default: 0)"
     ),
     "weights": _flag(
-        "-w",
-        "--weights",
-        metavar="FILE|best|last",
-        help="weights or exported file (default: the project's in weights/)",
+        "-w", "--weights", metavar="FILE|best|last", help="weights or exported file (default: in weights/)"
     ),
     "saved_path": _flag(
-        "--saved_path", type=Path, default=Path("logs"), help="where -w best and -w last look (default: logs/)"
+        "--saved_path", type=Path, default=Path("logs"), help="where best and last are (default: logs/)"
     ),
-    "data_path": _flag(
-        "--data_path", type=Path, default=Path("datasets"), help="folder of all projects' data (default: datasets/)"
-    ),
-    "image_size": _flag(
-        "--image_size",
-        type=image_size,
-        metavar="SIDE|WIDTHxHEIGHT",
-        help="input size in pixels, rounded up to a multiple that the network accepts (default: the project's, else "
-        "the coefficient's)",
-    ),
+    "data_path": _flag("--data_path", type=Path, default=Path("datasets"), help="projects' data (default: datasets/)"),
+    "image_size": _flag("--image_size", type=image_size, metavar="SIDE|WIDTHxHEIGHT", help=_IMAGE_SIZE),
     "max_images": _flag("--max_images", type=positive_int, metavar="N", help="use only the first N images per set"),
     "batch_size": _flag("--batch_size", type=positive_int),
-    "num_workers": _flag(
-        "-n", "--num_workers", type=non_negative_int, default=WORKERS, help=f"loading workers (default: {WORKERS})"
-    ),
+    "num_workers": _flag("-n", "--num_workers", type=non_negative_int, default=WORKERS, help=_NUM_WORKERS),
     "seed": _flag("--seed", type=non_negative_int, default=0),
-    "score_threshold": _flag(
-        "--score_threshold", "--threshold", type=fraction, help="minimum score of a detection (default: %(default)s)"
-    ),
-    "iou_threshold": _flag(
-        "--iou_threshold",
-        "--nms_threshold",
-        type=fraction,
-        help="IoU above which NMS drops the lower-scoring of two boxes of a class (default: %(default)s)",
-    ),
-    "max_detections": _flag(
-        "--max_detections",
-        type=positive_int,
-        metavar="N",
-        help="keep the N best detections of each image (default: all)",
-    ),
-    "flip": _flag(
-        "--flip",
-        **BOOLEAN,
-        default=False,
-        help="also run on the mirrored image: slightly more accurate, at twice the cost",
-    ),
+    "score_threshold": _flag("--score_threshold", "--threshold", type=fraction, help=_SCORE_THRESHOLD),
+    "iou_threshold": _flag("--iou_threshold", "--nms_threshold", type=fraction, help=_IOU_THRESHOLD),
+    "max_detections": _flag("--max_detections", type=positive_int, metavar="N", help="best N per image (default: all)"),
+    "flip": _flag("--flip", **BOOLEAN, default=False, help="also run on the mirrored image: twice the time"),
     "cuda": _flag("--cuda", **BOOLEAN, help="run on a GPU (default: if one is available)"),
     "device": _flag("--device", type=non_negative_int, default=0, help="index of the GPU (default: 0)"),
     "amp": _flag(
-        "--amp", choices=("off", "bf16", "fp16"), default="off", help="lower precision, higher speed (default: off)"
+        "--amp", choices=("off", "bf16", "fp16"), default="off", help="less precision, more speed (default: off)"
     ),
-    "compile": _flag(
-        "--compile",
-        **BOOLEAN,
-        default=False,
-        help="compile the network first, which pays off for many images: costs a minute, ten seconds when cached "
-        "(needs a C++ compiler)",
-    ),
+    "compile": _flag("--compile", **BOOLEAN, default=False, help=_COMPILE),
     "output": _flag("--output", type=Path),
 }
 

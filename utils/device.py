@@ -28,12 +28,7 @@ def cuda_device(index: int = 0) -> torch.device:
     return torch.device("cuda", index)
 
 
-def available_device() -> torch.device:
-    """Return the first CUDA device, or the CPU if there is none."""
-    return chosen_device(None)
-
-
-def chosen_device(cuda: bool | None, index: int = 0) -> torch.device:
+def select_device(cuda: bool | None = None, index: int = 0) -> torch.device:
     """Return the device for `--cuda` and `--device`. If `cuda` is None, prefer a GPU."""
     if cuda is None:
         cuda = torch.cuda.is_available()
@@ -49,7 +44,7 @@ def training_device(num_gpus: int, source: str) -> torch.device:
     if num_gpus == 0:
         return torch.device("cpu")
     present = torch.cuda.device_count()
-    if num_gpus > present and not distributed.is_started():
+    if num_gpus > present and not distributed.is_launched():
         raise InputError(
             f"{source} asks for num_gpus: {num_gpus}, but PyTorch finds {present} here: set num_gpus to {present}"
             + ("" if present else " to train on the CPU")

@@ -33,12 +33,12 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def is_started() -> bool:
-    """Return whether `torchrun` or `start_processes` launched this process as one of several."""
+def is_launched() -> bool:
+    """Return whether `torchrun` or `launch_processes` launched this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def start_processes(number: int) -> None:
+def launch_processes(number: int) -> None:
     """Run this command again in `number` processes on this machine, and exit when they have ended.
 
     PyTorch's elastic launcher assigns the ranks, forwards Ctrl+C and SIGTERM, and stops all processes when one fails.
@@ -69,7 +69,7 @@ def start_processes(number: int) -> None:
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
     """Join the default process group, if there are several processes: NCCL for GPUs, Gloo for CPUs."""
-    if not is_started():
+    if not is_launched():
         yield
         return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")

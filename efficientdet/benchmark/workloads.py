@@ -171,7 +171,7 @@ def prepare(contender: Contender) -> Workload:
     dataset, project = contender.dataset(contender.project.val_set), contender.project
     images = [dataset.load_image(image_id) for image_id in dataset.image_ids[:40]]
     letterboxes = [Letterbox.fit(image.shape[:2], dataset.canvas) for image in images]
-    function = baselines.baseline_image if contender.name == "plain" else Letterbox.image
+    function = baselines.baseline_image if contender.name == "plain" else Letterbox.apply
 
     def run_once() -> None:
         for letterbox, image in zip(letterboxes, images):

@@ -22,7 +22,7 @@ from efficientdet.check.report import boxes_by_class, headline, size_percentiles
 from efficientdet.config import model_config
 from efficientdet.data.annotations import AnnotatedSet, read_set
 from efficientdet.data.dataset import CocoDataset, SampleKey
-from efficientdet.data.findings import Finding, by_kind, in_full
+from efficientdet.data.findings import Finding, format_full, group_by_kind
 from efficientdet.data.shapes import draw_if_absent
 from efficientdet.project import load_project
 from efficientdet.training.recipe import RECIPES
@@ -84,8 +84,8 @@ def main(args: argparse.Namespace) -> int:
         print(*anchor_report(objects, project, config), sep="\n")
     if args.show:
         print(show_samples(args, sets[0], scans[0], canvas))
-    for group in by_kind(findings):
-        print(*in_full(group, None if args.all else MAX_CASES), sep="\n")
+    for group in group_by_kind(findings):
+        print(*format_full(group, None if args.all else MAX_CASES), sep="\n")
     errors = sum(finding.level == "error" for finding in findings)
     print(
         f"{errors:,} errors, {len(findings) - errors:,} warnings in {sum(map(len, scans)):,} images"

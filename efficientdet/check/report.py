@@ -9,7 +9,7 @@ from efficientdet.check.rules import SMALL_SIDE, annotation_findings, class_coun
 from efficientdet.config import ModelConfig
 from efficientdet.data.annotations import AnnotatedSet
 from efficientdet.data.dataset import CocoDataset
-from efficientdet.data.findings import Finding, by_kind, in_short
+from efficientdet.data.findings import Finding, format_short, group_by_kind
 from efficientdet.model.loss import POSITIVE_IOU
 
 _PERCENTILES = {"min": 0, "5 %": 5, "25 %": 25, "50 %": 50, "75 %": 75, "95 %": 95, "max": 100}
@@ -75,4 +75,4 @@ def size_percentiles(objects: Objects) -> list[str]:
 
 
 def _warnings(findings: Iterable[Finding]) -> list[str]:
-    return [f"  warning: {in_short(group)}" for group in by_kind(findings)]
+    return [f"  warning: {format_short(group)}" for group in group_by_kind(findings)]

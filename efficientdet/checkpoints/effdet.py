@@ -21,7 +21,7 @@ from torch import Tensor
 
 from efficientdet.config import CONFIGS
 from efficientdet.model.network import BOX_HEADER, CLASS_HEADER, EfficientDet
-from efficientnet.pretrained import renamed, timm_key
+from efficientnet.pretrained import rename_keys, timm_key
 
 EFFDET_BOX_BIAS = "box_net.predict.conv_pw.bias"  # every detector of effdet has this key
 _EFFDET_HEADER_BIASES = ("class_net.predict.conv_pw.bias", EFFDET_BOX_BIAS)
@@ -70,7 +70,7 @@ def from_effdet(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         )
     compound_coef = coefs[0]
     expected = _empty_state_dict(compound_coef, weights, _EFFDET_HEADER_BIASES)
-    found = renamed(weights, _effdet_keys(compound_coef, expected), expected, effdet_name(compound_coef))
+    found = rename_keys(weights, _effdet_keys(compound_coef, expected), expected, effdet_name(compound_coef))
     return {key: found[key] if key in found else torch.ones(value.shape) for key, value in expected.items()}
 
 
@@ -84,7 +84,7 @@ def to_effdet(weights: Mapping[str, Tensor], compound_coef: int) -> dict[str, Te
     unused = shapes.keys() - keys.keys()
     used = {key: value for key, value in weights.items() if key not in unused}
     expected = {theirs: shapes[ours] for ours, theirs in keys.items()}
-    return renamed(used, {theirs: ours for ours, theirs in keys.items()}, expected, f"D{compound_coef}")
+    return rename_keys(used, {theirs: ours for ours, theirs in keys.items()}, expected, f"D{compound_coef}")
 
 
 def _effdet_keys(compound_coef: int, keys: Iterable[str]) -> dict[str, str]:

@@ -44,7 +44,7 @@ def best_path(folder: Path, compound_coef: int) -> Path:
     return folder / f"efficientdet-d{compound_coef}_best.pth"
 
 
-def chosen_weights(requested: str | None, project_name: str, compound_coef: int, saved_path: Path) -> Path:
+def resolve_weights(requested: str | None, project_name: str, compound_coef: int, saved_path: Path) -> Path:
     """Return the weights file to run: `requested`, or the project's checkpoint for "last" and "best".
 
     None selects the published weights for the project coco, and the bundled weights for the project shapes.

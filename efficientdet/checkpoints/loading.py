@@ -37,12 +37,14 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def load_weights(network: EfficientDet, path: Path | str, new_class_header: bool = False) -> bool:
-    """Load a weights file into `network`, see `fit_weights`."""
+    """Load a weights file into `network`, see `apply_weights`."""
     path = Path(path)
-    return fit_weights(network, read_state_dict(path), path, new_class_header)
+    return apply_weights(network, read_state_dict(path), path, new_class_header)
 
 
-def fit_weights(network: EfficientDet, weights: dict[str, Tensor], path: Path, new_class_header: bool = False) -> bool:
+def apply_weights(
+    network: EfficientDet, weights: dict[str, Tensor], path: Path, new_class_header: bool = False
+) -> bool:
     """Load `weights`, read from `path`, into `network`. Every key and shape must match.
 
     With `new_class_header`, weights for another number of classes are accepted too: all of them are loaded but the

@@ -10,7 +10,7 @@ from typing import TypeGuard
 
 import numpy as np
 
-from efficientdet.data.findings import Finding, by_kind, in_short
+from efficientdet.data.findings import Finding, format_short, group_by_kind
 from efficientdet.data.transforms import MIN_BOX_SIDE
 from efficientdet.project import Project
 from utils.errors import InputError
@@ -108,7 +108,7 @@ def raise_first_error(annotated: AnnotatedSet) -> None:
     if annotated.findings:
         command = f"python -m efficientdet.check -p {annotated.project.path}"
         more = f"; {command} lists all" if len(annotated.findings) > 1 else ""
-        raise InputError(in_short(by_kind(annotated.findings)[0]) + more)
+        raise InputError(format_short(group_by_kind(annotated.findings)[0]) + more)
 
 
 def _read_content(path: Path, note: _Note) -> dict[str, list[dict]]:

@@ -31,7 +31,7 @@ class Finding:
         return f"{self.case}: {self.advice}"
 
 
-def by_kind(findings: Iterable[Finding]) -> list[list[Finding]]:
+def group_by_kind(findings: Iterable[Finding]) -> list[list[Finding]]:
     """Group findings of the same kind and advice, errors first, otherwise in order of first appearance."""
     groups: dict[tuple, list[Finding]] = {}
     for finding in findings:
@@ -39,13 +39,13 @@ def by_kind(findings: Iterable[Finding]) -> list[list[Finding]]:
     return sorted(groups.values(), key=lambda group: group[0].level)  # "error" < "warning"; sorting is stable
 
 
-def in_short(group: list[Finding]) -> str:
+def format_short(group: list[Finding]) -> str:
     """Return one sentence for a group: its first finding and the number of findings."""
     more = f" (the first of {len(group):,} {group[0].kind})" if len(group) > 1 else ""
     return f"{group[0]}{more}"
 
 
-def in_full(group: list[Finding], limit: int | None) -> Iterator[str]:
+def format_full(group: list[Finding], limit: int | None) -> Iterator[str]:
     """Yield lines for a group: kind and number, the first `limit` findings (None: all), the advice."""
     yield f"{group[0].level}: {group[0].kind}: {len(group):,}"
     shown = group[:limit]

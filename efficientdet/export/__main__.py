@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from efficientdet.checkpoints.find import EXPORT_SUFFIXES, chosen_weights, find_weights
+from efficientdet.checkpoints.find import EXPORT_SUFFIXES, find_weights, resolve_weights
 from efficientdet.checkpoints.loading import load_weights
 from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
 from efficientdet.data.dataset import CocoDataset
@@ -99,7 +99,7 @@ def main(args: argparse.Namespace) -> None:
     check_args(args)
     keep_freed_memory()
     project = load_project(args.project)
-    weights = find_weights(chosen_weights(args.weights, project.name, args.compound_coef, args.saved_path))
+    weights = find_weights(resolve_weights(args.weights, project.name, args.compound_coef, args.saved_path))
     network = EfficientDet(args.compound_coef, project.num_classes, project.anchor_ratios, project.anchor_scales)
     load_weights(network, weights)
     metadata = make_metadata(args, network.eval(), project)

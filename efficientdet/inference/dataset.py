@@ -11,8 +11,8 @@ from efficientdet.inference.detector import Detector, Prepared
 from efficientdet.inference.options import DetectionOptions
 from utils import distributed
 from utils.errors import InputError
-from utils.overlap import ordered_map
 from utils.stopwatch import Stopwatch
+from utils.threads import ordered_map
 
 
 def detect_dataset(

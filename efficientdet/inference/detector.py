@@ -23,7 +23,7 @@ from efficientdet.runtime.exported import ExportedModel
 from efficientdet.runtime.modes import optimize
 from efficientdet.runtime.runner import Runner, measuring
 from efficientdet.structures import Detections
-from utils.device import available_device
+from utils.device import select_device
 from utils.errors import InputError
 from utils.images import read_image
 from utils.stopwatch import Stopwatch
@@ -228,7 +228,7 @@ def load_detector(
 
     Raises InputError for unusable files, ValueError for invalid values.
     """
-    device = available_device() if device is None else torch.device(device)
+    device = select_device() if device is None else torch.device(device)
     if isinstance(project, str | Path):
         project = load_project(project)
     if weights is not None and is_exported(weights):

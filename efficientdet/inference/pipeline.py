@@ -9,7 +9,7 @@ from efficientdet.inference.options import DetectionOptions
 from efficientdet.inference.sources import Failure, Frame, load
 from efficientdet.structures import Detections
 from utils.cli import default_workers
-from utils.overlap import Allowance, ordered_map, prefetch
+from utils.threads import Budget, ordered_map, prefetch
 
 Result = tuple[Frame, Detections] | Failure
 
@@ -26,7 +26,7 @@ def detect_frames(
     Threads decode the next frames, prepare the next batch and run the network on this one while the caller handles the
     last. They hold few frames, with about MAX_PIXELS_IN_FLIGHT pixels in all, and end when this generator does.
     """
-    allowance = Allowance(MAX_PIXELS_IN_FLIGHT)
+    allowance = Budget(MAX_PIXELS_IN_FLIGHT)
 
     def decode(reserved_item: tuple[int, Path | Frame | Failure]) -> Frame | Failure:
         reserved, item = reserved_item

@@ -71,7 +71,7 @@ class ExportedModel:
         return own
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the outputs described in `Deployable.forward` for images (N, 3, H, W) of `input_dtype`.
+        """Return the outputs described in `ExportGraph.forward` for images (N, 3, H, W) of `input_dtype`.
 
         Raises InputError if they do not match the metadata.
         """

@@ -7,12 +7,12 @@ import pytest
 from efficientdet.checkpoints import find
 from efficientdet.checkpoints.find import (
     best_path,
-    chosen_weights,
     find_last,
     find_weights,
     is_exported,
     last_path,
     published_url,
+    resolve_weights,
 )
 from utils.errors import InputError
 
@@ -53,32 +53,32 @@ def test_existing_published_file_is_not_downloaded(tmp_path, monkeypatch):
 
 
 def test_default_weights_of_a_project_and_the_flag(tmp_path):
-    assert chosen_weights("mine.pth", "drawn", 0, tmp_path) == Path("mine.pth")
-    assert chosen_weights("mine.pth", "shapes", 0, tmp_path) == Path("mine.pth")
-    assert chosen_weights(None, "coco", 4, tmp_path) == Path("weights/efficientdet-d4.pth")
+    assert resolve_weights("mine.pth", "drawn", 0, tmp_path) == Path("mine.pth")
+    assert resolve_weights("mine.pth", "shapes", 0, tmp_path) == Path("mine.pth")
+    assert resolve_weights(None, "coco", 4, tmp_path) == Path("weights/efficientdet-d4.pth")
     shipped = Path(__file__).parents[2] / "weights/efficientdet-d0_shapes.pth"
-    assert chosen_weights(None, "shapes", 0, tmp_path) == shipped
+    assert resolve_weights(None, "shapes", 0, tmp_path) == shipped
 
 
 @pytest.mark.parametrize(("project", "coefficient"), [("drawn", 0), ("shapes", 1)])
 def test_project_without_published_weights_needs_the_flag(tmp_path, project, coefficient):
     with pytest.raises(InputError, match=f"-w .*D{coefficient} .*'{project}'"):
-        chosen_weights(None, project, coefficient, tmp_path)
+        resolve_weights(None, project, coefficient, tmp_path)
 
 
 @pytest.mark.parametrize("project", ["drawn", "shapes", "coco"])
 def test_last_and_best_belong_to_the_project(tmp_path, project):
     folder = tmp_path / project
     with pytest.raises(InputError, match=f"d0 .*{folder}"):
-        chosen_weights("last", project, 0, tmp_path)
+        resolve_weights("last", project, 0, tmp_path)
     with pytest.raises(InputError, match=rf"{folder}/efficientdet-d0_best\.pth .*-w last"):
-        chosen_weights("best", project, 0, tmp_path)
+        resolve_weights("best", project, 0, tmp_path)
     folder.mkdir()
     last, best = last_path(folder, 0), best_path(folder, 0)
     assert (last.name, best.name) == ("efficientdet-d0_last.state", "efficientdet-d0_best.pth")
     last.touch()
     best.touch()
-    assert [chosen_weights(name, project, 0, tmp_path) for name in ("last", "best")] == [last, best]
+    assert [resolve_weights(name, project, 0, tmp_path) for name in ("last", "best")] == [last, best]
 
 
 def test_last_of_another_coefficient_is_pointed_out(tmp_path):

@@ -63,7 +63,7 @@ def test_worse_of_two_overlapping_boxes_of_a_class_is_dropped():
     assert found.class_ids.tolist() == [0, 1]
 
 
-def test_overlapping_boxes_of_two_classes_are_both_kept():
+def test_threadsping_boxes_of_two_classes_are_both_kept():
     (found,) = postprocess(outputs([[0.7, 0.1], [0.2, 0.9], [0.1, 0.1]]), 64, 64, 0.4, 0.5)
     assert found.boxes.tolist() == [[10, 10, 19, 20], [10, 10, 20, 20]]
     assert found.class_ids.tolist() == [1, 0]

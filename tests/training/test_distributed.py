@@ -90,7 +90,7 @@ def torchrun(*args: str | Path, cwd: Path, **kwargs) -> subprocess.CompletedProc
 
 def test_one_process_alone():
     assert (distributed.rank(), distributed.world_size()) == (0, 1)
-    assert not distributed.is_started()
+    assert not distributed.is_launched()
     assert distributed.any_rank() == []
     assert distributed.any_rank(True, False) == [True, False]
     assert distributed.all_gather("mine") == ["mine"]
@@ -226,8 +226,8 @@ def test_one_command_starts_the_processes(tmp_path):
         textwrap.dedent("""
         import sys, torch
         from utils import distributed
-        if not distributed.is_started():
-            distributed.start_processes(2)
+        if not distributed.is_launched():
+            distributed.launch_processes(2)
         with distributed.process_group(torch.device("cpu")):
             open(f"rank{distributed.rank()}of{distributed.world_size()}", "w").write(" ".join(sys.argv[1:]))
             if "fail" in sys.argv:

@@ -136,3 +136,21 @@ def test_a_change_does_not_affect_other_parsers():
 def test_unknown_shared_flag_is_a_programming_error():
     with pytest.raises(KeyError):
         add_flags(make_parser(None), "sede")
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        ([], (False, [])),
+        (["--debug", "a.jpg"], (True, ["a.jpg"])),
+        (["a.jpg", "--debug", "0"], (True, ["a.jpg", "0"])),
+        (["--debug", "False", "a.jpg"], (False, ["a.jpg"])),
+        (["--debug=no", "a.jpg"], (False, ["a.jpg"])),
+    ],
+)
+def test_boolean_flag_leaves_positional_arguments_alone(args, expected):
+    parser = make_parser(None)
+    parser.add_argument("sources", nargs="*")
+    parser.add_argument("--debug", **BOOLEAN, default=False)
+    parsed = parser.parse_intermixed_args(args) if args[:1] == ["a.jpg"] else parser.parse_args(args)
+    assert (parsed.debug, parsed.sources) == expected

@@ -12,12 +12,11 @@ from scripts import REPOSITORY
 
 from utils.device import (
     autocast_dtype,
-    available_device,
-    chosen_device,
     cuda_device,
     inference_dtype,
     is_out_of_memory,
     network_mode,
+    select_device,
     training_device,
 )
 from utils.errors import InputError
@@ -38,29 +37,29 @@ def gpus(monkeypatch):
 
 def test_machine_without_gpu_runs_on_the_cpu(gpus):
     gpus(0)
-    assert available_device() == chosen_device(None) == chosen_device(False) == CPU
-    assert chosen_device(None, 3) == CPU
+    assert select_device() == select_device(None) == select_device(False) == CPU
+    assert select_device(None, 3) == CPU
 
 
 def test_missing_gpu_is_refused(gpus):
     gpus(0)
-    for choose in (lambda: cuda_device(), lambda: chosen_device(True)):
+    for choose in (lambda: cuda_device(), lambda: select_device(True)):
         with pytest.raises(InputError, match=r"device 0 .*--cuda False"):
             choose()
 
 
 def test_index_beyond_the_gpus_is_refused(gpus):
     gpus(2)
-    for choose in (lambda: cuda_device(2), lambda: chosen_device(True, 2), lambda: chosen_device(None, 2)):
+    for choose in (lambda: cuda_device(2), lambda: select_device(True, 2), lambda: select_device(None, 2)):
         with pytest.raises(InputError, match=r"device 2 .* 2 .*--device"):
             choose()
 
 
 def test_machine_with_gpus_runs_on_the_requested_one(gpus):
     gpus(2)
-    assert available_device() == chosen_device(None) == chosen_device(True) == torch.device("cuda", 0)
-    assert chosen_device(None, 1) == cuda_device(1) == torch.device("cuda", 1)
-    assert chosen_device(False, 1) == CPU
+    assert select_device() == select_device(None) == select_device(True) == torch.device("cuda", 0)
+    assert select_device(None, 1) == cuda_device(1) == torch.device("cuda", 1)
+    assert select_device(False, 1) == CPU
 
 
 @pytest.mark.parametrize("present", [0, 2])

@@ -68,7 +68,7 @@ def ordered_map(
             pool.shutdown(cancel_futures=True)
 
 
-class Allowance:
+class Budget:
     """A limit on the total size (in pixels, say) of the items in flight.
 
     The producer calls `reserve` before it makes an item and `settle` as soon as its size is known; the consumer calls

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from utils.overlap import Allowance, ordered_map, prefetch
+from utils.threads import Budget, ordered_map, prefetch
 
 
 def wait_until(condition, seconds: float = 5.0) -> bool:
@@ -191,7 +191,7 @@ def test_items_are_freed_once_yielded():
 
 def test_interrupt_ends_all_threads():
     script = (
-        "import itertools, signal, time\nfrom utils.overlap import prefetch, ordered_map\n"
+        "import itertools, signal, time\nfrom utils.threads import prefetch, ordered_map\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job ignores it
         "items = prefetch(ordered_map(lambda n: n, itertools.count(), 2, 2), 1)\n"
         "print(next(items), flush=True)\n"
@@ -206,16 +206,16 @@ def test_interrupt_ends_all_threads():
     assert errors.rstrip().endswith("KeyboardInterrupt") and errors.count("Traceback") == 1
 
 
-def reserve_and_settle(allowance: Allowance, size: int) -> None:
+def reserve_and_settle(allowance: Budget, size: int) -> None:
     allowance.settle(allowance.reserve(), size)
 
 
 def test_single_item_is_allowed_however_large():
-    reserve_and_settle(Allowance(10), 1000)
+    reserve_and_settle(Budget(10), 1000)
 
 
 def test_producer_waits_at_the_limit():
-    allowance, passed = Allowance(10), []
+    allowance, passed = Budget(10), []
 
     def produce():
         for size in (4, 4, 4, 4):
@@ -233,7 +233,7 @@ def test_producer_waits_at_the_limit():
 
 
 def test_second_item_waits_until_the_size_of_the_first_is_known():
-    allowance = Allowance(10)
+    allowance = Budget(10)
     reserved = allowance.reserve()
     second = threading.Thread(target=allowance.reserve)
     second.start()
