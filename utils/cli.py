@@ -27,7 +27,7 @@ BOOLEAN: dict[str, Any] = {"type": boolean, "nargs": "?", "const": True, "metava
 
 class _Parser(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
-        """Parse `--flag SOURCE` as a flag and a positional argument: argparse would take SOURCE for the flag's value."""
+        """Parse `--flag SOURCE` as a flag and a positional argument; argparse would take SOURCE for its value."""
         args = list(sys.argv[1:] if args is None else args)
         if self._get_positional_actions():
             flags = [action for action in self._get_optional_actions() if action.type is boolean and not action.default]
