@@ -53,58 +53,33 @@ DEBUG_FOLDER = Path("test")
 
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
-    add = parser.add_argument
+    add, off = parser.add_argument, {**BOOLEAN, "default": False}
     add_flags(parser, "project", "compound_coef", "num_workers", "data_path", "image_size", "max_images")
     add("-w", "--load_weights", metavar="FILE|last", help="start from a weights file, or resume the last run")
-    add(
-        "--backbone_weights",
-        metavar="FILE|imagenet",
-        help="ImageNet weights of the backbone: a file of EfficientNet-PyTorch, torchvision or timm, or imagenet to "
-        "download the published one",
+    backbones = (
+        "backbone's ImageNet weights: a file of EfficientNet-PyTorch, torchvision or timm, or imagenet to download"
     )
+    add("--backbone_weights", metavar="FILE|imagenet", help=backbones)
     add("--batch_size", type=positive_int, default=12, help="images per step, all GPUs together (default: 12)")
     add("--accumulate", type=positive_int, default=1, help="batches per step, to save memory (default: 1)")
     add("--num_epochs", type=positive_int, default=500, help="(default: 500)")
     add("--val_interval", type=positive_int, default=1, help="epochs between validations (default: 1)")
     add("--save_interval", type=positive_int, default=500, help="steps between checkpoints (default: 500)")
     add("--keep", type=non_negative_int, default=3, help="checkpoints of the run to keep; 0: all (default: 3)")
-    add(
-        "--es_min_delta",
-        type=non_negative_float,
-        default=0.0,
-        help="early stopping: how far the validation loss must fall to count as an improvement (default: 0)",
-    )
-    add(
-        "--es_patience",
-        type=non_negative_int,
-        default=0,
-        help="early stopping: epochs without improvement before stopping; 0: never stop (default: 0)",
-    )
+    delta = "early stopping: how far the validation loss must fall to count as an improvement (default: 0)"
+    add("--es_min_delta", type=non_negative_float, default=0.0, help=delta)
+    patience = "early stopping: epochs without improvement before it; 0: never stop early (default: 0)"
+    add("--es_patience", type=non_negative_int, default=0, help=patience)
     add("--log_path", type=Path, default=Path("logs"), help="folder of curves and TensorBoard (default: logs/)")
     add_flags(parser, saved_path={"help": "folder of the checkpoints (default: logs/)"})
-    add("--head_only", **BOOLEAN, default=False, help="freeze backbone and BiFPN, train the heads only")
-    add("--freeze_bn", **BOOLEAN, default=False, help="freeze the batch norms' statistics, for small batches")
+    add("--head_only", **off, help="freeze backbone and BiFPN, train the heads only")
+    add("--freeze_bn", **off, help="freeze the batch norms' statistics, for small batches")
     add("--sync_bn", **BOOLEAN, help=f"batch norms across GPUs (default: below {SYNC_BN_BELOW} images per GPU)")
     add("--amp", choices=("off", "bf16", "fp16"), help="mixed precision (default: bf16 if the hardware supports it)")
-    add(
-        "--checkpoint_activations",
-        **BOOLEAN,
-        default=False,
-        help="recompute activations in the backward pass: same training, half the memory (a third for D5), a third "
-        "more time. For D5 to D7X, and for larger batches",
-    )
-    add(
-        "--compile",
-        **BOOLEAN,
-        default=False,
-        help="train through torch.compile, on a GPU: minutes before the first step, less in the next run",
-    )
-    add(
-        "--debug",
-        **BOOLEAN,
-        default=False,
-        help=f"draw detections next to ground truth into {DEBUG_FOLDER}/, each step",
-    )
+    recompute = "recompute activations in the backward pass: half the memory (a third for D5), a third more time"
+    add("--checkpoint_activations", **off, help=recompute)
+    add("--compile", **off, help="use torch.compile, on a GPU: the first step takes minutes, less in the next run")
+    add("--debug", **off, help=f"draw detections next to ground truth into {DEBUG_FOLDER}/, each step")
     add_flags(parser, seed={"help": "of initial weights, order and augmentation (default: 0)"})
     add_recipe_flags(parser)
     return parser.parse_args(args)
@@ -146,14 +121,12 @@ def train(args: argparse.Namespace, project: Project, device: torch.device) -> N
             improved = run.end_epoch(validated, args.es_min_delta)
             run.monitor.epoch(run.progress.history, validated, val_batches.dataset)
             run.save_best(validated)
-            stale = bool(validated) and run.epochs_without_improvement > args.es_patience > 0
+            stale = bool(validated) and run.progress.epoch - 1 - run.progress.best_epoch > args.es_patience > 0
             if improved or stale or run.progress.epoch == args.num_epochs:
                 run.save()
             if stale:
-                distributed.print_rank0(
-                    f"stopped early: no validation loss below {run.progress.best_loss:.4f} since epoch "
-                    f"{run.progress.best_epoch + 1}"
-                )
+                best = f"{run.progress.best_loss:.4f} since epoch {run.progress.best_epoch + 1}"
+                distributed.print_rank0(f"stopped early: no validation loss below {best}")
                 break
         if stop.received:
             run.save()
@@ -239,9 +212,8 @@ def open_data(
     sampler = EpochSampler(len(train_set), args.seed, args.batch_size, rank, world_size)
     pin_memory = device.type == "cuda"
     train_batches = BatchLoader(train_set, share, args.num_workers, sampler, pin_memory)
-    return train_batches, BatchLoader(
-        val_set, share, args.num_workers, range(rank, len(val_set), world_size), pin_memory
-    )
+    val_share = range(rank, len(val_set), world_size)
+    return train_batches, BatchLoader(val_set, share, args.num_workers, val_share, pin_memory)
 
 
 def open_run(
@@ -277,9 +249,7 @@ def open_run(
         run.resume(last)
         distributed.print_rank0(f"resuming {path}: epoch {run.progress.epoch + 1}, step {run.progress.step}")
     if run.progress.epoch >= args.num_epochs:
-        raise InputError(
-            f"the run has finished its {run.progress.epoch} epochs: pass a larger --num_epochs to continue"
-        )
+        raise InputError(f"the run has finished its {run.progress.epoch} epochs: pass a larger --num_epochs")
     return run
 
 
@@ -288,9 +258,7 @@ def load_initial_weights(args: argparse.Namespace, network: EfficientDet) -> Non
     if args.load_weights:
         weights = find_weights(args.load_weights)
         if load_weights(network, weights, new_class_header=True):
-            distributed.print_rank0(
-                f"{weights} has other classes: the class header is initialized for {network.num_classes}"
-            )
+            distributed.print_rank0(f"{weights} has other classes: new class header for {network.num_classes}")
     if args.backbone_weights:
         load_backbone(network, args.backbone_weights)
 

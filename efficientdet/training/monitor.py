@@ -77,9 +77,8 @@ class Monitor:
                 self._writer.add_scalar(f"val/{tag}", row[name], row["step"])
         for image_id, detections in validated[best_of(validated)].shown.items():
             shown = detections[detections.scores >= SHOWN_SCORE_THRESHOLD]
-            drawn = draw_beside_ground_truth(
-                dataset.load_image(image_id), shown, *dataset.target(image_id), dataset.project
-            )
+            pixels, ground_truth = dataset.load_image(image_id), dataset.target(image_id)
+            drawn = draw_beside_ground_truth(pixels, shown, *ground_truth, dataset.project)
             self._writer.add_image(f"val/{image_id}", drawn, row["step"], dataformats="HWC")
 
     def flush(self) -> None:

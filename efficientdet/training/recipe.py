@@ -1,4 +1,4 @@
-"""The two training recipes. `train.py` has a flag for each of their values."""
+"""The two training recipes, side by side. `train.py` has a flag for each of their values."""
 
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -6,85 +6,47 @@ from typing import Any
 from utils.cli import BOOLEAN, non_negative_float, non_negative_int
 
 
-def _value(description: str, choices: tuple[str, ...] = ()) -> Any:
-    return field(metadata={"help": description, "choices": choices})
+def _value(description: str, reference: object, official: object, *choices: str) -> Any:
+    return field(
+        metadata={"help": description, "choices": choices or None, "reference": reference, "official": official}
+    )
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train a network. The metadata of each field are the help text and the choices of its flag."""
+    """How to train a network. The metadata of each field are the help and choices of its flag, and its values in
+
+    - `reference`, that of "Yet Another EfficientDet Pytorch": to fine-tune published weights,
+    - `official`, that of google/automl (EfficientDet paper, section 5.1): to train from scratch or from a backbone.
+    """
 
     # Optimizer and learning rate.
-    optim: str = _value("optimizer; sgd has momentum 0.9", ("adamw", "sgd"))
-    nesterov: bool = _value("Nesterov momentum for sgd")
-    lr: float = _value("learning rate")
-    lr_images: int = _value("images per step that the lr is meant for; scaled linearly to yours. 0: not scaled")
+    optim: str = _value("optimizer; sgd has momentum 0.9", "adamw", "sgd", "adamw", "sgd")
+    nesterov: bool = _value("Nesterov momentum for sgd", True, False)
+    lr: float = _value("learning rate", 1e-4, 0.08)
+    lr_images: int = _value("images per step that the lr is meant for, scaled to yours; 0: not scaled", 0, 64)
     schedule: str = _value(
-        "plateau: divide the lr by 10 when the training loss stops falling; cosine: decay it to 0",
-        ("plateau", "cosine"),
+        "plateau: lr / 10 when the training loss stops falling; cosine: to 0", "plateau", "cosine", "plateau", "cosine"
     )
-    lr_patience: int = _value("plateau: epochs without improvement before the lr drops")
-    warmup_epochs: float = _value("epochs of linear warm-up, from a tenth of the lr")
-    weight_decay: float | None = _value("None: the optimizer's default, 0.01 for adamw and 0 for sgd")
-    decay_kernels_only: bool = _value("apply weight decay to convolution kernels only, not to biases and batch norms")
-    clip_norm: float = _value("maximum gradient norm of a step; 0: no clipping")
-    ema_decay: float = _value("decay of the weights' moving average, which is validated too; 0: no average")
+    lr_patience: int = _value("plateau: epochs without improvement before the lr drops", 3, 3)
+    warmup_epochs: float = _value("epochs of linear warm-up, from a tenth of the lr", 0.0, 1.0)
+    weight_decay: float | None = _value("None: the optimizer's own, 0.01 for adamw and 0 for sgd", None, 4e-5)
+    decay_kernels_only: bool = _value("weight decay for convolution kernels only", False, True)
+    clip_norm: float = _value("maximum gradient norm of a step; 0: no clipping", 0.0, 10.0)
+    ema_decay: float = _value("decay of the weights' moving average, validated too; 0: no average", 0.0, 0.9998)
     # Augmentation, besides a horizontal flip of half of the images.
-    min_scale: float = _value("scale images by a random factor from here ...")
-    max_scale: float = _value("... to here, then crop; 1 and 1: fit them into the input")
+    min_scale: float = _value("scale images by a random factor from here ...", 1.0, 0.1)
+    max_scale: float = _value("... to here, then crop; 1 and 1: fit them into the input", 1.0, 2.0)
     # Loss.
-    focal_gamma: float = _value("focusing parameter of the focal loss")
-    negative_iou: float = _value("anchors with a lower IoU are background; from here to 0.5 they are ignored")
-    force_best_anchor: bool = _value("assign each object its best anchor, however low the IoU")
-    box_loss: str = _value("smooth_l1: beta 1/9; huber: delta 0.1", ("smooth_l1", "huber"))
-    normalize: str = _value(
-        "divide the loss by the positive anchors of each image, or of the batch", ("image", "batch")
-    )
+    focal_gamma: float = _value("focusing parameter of the focal loss", 2.0, 1.5)
+    negative_iou: float = _value("IoU below which anchors are background; up to 0.5 they are ignored", 0.4, 0.5)
+    force_best_anchor: bool = _value("assign each object its best anchor, however low the IoU", False, True)
+    box_loss: str = _value("smooth_l1: beta 1/9; huber: delta 0.1", "smooth_l1", "huber", "smooth_l1", "huber")
+    normalize: str = _value("divide the loss by the positive anchors of", "image", "batch", "image", "batch")
 
 
 RECIPES = {
-    # The reference, "Yet Another EfficientDet Pytorch": to fine-tune published weights.
-    "reference": Recipe(
-        optim="adamw",
-        nesterov=True,
-        lr=1e-4,
-        lr_images=0,
-        schedule="plateau",
-        lr_patience=3,
-        warmup_epochs=0.0,
-        weight_decay=None,
-        decay_kernels_only=False,
-        clip_norm=0.0,
-        ema_decay=0.0,
-        min_scale=1.0,
-        max_scale=1.0,
-        focal_gamma=2.0,
-        negative_iou=0.4,
-        force_best_anchor=False,
-        box_loss="smooth_l1",
-        normalize="image",
-    ),
-    # google/automl (EfficientDet paper, section 5.1): to train from scratch or from an ImageNet backbone.
-    "official": Recipe(
-        optim="sgd",
-        nesterov=False,
-        lr=0.08,
-        lr_images=64,
-        schedule="cosine",
-        lr_patience=3,
-        warmup_epochs=1.0,
-        weight_decay=4e-5,
-        decay_kernels_only=True,
-        clip_norm=10.0,
-        ema_decay=0.9998,
-        min_scale=0.1,
-        max_scale=2.0,
-        focal_gamma=1.5,
-        negative_iou=0.5,
-        force_best_anchor=True,
-        box_loss="huber",
-        normalize="batch",
-    ),
+    name: Recipe(**{value.name: value.metadata[name] for value in fields(Recipe)}) for name in ("reference", "official")
 }
 
 
@@ -108,10 +70,10 @@ def add_recipe_flags(parser: Any) -> None:
     group.add_argument("--recipe", choices=tuple(RECIPES), default="reference", help="(default: reference)")
     kinds = {bool: BOOLEAN, int: {"type": non_negative_int}, str: {}, float: {"type": non_negative_float}}
     for value in fields(Recipe):
-        kind = kinds[type(getattr(RECIPES["official"], value.name))]
-        choices = {"choices": value.metadata["choices"]} if value.metadata["choices"] else {}
-        values = ", ".join(f"{name}: {getattr(recipe, value.name)}" for name, recipe in RECIPES.items())
-        group.add_argument(f"--{value.name}", **kind, **choices, help=f"{value.metadata['help']} ({values})")
+        about = value.metadata
+        values = ", ".join(f"{name}: {about[name]}" for name in RECIPES)
+        kind = kinds[type(about["official"])]
+        group.add_argument(f"--{value.name}", **kind, choices=about["choices"], help=f"{about['help']} ({values})")
     group.set_defaults(**{value.name: None for value in fields(Recipe)})
 
 

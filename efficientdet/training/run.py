@@ -77,6 +77,9 @@ class Run:
         self.network = network.to(device).to(memory_format=torch.channels_last)
         set_training_mode(network, head_only, freeze_bn)
         self.average = WeightAverage(network, recipe.ema_decay) if recipe.ema_decay else None
+        self.networks: dict[str, nn.Module] = {"": network}  # to validate
+        if self.average:
+            self.networks["average_"] = self.average.network
         if less_memory:
             checkpoint_activations(network)
         self.optimizer = make_optimizer(recipe, network)
@@ -90,19 +93,11 @@ class Run:
         self.progress, self.losses = Progress(), LossMean()
         self.monitor: Monitor | NoMonitor = NoMonitor()
         self._order = {"seed": seed, "images": images_per_epoch}
+        optim, kernels_only = recipe.optim, recipe.decay_kernels_only
         # A run can be resumed with these values only.
-        self._settings = {
-            "optim": recipe.optim,
-            "decay_kernels_only": recipe.decay_kernels_only,
-            "head_only": head_only,
-        }
+        self._settings = {"optim": optim, "decay_kernels_only": kernels_only, "head_only": head_only}
         if distributed.rank() > 0:
             torch.manual_seed(seed + distributed.rank())  # for a drop-connect of its own
-
-    @property
-    def networks(self) -> dict[str, nn.Module]:
-        """What is validated: the network and, if there is one, the average of its weights."""
-        return {"": self.network, "average_": self.average.network} if self.average else {"": self.network}
 
     def train_step(self, batches: Sequence[Batch]) -> StepResult:
         """Train on the micro-batches of a step, and count it."""
@@ -134,11 +129,6 @@ class Run:
         self.losses = LossMean()
         set_training_mode(self.network, self.head_only, self.freeze_bn)
         return improved
-
-    @property
-    def epochs_without_improvement(self) -> int:
-        """Finished epochs since the one with the lowest validation loss."""
-        return self.progress.epoch - 1 - self.progress.best_epoch
 
     def _history_row(self, validated: Mapping[str, Validated]) -> dict[str, float]:
         """Return the current epoch's row of history.csv."""
@@ -176,24 +166,21 @@ class Run:
         random = distributed.all_gather(_random_state(self.device))
         if distributed.rank() > 0:
             return
-        self.monitor.flush()  # first: a kill right after saving must not lose curves
-        path = self.checkpoints.save(
-            self.network, {**self._state_dict(), "random": random}, self.progress.epoch, self.progress.step
-        )
-        tqdm.write(f"saved {path}")
-
-    def _state_dict(self) -> dict:
-        return {
+        state = {
             "progress": asdict(self.progress),
             "losses": vars(self.losses),
             "settings": self._settings,
             "order": self._order,
             "lr": self.recipe.lr,
+            "random": random,
             "optimizer": self.optimizer.state_dict(),
             "learning_rate": self.learning_rate.state_dict(),
             "scaler": self.step.scaler.state_dict(),
             "average": self.average and self.average.state_dict(),
         }
+        self.monitor.flush()  # first: a kill right after saving must not lose curves
+        path = self.checkpoints.save(self.network, state, self.progress.epoch, self.progress.step)
+        tqdm.write(f"saved {path}")
 
     def resume(self, state: dict) -> None:
         """Restore a `state` that `save` has written, except for the weights. Raises InputError if the flags differ."""
