@@ -163,6 +163,41 @@ def test_efficientdet_has_at_most_ten_modules_on_its_first_level():
     assert len(list((ROOT / "efficientdet").glob("*.py"))) <= 10
 
 
+def sources() -> list[Path]:
+    return [*ROOT.glob("*.py"), *(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))]
+
+
+def test_files_are_read_in_one_sitting():
+    lines = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in sources()}
+    assert {name: count for name, count in lines.items() if count > 400} == {}
+    assert {name: count for name, count in lines.items() if count < 20 and not name.endswith("__init__.py")} == {}
+    assert lines["train.py"] <= 320
+
+
+def test_functions_fit_on_a_screen():
+    long = {}
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = node.end_lineno - node.lineno + 1
+                if lines > (80 if node.name == "parse_args" else 60):
+                    long[f"{path.relative_to(ROOT)}:{node.name}"] = lines
+    assert long == {}
+
+
+def test_a_public_name_means_one_thing():
+    """Functions, classes and constants of modules, but for what every script and command has."""
+    places: dict[str, list[str]] = {}
+    for path in sources():
+        for node in ast.parse(path.read_text()).body:
+            targets = node.targets if isinstance(node, ast.Assign) else [node]
+            for name in {getattr(target, "name", getattr(target, "id", "_")) for target in targets}:
+                if not name.startswith("_"):
+                    places.setdefault(name, []).append(str(path.relative_to(ROOT)))
+    shared = {"main", "parse_args", "command", "T"}  # T is a type variable
+    assert {name: where for name, where in places.items() if len(where) > 1 and name not in shared} == {}
+
+
 def test_efficientnet_needs_torch_alone(imports):
     for module in members(imports, "efficientnet"):
         assert foreign(imports[module], ("torch", "efficientnet")) == set(), module

