@@ -18,7 +18,7 @@ import numpy as np
 from efficientdet.check import images, rules
 from efficientdet.check.anchors import anchor_report
 from efficientdet.check.objects import Objects, objects_on_canvas
-from efficientdet.check.report import boxes_by_class, headline, size_percentiles
+from efficientdet.check.report import box_tables, headline
 from efficientdet.config import model_config
 from efficientdet.data.annotations import AnnotatedSet, read_set
 from efficientdet.data.dataset import CocoDataset, SampleKey
@@ -65,10 +65,7 @@ def main(args: argparse.Namespace) -> int:
     for annotated, scanned in zip(sets, scans):
         sized = images.with_scanned_sizes(annotated, scanned)
         objects[annotated.name] = learnable = objects_on_canvas(sized, canvas, config)
-        print(headline(annotated))
-        if len(learnable.rows):
-            for line in (*boxes_by_class(annotated, learnable), *size_percentiles(learnable)):
-                print(f"  {line}")
+        print(headline(annotated), *box_tables(annotated, learnable), sep="\n")
         findings += annotated.findings
         findings += images.image_findings(annotated, scanned)
         findings += images.duplicate_images(annotated, scanned)
@@ -81,16 +78,14 @@ def main(args: argparse.Namespace) -> int:
     findings += rules.unlisted_images(sets)
 
     if args.anchors:
-        print(*anchor_report(objects, project, config), sep="\n")
+        print(*anchor_report(objects, project.path), sep="\n")
     if args.show:
         print(show_samples(args, sets[0], scans[0], canvas))
     for group in group_by_kind(findings):
         print(*format_full(group, None if args.all else MAX_CASES), sep="\n")
     errors = sum(finding.level == "error" for finding in findings)
-    print(
-        f"{errors:,} errors, {len(findings) - errors:,} warnings in {sum(map(len, scans)):,} images"
-        + (": correct the errors before training" if errors else "")
-    )
+    remedy = ": correct the errors before training" if errors else ""
+    print(f"{errors:,} errors, {len(findings) - errors:,} warnings in {sum(map(len, scans)):,} images{remedy}")
     return 1 if errors else 0
 
 

@@ -28,7 +28,7 @@ DUPLICATE_IMAGE = Rule(
 
 
 class ImageScan(NamedTuple):
-    """What decoding an image shows. The defaults mean a missing image."""
+    """The result of decoding an image. The defaults mean a missing image."""
 
     size: tuple[int, int] = (0, 0)  # (height, width) after the EXIF rotation; 0 if it cannot be decoded
     exif_ignored: bool = False  # the annotated size is that before the EXIF rotation
@@ -44,12 +44,11 @@ def scan_image(path: Path, annotated_size: tuple[int, int]) -> ImageScan:
         return ImageScan(error=str(error))
     size = image.shape[:2]
     digest = hashlib.blake2b(image.data, digest_size=16, key=str(size).encode()).digest()
-    exif_ignored = False
     if size[::-1] == annotated_size != size:
         with contextlib.suppress(InputError):  # not the size of the stored pixels, either
             read_image(path, annotated_size)
-            exif_ignored = True
-    return ImageScan(size, exif_ignored, digest)
+            return ImageScan(size, True, digest)
+    return ImageScan(size, False, digest)
 
 
 def scan_images(annotated: AnnotatedSet, num_threads: int) -> list[ImageScan]:

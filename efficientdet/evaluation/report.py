@@ -1,5 +1,6 @@
 """Write the report of an evaluation: a page to read, its images as files, and all numbers as JSON."""
 
+import itertools
 import json
 import math
 import time
@@ -26,11 +27,8 @@ MAX_WORST_IMAGES = 12
 def report_folder(parent: Path, set_name: str, source: Path | str) -> Path:
     """Return a new folder, named after the set, the weights or results file, and the time. It is not created."""
     name = f"eval-{set_name}-{Path(source).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder, number = parent / name, 1
-    while folder.exists():
-        number += 1
-        folder = parent / f"{name}-{number}"
-    return folder
+    suffixes = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+    return next(folder for suffix in suffixes if not (folder := parent / f"{name}{suffix}").exists())
 
 
 def write_report(
@@ -39,15 +37,10 @@ def write_report(
     evaluation: Evaluation,
     details: Details,
     analysis: Analysis,
-    facts: Mapping[str, str],
-    seconds: Mapping[str, float] | None = None,
+    facts: Mapping[str, str],  # what was evaluated and how, shown first: weights, input size
+    seconds: Mapping[str, float] | None = None,  # duration of each part of the evaluation: loading, network, ...
 ) -> None:
-    """Write `report.html`, `report.json`, the charts as PNG and the worst images as JPEG, all or nothing.
-
-    Args:
-        facts: what was evaluated and how, shown first: weights, input size.
-        seconds: duration of each part of the evaluation: loading, network and so on.
-    """
+    """Write `report.html`, `report.json`, the charts as PNG and the worst images as JPEG, all or nothing."""
     seconds = dict(seconds or {})
     facts = {
         "set": f"{dataset.set_name} of {dataset.project.name}",
@@ -60,8 +53,8 @@ def write_report(
         for name, figure in charts(analysis).items():
             write_chart(temporary / f"{name}.png", figure)
         chart_files = {path.stem: path.read_bytes() for path in temporary.glob("*.png")}
-        worst = []
         bad = [image for image in analysis.images if image.errors][:MAX_WORST_IMAGES]
+        worst = []
         for rank, image in enumerate(tqdm(bad, desc="worst images", unit="image", dynamic_ncols=True), 1):
             file_name = _file_name(dataset, image)
             path = temporary / "worst" / f"{rank:02d}_{Path(file_name).stem}.jpg"
@@ -80,16 +73,13 @@ def _numbers(dataset: CocoDataset, analysis: Analysis) -> dict:
     """Return everything in `analysis` under the keys of report.json."""
     names = [row.name for row in analysis.classes]
     curve = analysis.all_classes
+    class_precision = dict(zip(names, analysis.class_precision))
     return {
         "score_threshold": analysis.score_threshold,
         "classes": [row._asdict() for row in analysis.classes],
         "sizes": [row._asdict() for row in analysis.sizes],
         "causes": [row._asdict() for row in analysis.causes],
-        "precision_over_recall": {
-            "recall": RECALLS,
-            **analysis.precision,
-            "classes_at_IoU_0.5": dict(zip(names, analysis.class_precision)),
-        },
+        "precision_over_recall": {"recall": RECALLS, **analysis.precision, "classes_at_IoU_0.5": class_precision},
         "over_score_threshold": {
             "threshold": curve.thresholds,
             "F1": curve.f1,
@@ -111,7 +101,7 @@ def _file_name(dataset: CocoDataset, image: ImageResult) -> str:
 
 
 def _to_json(value: Any) -> Any:
-    """Turn arrays into lists, and NaN into None."""
+    """Turn arrays into lists and NaN into None."""
     if isinstance(value, dict):
         return {key: _to_json(item) for key, item in value.items()}
     if isinstance(value, np.ndarray | list):
