@@ -68,7 +68,6 @@ def main(args: argparse.Namespace) -> int:
         print(headline(annotated), *box_tables(annotated, learnable), sep="\n")
         findings += annotated.findings
         findings += images.image_findings(annotated, scanned)
-        findings += images.duplicate_images(annotated, scanned)
         findings += rules.annotation_findings(sized, learnable)
         findings += rules.empty_images(annotated)
     pairs = images.same_pixels(scans[0], scans[-1])
@@ -100,12 +99,10 @@ def show_samples(
     if not usable:
         return f"no samples drawn: {train.image_folder} has no usable image"
     recipe, project = RECIPES[args.recipe], train.project
-    scale_range = (
-        recipe.min_scale if args.min_scale is None else args.min_scale,
-        recipe.max_scale if args.max_scale is None else args.max_scale,
-    )
-    folder = args.data_path / project.name
-    dataset = CocoDataset(folder, train.name, project, canvas, args.seed, scale_range, args.max_images)
+    min_scale = recipe.min_scale if args.min_scale is None else args.min_scale
+    max_scale = recipe.max_scale if args.max_scale is None else args.max_scale
+    folder, scales = args.data_path / project.name, (min_scale, max_scale)
+    dataset = CocoDataset(folder, train.name, project, canvas, args.seed, scales, args.max_images)
     selected = np.random.default_rng(args.seed).permutation(usable)[: args.show]
     drawn, captions = [], []
     for index in selected.tolist():

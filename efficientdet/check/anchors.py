@@ -17,7 +17,6 @@ from efficientdet.model.loss import POSITIVE_IOU
 MIN_GAIN = 0.01  # of `_fitness`; less does not justify giving up the anchors of the published weights
 MAX_BOXES = 3000  # that the search uses, drawn at random
 _START_OCTAVES = (0.0, -0.5, -1.0, -1.5, -2.0, 0.5, 1.0)  # of the scales: k-means finds the nearest optimum only
-_FIRST_STEP, _LAST_STEP = 0.2, 0.02  # of the refinement, in octaves
 
 
 def propose_anchors(boxes_xyxy: np.ndarray, canvas: tuple[int, int], anchors: AnchorSpec) -> AnchorSpec:
@@ -48,8 +47,8 @@ def propose_anchors(boxes_xyxy: np.ndarray, canvas: tuple[int, int], anchors: An
     starts = [_structured_k_means(sides, levels, octaves + start, aspects) for start in _START_OCTAVES]
     # Of equals the first: finer levels see more of an object.
     parameters = max(starts, key=lambda start: round(fitness(start), 3))
-    value, step = fitness(parameters), _FIRST_STEP
-    while step >= _LAST_STEP:
+    value, step = fitness(parameters), 0.2  # octaves
+    while step >= 0.02:
         before = value
         for move in np.concatenate((np.eye(len(parameters)), -np.eye(len(parameters)))) * step:
             moved = fitness(parameters + move)
@@ -72,10 +71,8 @@ def anchor_report(objects_by_set: dict[str, Objects], project_file: Path) -> lis
     for name, objects in objects_by_set.items():
         before, after = objects.best_ious, best_ious(objects.xyxy, objects.canvas, proposed)
         if len(before):
-            lines.append(
-                f"  {name}: {(before >= POSITIVE_IOU).mean():.1%} and {before.mean():.2f} with the project's, "
-                f"{(after >= POSITIVE_IOU).mean():.1%} and {after.mean():.2f} with the proposed"
-            )
+            old, new = (f"{(ious >= POSITIVE_IOU).mean():.1%} and {ious.mean():.2f}" for ious in (before, after))
+            lines.append(f"  {name}: {old} with the project's, {new} with the proposed")
             gains.append(_fitness(after) - _fitness(before))
     if gains[0] < MIN_GAIN:
         return [*lines, f"  the gain is too small to justify a change: keep the anchors of {project_file}"]

@@ -30,28 +30,20 @@ class Rule(NamedTuple):
     def on_file(self, file: Path, message: str, subject: str = "") -> Finding:
         return Finding(self.level, self.kind, file, subject, message, self.advice)
 
-    def on_image(self, annotated: AnnotatedSet, index: int, message: str, subject: str = "") -> Finding:
-        image = f"image {annotated.images[index]['id']!r}"
-        return self.on_file(annotated.image_path(index), message, f"{subject} of {image}" if subject else image)
+    def on_image(self, annotated: AnnotatedSet, index: int, message: str) -> Finding:
+        return self.on_file(annotated.image_path(index), message, f"image {annotated.images[index]['id']!r}")
 
     def on_box(self, annotated: AnnotatedSet, row: int, message: str) -> Finding:
-        subject = f"annotation {annotated.boxes.annotation_ids[row]!r}"
-        return self.on_image(annotated, annotated.boxes.images[row], message, subject)
+        index = annotated.boxes.images[row]
+        subject = f"annotation {annotated.boxes.annotation_ids[row]!r} of image {annotated.images[index]['id']!r}"
+        return self.on_file(annotated.image_path(index), message, subject)
 
 
-NEGATIVE_BOX = Rule(
-    "error", "boxes of negative size", "ignored in training; use [x, y, width, height], not two corners"
-)
-THIN_BOX = Rule(
-    "warning", "boxes thinner than a pixel", "training ignores it; remove it, or convert it to pixels if it is relative"
-)
-BOX_OUTSIDE = Rule(
-    "error", "boxes outside of their images", "correct it to [x, y, width, height] in pixels, or remove it"
-)
+NEGATIVE_BOX = Rule("error", "boxes of negative size", "not trained on; use [x, y, width, height], not two corners")
+THIN_BOX = Rule("warning", "boxes thinner than a pixel", "not trained on; remove it, or convert fractions to pixels")
+BOX_OUTSIDE = Rule("error", "boxes outside of their images", "use [x, y, width, height] in pixels, or remove it")
 BOX_ACROSS_BORDER = Rule(
-    "warning",
-    "boxes across the border of their images",
-    "clip it, as detections end at the border; many such boxes may be two corners instead of [x, y, width, height]",
+    "warning", "boxes across the border of their images", "clip it; many may be two corners, not [x, y, width, height]"
 )
 DUPLICATE_BOX = Rule("warning", "duplicate boxes", "one of the two counts as missed in every evaluation; remove it")
 NO_CATEGORY = Rule("warning", "classes without a category", "use the same name in both files, or remove the class")
@@ -67,11 +59,9 @@ LOW_COVERAGE = Rule(
     "such boxes are hard to learn; use another --image_size, or other anchors_scales and anchors_ratios "
     "(python -m efficientdet.check --anchors proposes some)",
 )
-EMPTY_IMAGE = Rule(
-    "warning", "images without boxes", "annotate it, unless it shows no object: then it teaches background"
-)
+EMPTY_IMAGE = Rule("warning", "images without boxes", "annotate it, unless it shows no object and teaches background")
 UNLISTED_IMAGE = Rule(
-    "warning", "unlisted images", "not used; add its entry (with no boxes if it is empty), or remove it"
+    "warning", "unlisted images", "it is not used; list it (without boxes if it is empty) or remove it"
 )
 SAME_SET = Rule("warning", "sets that are the same", "results on training images say nothing about new ones")
 IN_BOTH_SETS = Rule("error", "images in both sets", "evaluation must be on new images; remove it from one of the sets")
@@ -79,9 +69,14 @@ SAME_FILE_NAME = Rule("warning", "file names in both sets", "harmless, unless it
 
 
 def annotation_findings(annotated: AnnotatedSet, objects: Objects) -> Iterator[Finding]:
-    """Find all faults that the annotations of a set show without its images."""
+    """Find faults that the annotations of a set show without its images: boxes, classes, objects at the input size."""
     yield from box_findings(annotated)
-    yield from class_findings(annotated)
+    file, counts = annotated.annotation_file, class_counts(annotated)
+    for class_id, name in enumerate(annotated.project.class_names):
+        if name and class_id not in annotated.category_ids:
+            yield NO_CATEGORY.on_file(file, f"has no category {name!r} of obj_list in {annotated.project.path}")
+        elif name and not counts[class_id] and counts.any():
+            yield NO_BOX.on_file(file, f"has no box of {name!r}")
     yield from object_findings(annotated, objects)
 
 
@@ -109,16 +104,6 @@ def box_findings(annotated: AnnotatedSet) -> Iterator[Finding]:
     equal = np.all([column[order[1:]] == column[order[:-1]] for column in columns], axis=0)
     for row, earlier in sorted(zip(order[1:][equal].tolist(), order[:-1][equal].tolist())):
         yield DUPLICATE_BOX.on_box(annotated, row, f"repeats annotation {boxes.annotation_ids[earlier]!r}")
-
-
-def class_findings(annotated: AnnotatedSet) -> Iterator[Finding]:
-    """Find classes that cannot be learned from the set."""
-    file, counts = annotated.annotation_file, class_counts(annotated)
-    for class_id, name in enumerate(annotated.project.class_names):
-        if name and class_id not in annotated.category_ids:
-            yield NO_CATEGORY.on_file(file, f"has no category {name!r} of obj_list in {annotated.project.path}")
-        elif name and not counts[class_id] and counts.any():
-            yield NO_BOX.on_file(file, f"has no box of {name!r}")
 
 
 def class_counts(annotated: AnnotatedSet) -> np.ndarray:

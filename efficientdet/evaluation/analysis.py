@@ -122,13 +122,17 @@ def analyse(details: Details, class_names: Sequence[str], image_ids: Sequence[in
     totals, all_totals = counts.sum(axis=0).tolist(), all_counts.sum(axis=0).tolist()
     right = np.bincount(detections.images[confident & (detections.matches >= 0)], minlength=len(image_ids))
     class_precision = np.where(details.precision >= 0, details.precision, np.nan)[..., 0]
+    defined = ~np.isnan(class_precision[_AP50, 0])
     return Analysis(
         score_threshold=score_threshold,
         all_classes=all_classes,
         class_curves=curves,
         classes=[_class_result(details, k, name, curve) for k, (name, curve) in enumerate(zip(names, curves))],
         sizes=[_size_result(details, number, name) for number, name in enumerate(SIZES, 1)],
-        precision={"AP50": _mean_curve(class_precision[_AP50]), "AP75": _mean_curve(class_precision[_AP75])},
+        precision={
+            name: class_precision[threshold][:, defined].mean(axis=1) if defined.any() else np.full(101, np.nan)
+            for name, threshold in (("AP50", _AP50), ("AP75", _AP75))
+        },
         class_precision=class_precision[_AP50].T,
         confusion=confusion_matrix(details, pairs, confident),
         causes=list(map(CauseResult, CAUSES, totals, all_totals, gains(details, all_errors).tolist())),
@@ -187,11 +191,9 @@ def _threshold_curve(details: Details, selected: np.ndarray, objects: int, thres
     """Count the detections that the mask `selected` (D,) contains, of which each should find one of the `objects`."""
     detections = details.detections
     right = detections.matches >= 0
-
-    def count(mask: np.ndarray) -> np.ndarray:
-        return mask.sum() - np.searchsorted(np.sort(detections.scores[mask]), thresholds)
-
-    return ThresholdCurve(thresholds, count(selected & right), count(selected & ~right & ~detections.ignored), objects)
+    masks = (selected & right, selected & ~right & ~detections.ignored)
+    true, false = (mask.sum() - np.searchsorted(np.sort(detections.scores[mask]), thresholds) for mask in masks)
+    return ThresholdCurve(thresholds, true, false, objects)
 
 
 def _class_result(details: Details, k: int, name: str, curve: ThresholdCurve) -> ClassResult:
@@ -224,12 +226,6 @@ def _averages(precision: np.ndarray, recall: np.ndarray) -> list[float]:
         float(values[values >= 0].mean()) if (values >= 0).any() else np.nan
         for values in (precision, precision[_AP50], recall)
     ]
-
-
-def _mean_curve(curves: np.ndarray) -> np.ndarray:
-    """Return the mean of the (101, K) curves over the classes where it is defined: (101,)."""
-    defined = ~np.isnan(curves[0])
-    return curves[:, defined].mean(axis=1) if defined.any() else np.full(len(curves), np.nan)
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray | int) -> np.ndarray:

@@ -66,8 +66,8 @@ class Details(NamedTuple):
 def score(dataset: CocoDataset, results: Sequence[dict]) -> Evaluation:
     """Return COCO's average precision of `results`, entries of a results file, on all images of `dataset`.
 
-    The numbers equal those of pycocotools on the untouched annotation file. The exception is an annotation with the
-    id 0, which means "unmatched" to pycocotools, so that it never counts as found; here it counts like any other.
+    The numbers equal those of pycocotools on the untouched annotation file, but an annotation with the id 0, which
+    never counts as found in pycocotools (0 means "unmatched"), counts like any other.
     """
     return score_in_detail(dataset, results)[0]
 

@@ -41,8 +41,7 @@ def charts(analysis: Analysis) -> dict[str, "Figure"]:
 def draw_errors(dataset: CocoDataset, details: Details, analysis: Analysis, image_id: int | str) -> np.ndarray:
     """Return an image twice, (H, W, 3) uint8 RGB: with its detections on the left, its ground truth on the right.
 
-    The detections are those at the score threshold of the analysis. Labels name the cause of each error, and the
-    missed objects.
+    Detections are those at the score threshold of the analysis. Labels name causes of errors, and missed objects.
     """
     names = dataset.project.class_names
     position = dataset.index_of[image_id]

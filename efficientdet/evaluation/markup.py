@@ -80,10 +80,9 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str | int | float]]) 
 
 
 def _cell(value: str | int | float) -> str:
+    text = escape(value) if isinstance(value, str) else f"{value:,}"
     if isinstance(value, float):
         text = "–" if math.isnan(value) else f"{value:.3f}"
-    else:
-        text = escape(value) if isinstance(value, str) else f"{value:,}"
     return f"<td{_alignment(value)}>{text}</td>"
 
 

@@ -1,12 +1,12 @@
-"""The page of an evaluation report: the sections and their texts."""
+"""The sections of an evaluation report, as HTML, and their texts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
 from efficientdet.evaluation.analysis import Analysis
 from efficientdet.evaluation.coco import Evaluation
-from efficientdet.evaluation.markup import chart, document, paragraph, photograph, table
+from efficientdet.evaluation.markup import chart, paragraph, table
 
 _MAX_CONFUSIONS = 10  # pairs of classes that are listed
 _MEANINGS = {  # of COCO's twelve numbers
@@ -49,22 +49,13 @@ _NOTES = {  # by section
     "Bolya et al. 2020). AP50 lost is how much AP50 would rise without this cause. All errors are those among all "
     "detections, down to the lowest score in the results.",
     "Sizes": "Small objects are below 32 × 32 pixels of the image, large objects above 96 × 96.",
-    "Worst images": "The images with the most errors at the best score threshold: detections on the left, ground "
-    "truth on the right.",
 }
 
 
-def report_page(
-    title: str,
-    facts: Mapping[str, str],  # what was evaluated and how, by name
-    evaluation: Evaluation,
-    analysis: Analysis,
-    charts: Mapping[str, bytes],  # PNG files, by the names of `figures.charts`
-    worst: Sequence[tuple[str, bytes]],  # captions and JPEG files
-    seconds: Mapping[str, float],  # duration of each part of the evaluation; may be empty
-    num_images: int,
-) -> str:
-    """Return the page as HTML."""
+def number_sections(
+    facts: Mapping[str, str], evaluation: Evaluation, analysis: Analysis, charts: Mapping[str, bytes]
+) -> dict[str, str]:
+    """Return the sections by heading. `charts` are PNG files by the names of `figures.charts`."""
     curve = analysis.all_classes
     threshold = f"{analysis.score_threshold:.2f}"
     on_threshold = (
@@ -87,14 +78,10 @@ def report_page(
         + table(cause_headings, [(*row, _ADVICE[row.name]) for row in analysis.causes]),
         "Sizes": table(("size", "boxes", "AP", "AP50", "AR"), analysis.sizes)
         + chart(charts["sizes"], "average precision by size"),
-        "Worst images": "".join(photograph(jpeg, "detections and ground truth", caption) for caption, jpeg in worst),
     }
-    if seconds:
-        rows = [(part, value, 1000 * value / num_images) for part, value in seconds.items()]
-        sections["Time"] = table(("part", "seconds", "milliseconds per image"), rows)
     for heading, note in _NOTES.items():
         sections[heading] = paragraph(note) + sections[heading]
-    return document(title, sections)
+    return sections
 
 
 def _summary(evaluation: Evaluation, analysis: Analysis) -> str:
