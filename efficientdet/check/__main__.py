@@ -17,6 +17,7 @@ import numpy as np
 
 from efficientdet.check import images, rules
 from efficientdet.check.anchors import anchor_report
+from efficientdet.check.images import ImageScan
 from efficientdet.check.objects import Objects, objects_on_canvas
 from efficientdet.check.report import box_tables, headline
 from efficientdet.config import model_config
@@ -66,10 +67,8 @@ def main(args: argparse.Namespace) -> int:
         sized = images.with_scanned_sizes(annotated, scanned)
         objects[annotated.name] = learnable = objects_on_canvas(sized, canvas, config)
         print(headline(annotated), *box_tables(annotated, learnable), sep="\n")
-        findings += annotated.findings
-        findings += images.image_findings(annotated, scanned)
-        findings += rules.annotation_findings(sized, learnable)
-        findings += rules.empty_images(annotated)
+        findings += [*annotated.findings, *images.image_findings(annotated, scanned)]
+        findings += [*rules.annotation_findings(sized, learnable), *rules.empty_images(annotated)]
     pairs = images.same_pixels(scans[0], scans[-1])
     findings += rules.shared_images(sets[0], sets[-1], pairs)
     if len(sets) > 1:
@@ -88,9 +87,7 @@ def main(args: argparse.Namespace) -> int:
     return 1 if errors else 0
 
 
-def show_samples(
-    args: argparse.Namespace, train: AnnotatedSet, scans: Sequence[images.ImageScan], canvas: tuple[int, int]
-) -> str:
+def show_samples(args: argparse.Namespace, train: AnnotatedSet, scans: list[ImageScan], canvas: tuple[int, int]) -> str:
     """Draw random samples on a sheet, exactly as training gets them. Returns a line on the result."""
     if train.findings:
         return f"no samples drawn: training rejects {train.annotation_file} until its errors are corrected"

@@ -42,8 +42,7 @@ def headline(annotated: AnnotatedSet) -> str:
     """Return a line with the numbers of images and boxes of a set."""
     learnable = annotated.boxes.learnable
     empty = len(annotated.images) - len(np.unique(annotated.boxes.images[learnable]))
-    images = f"{len(annotated.images):,} images ({empty:,} without objects)"
-    return f"{annotated.name}: {images}, {learnable.sum():,} boxes"
+    return f"{annotated.name}: {len(annotated.images):,} images ({empty:,} without objects), {learnable.sum():,} boxes"
 
 
 def box_tables(annotated: AnnotatedSet, objects: Objects) -> list[str]:

@@ -60,9 +60,7 @@ LOW_COVERAGE = Rule(
     "(python -m efficientdet.check --anchors proposes some)",
 )
 EMPTY_IMAGE = Rule("warning", "images without boxes", "annotate it, unless it shows no object and teaches background")
-UNLISTED_IMAGE = Rule(
-    "warning", "unlisted images", "it is not used; list it (without boxes if it is empty) or remove it"
-)
+UNLISTED_IMAGE = Rule("warning", "unlisted images", "it is not used; list it (without boxes if empty) or remove it")
 SAME_SET = Rule("warning", "sets that are the same", "results on training images say nothing about new ones")
 IN_BOTH_SETS = Rule("error", "images in both sets", "evaluation must be on new images; remove it from one of the sets")
 SAME_FILE_NAME = Rule("warning", "file names in both sets", "harmless, unless it is another version of the same image")

@@ -100,8 +100,7 @@ class Analysis:
     images: list[ImageResult]  # the worst first: most errors, then fewest right detections
 
     @property
-    def class_confusion(self) -> np.ndarray:
-        """(K, K): the confusion matrix without the diagonal and the background."""
+    def class_confusion(self) -> np.ndarray:  # (K, K): without the diagonal and the background
         matrix = self.confusion[:-1, :-1]
         return matrix - np.diag(np.diag(matrix))
 

@@ -51,14 +51,11 @@ class ScoredDetections(NamedTuple):
 
 
 class Details(NamedTuple):
-    """What the twelve numbers are computed from, for the K classes that are categories of the data set.
-
-    Axes: IoU threshold (0.50, 0.55 ... 0.95), recall (0, 0.01 ... 1), class, and size (all, small, medium, large).
-    """
+    """What the twelve numbers are computed from, for the K classes that are categories of the data set."""
 
     class_ids: np.ndarray  # (K,) class indices, ascending
-    precision: np.ndarray  # (10, 101, K, 4); -1 without objects
-    recall: np.ndarray  # (10, K, 4): the highest that is reached; -1 without objects
+    precision: np.ndarray  # (10, 101, K, 4): IoU 0.5 to 0.95, recall 0 to 1, class, size (all to large); -1: no objects
+    recall: np.ndarray  # (10, K, 4): the highest that is reached; -1: no objects
     ground_truth: GroundTruth
     detections: ScoredDetections
 
