@@ -17,8 +17,9 @@ import numpy as np
 
 from efficientdet.check import images, rules
 from efficientdet.check.anchors import anchor_report
+from efficientdet.check.images import ImageScan
 from efficientdet.check.objects import Objects, objects_on_canvas
-from efficientdet.check.report import boxes_by_class, headline, size_percentiles
+from efficientdet.check.report import box_tables, headline
 from efficientdet.config import model_config
 from efficientdet.data.annotations import AnnotatedSet, read_set
 from efficientdet.data.dataset import CocoDataset, SampleKey
@@ -65,15 +66,9 @@ def main(args: argparse.Namespace) -> int:
     for annotated, scanned in zip(sets, scans):
         sized = images.with_scanned_sizes(annotated, scanned)
         objects[annotated.name] = learnable = objects_on_canvas(sized, canvas, config)
-        print(headline(annotated))
-        if len(learnable.rows):
-            for line in (*boxes_by_class(annotated, learnable), *size_percentiles(learnable)):
-                print(f"  {line}")
-        findings += annotated.findings
-        findings += images.image_findings(annotated, scanned)
-        findings += images.duplicate_images(annotated, scanned)
-        findings += rules.annotation_findings(sized, learnable)
-        findings += rules.empty_images(annotated)
+        print(headline(annotated), *box_tables(annotated, learnable), sep="\n")
+        findings += [*annotated.findings, *images.image_findings(annotated, scanned)]
+        findings += [*rules.annotation_findings(sized, learnable), *rules.empty_images(annotated)]
     pairs = images.same_pixels(scans[0], scans[-1])
     findings += rules.shared_images(sets[0], sets[-1], pairs)
     if len(sets) > 1:
@@ -81,22 +76,18 @@ def main(args: argparse.Namespace) -> int:
     findings += rules.unlisted_images(sets)
 
     if args.anchors:
-        print(*anchor_report(objects, project, config), sep="\n")
+        print(*anchor_report(objects, project.path), sep="\n")
     if args.show:
         print(show_samples(args, sets[0], scans[0], canvas))
     for group in group_by_kind(findings):
         print(*format_full(group, None if args.all else MAX_CASES), sep="\n")
     errors = sum(finding.level == "error" for finding in findings)
-    print(
-        f"{errors:,} errors, {len(findings) - errors:,} warnings in {sum(map(len, scans)):,} images"
-        + (": correct the errors before training" if errors else "")
-    )
+    remedy = ": correct the errors before training" if errors else ""
+    print(f"{errors:,} errors, {len(findings) - errors:,} warnings in {sum(map(len, scans)):,} images{remedy}")
     return 1 if errors else 0
 
 
-def show_samples(
-    args: argparse.Namespace, train: AnnotatedSet, scans: Sequence[images.ImageScan], canvas: tuple[int, int]
-) -> str:
+def show_samples(args: argparse.Namespace, train: AnnotatedSet, scans: list[ImageScan], canvas: tuple[int, int]) -> str:
     """Draw random samples on a sheet, exactly as training gets them. Returns a line on the result."""
     if train.findings:
         return f"no samples drawn: training rejects {train.annotation_file} until its errors are corrected"
@@ -105,12 +96,10 @@ def show_samples(
     if not usable:
         return f"no samples drawn: {train.image_folder} has no usable image"
     recipe, project = RECIPES[args.recipe], train.project
-    scale_range = (
-        recipe.min_scale if args.min_scale is None else args.min_scale,
-        recipe.max_scale if args.max_scale is None else args.max_scale,
-    )
-    folder = args.data_path / project.name
-    dataset = CocoDataset(folder, train.name, project, canvas, args.seed, scale_range, args.max_images)
+    min_scale = recipe.min_scale if args.min_scale is None else args.min_scale
+    max_scale = recipe.max_scale if args.max_scale is None else args.max_scale
+    folder, scales = args.data_path / project.name, (min_scale, max_scale)
+    dataset = CocoDataset(folder, train.name, project, canvas, args.seed, scales, args.max_images)
     selected = np.random.default_rng(args.seed).permutation(usable)[: args.show]
     drawn, captions = [], []
     for index in selected.tolist():

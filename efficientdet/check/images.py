@@ -16,19 +16,13 @@ from efficientdet.data.findings import Finding
 from utils.errors import InputError
 from utils.images import read_image
 
-EXIF_IGNORED = Rule(
-    "warning", "images annotated without their EXIF rotation", "training ignores it, too; check the boxes with --show"
-)
-WRONG_SIZE = Rule(
-    "error", "images of another size than annotated", "its boxes would not fit; correct its entry, or the image"
-)
-DUPLICATE_IMAGE = Rule(
-    "warning", "duplicate images", "it counts twice, and objects annotated in only one become background; keep one"
-)
+EXIF_IGNORED = Rule("warning", "images annotated without their EXIF rotation", "training ignores it, too: see --show")
+WRONG_SIZE = Rule("error", "images of another size than annotated", "its boxes would not fit; correct entry or image")
+DUPLICATE_IMAGE = Rule("warning", "duplicate images", "keep one; objects annotated in only one become background")
 
 
 class ImageScan(NamedTuple):
-    """What decoding an image shows. The defaults mean a missing image."""
+    """The result of decoding an image. The defaults mean a missing image."""
 
     size: tuple[int, int] = (0, 0)  # (height, width) after the EXIF rotation; 0 if it cannot be decoded
     exif_ignored: bool = False  # the annotated size is that before the EXIF rotation
@@ -44,21 +38,19 @@ def scan_image(path: Path, annotated_size: tuple[int, int]) -> ImageScan:
         return ImageScan(error=str(error))
     size = image.shape[:2]
     digest = hashlib.blake2b(image.data, digest_size=16, key=str(size).encode()).digest()
-    exif_ignored = False
     if size[::-1] == annotated_size != size:
         with contextlib.suppress(InputError):  # not the size of the stored pixels, either
             read_image(path, annotated_size)
-            exif_ignored = True
-    return ImageScan(size, exif_ignored, digest)
+            return ImageScan(size, True, digest)
+    return ImageScan(size, False, digest)
 
 
 def scan_images(annotated: AnnotatedSet, num_threads: int) -> list[ImageScan]:
     """Decode every image of a set, in threads: decoding and hashing release the GIL."""
 
     def scan(index: int) -> ImageScan:
-        if not annotated.present[index]:
-            return ImageScan()
-        return scan_image(annotated.image_path(index), tuple(annotated.sizes[index].tolist()))
+        path, size = annotated.image_path(index), tuple(annotated.sizes[index].tolist())
+        return scan_image(path, size) if annotated.present[index] else ImageScan()
 
     progress = {"desc": f"decoding {annotated.name}", "unit": "image", "dynamic_ncols": True}
     return thread_map(scan, range(len(annotated.images)), max_workers=num_threads, **progress)
@@ -72,7 +64,7 @@ def with_scanned_sizes(annotated: AnnotatedSet, scans: Sequence[ImageScan]) -> A
 
 
 def image_findings(annotated: AnnotatedSet, scans: Sequence[ImageScan]) -> Iterator[Finding]:
-    """Find images that cannot be read, or that differ from their entries in the annotation file."""
+    """Find images that cannot be read, differ from their annotated size, or have the pixels of an earlier image."""
     for index, scan in enumerate(scans):
         height, width = annotated.sizes[index].tolist()
         decoded = f"{scan.size[1]} x {scan.size[0]}"
@@ -85,10 +77,6 @@ def image_findings(annotated: AnnotatedSet, scans: Sequence[ImageScan]) -> Itera
         elif scan.digest and height and width and (height, width) != scan.size:
             message = f"is {decoded} pixels, but annotated as {width} x {height}"
             yield WRONG_SIZE.on_image(annotated, index, message)
-
-
-def duplicate_images(annotated: AnnotatedSet, scans: Sequence[ImageScan]) -> Iterator[Finding]:
-    """Find images that have the same pixels as an earlier one of the set."""
     first: dict[bytes, int] = {}
     for index, scan in enumerate(scans):
         if scan.digest and first.setdefault(scan.digest, index) != index:

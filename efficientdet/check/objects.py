@@ -12,7 +12,7 @@ from efficientdet.data.annotations import AnnotatedSet
 from efficientdet.data.transforms import Letterbox
 from efficientdet.model.anchors import AnchorSpec
 
-_CHUNK = 2**16  # boxes that `best_anchor_iou` compares at once, in a few tens of megabytes
+_CHUNK = 2**16  # boxes compared at once, in a few tens of megabytes
 
 
 def best_anchor_iou(boxes_xyxy: Tensor, height: int, width: int, spec: AnchorSpec) -> Tensor:
@@ -22,8 +22,8 @@ def best_anchor_iou(boxes_xyxy: Tensor, height: int, width: int, spec: AnchorSpe
     IoU grows with the intersection, which is the overlap in x times the overlap in y; each of these depends on the
     distance of the centres along its own axis alone, and never grows with it.
     """
-
-    def best(boxes: Tensor) -> Tensor:
+    best = []
+    for boxes in boxes_xyxy.split(_CHUNK):
         centres_yx = ((boxes[:, :2] + boxes[:, 2:]) / 2).flip(-1)
         ious = []
         for level in spec.pyramid_levels:
@@ -34,9 +34,8 @@ def best_anchor_iou(boxes_xyxy: Tensor, height: int, width: int, spec: AnchorSpe
             halves = spec.half_sizes(level).to(boxes)
             anchors_xyxy = yxyx_to_xyxy(torch.cat((centres - halves, centres + halves), dim=-1))
             ious.append(pairwise_iou(anchors_xyxy, boxes[:, None]).amax(dim=(1, 2)))
-        return torch.stack(ious).amax(dim=0)
-
-    return torch.cat([best(boxes) for boxes in boxes_xyxy.split(_CHUNK)])
+        best.append(torch.stack(ious).amax(dim=0))
+    return torch.cat(best)
 
 
 @dataclass(frozen=True)
@@ -44,19 +43,20 @@ class Objects:
     """The K objects to learn from a set, at the input size. Images of unknown size are left out."""
 
     canvas: tuple[int, int]  # (height, width) of the input
+    anchors: AnchorSpec  # of the project
     rows: np.ndarray  # (K,) positions in the set's boxes
     xyxy: np.ndarray  # (K, 4) float64, in pixels of the input
-    best_ious: np.ndarray  # (K,) with the anchors of the project
+    best_ious: np.ndarray  # (K,) with `anchors`
 
     @property
-    def sides(self) -> np.ndarray:
-        """(K, 2): widths and heights."""
+    def sides(self) -> np.ndarray:  # (K, 2) widths and heights
         return self.xyxy[:, 2:] - self.xyxy[:, :2]
 
 
 def objects_on_canvas(annotated: AnnotatedSet, canvas: tuple[int, int], config: ModelConfig) -> Objects:
     """Return the objects of a set as the letterbox places them on a `canvas` of (height, width) pixels."""
     boxes, project = annotated.boxes, annotated.project
+    anchors = AnchorSpec(config.pyramid_levels, config.anchor_scale, project.anchor_scales, project.anchor_ratios)
     rows = np.flatnonzero(boxes.learnable & np.all(annotated.sizes > 0, axis=1)[boxes.images])
     xyxy = boxes.xywh[rows]
     xyxy[:, 2:] += xyxy[:, :2]
@@ -64,16 +64,9 @@ def objects_on_canvas(annotated: AnnotatedSet, canvas: tuple[int, int], config: 
     for number, size in enumerate(sizes.tolist()):
         of_size = size_of.ravel() == number
         xyxy[of_size] = Letterbox.fit(tuple(size), canvas).boxes_to_canvas(xyxy[of_size])
-    return Objects(canvas, rows, xyxy, best_ious(xyxy, canvas, config, project.anchor_scales, project.anchor_ratios))
+    return Objects(canvas, anchors, rows, xyxy, best_ious(xyxy, canvas, anchors))
 
 
-def best_ious(
-    boxes_xyxy: np.ndarray,
-    canvas: tuple[int, int],
-    config: ModelConfig,
-    scales: tuple[float, ...],
-    ratios: tuple[tuple[float, float], ...],
-) -> np.ndarray:
+def best_ious(boxes_xyxy: np.ndarray, canvas: tuple[int, int], anchors: AnchorSpec) -> np.ndarray:
     """Return `best_anchor_iou` of boxes (K, 4) on a canvas of (height, width) pixels: (K,)."""
-    spec = AnchorSpec(config.pyramid_levels, config.anchor_scale, scales, ratios)
-    return best_anchor_iou(torch.from_numpy(boxes_xyxy), *canvas, spec).numpy()
+    return best_anchor_iou(torch.from_numpy(boxes_xyxy), *canvas, anchors).numpy()

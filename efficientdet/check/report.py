@@ -42,36 +42,29 @@ def headline(annotated: AnnotatedSet) -> str:
     """Return a line with the numbers of images and boxes of a set."""
     learnable = annotated.boxes.learnable
     empty = len(annotated.images) - len(np.unique(annotated.boxes.images[learnable]))
-    images = f"{len(annotated.images):,} images ({empty:,} without objects)"
-    return f"{annotated.name}: {images}, {learnable.sum():,} boxes"
+    return f"{annotated.name}: {len(annotated.images):,} images ({empty:,} without objects), {learnable.sum():,} boxes"
 
 
-def boxes_by_class(annotated: AnnotatedSet, objects: Objects) -> list[str]:
-    """Return a table of the classes: their boxes, the images that have some, and how well the anchors match them."""
+def box_tables(annotated: AnnotatedSet, objects: Objects) -> list[str]:
+    """Return tables of the boxes by class, with how well the anchors match them, and of their sizes in percentiles."""
+    if not len(objects.rows):
+        return []
     class_ids, images = annotated.boxes.class_ids[objects.rows], annotated.boxes.images[objects.rows]
     names = {class_id: annotated.project.class_names[class_id] for class_id in np.unique(class_ids[class_ids >= 0])}
     column = max(map(len, ("class", *names.values())))
-    lines = [f"{'class':<{column}}    boxes   images  IoU >= {POSITIVE_IOU}  mean IoU"]
+    lines = [f"  {'class':<{column}}    boxes   images  IoU >= {POSITIVE_IOU}  mean IoU"]
     for class_id, name in names.items():
         of_class = class_ids == class_id
-        ious = objects.best_ious[of_class]
-        lines.append(
-            f"{name:<{column}} {len(ious):8,} {len(np.unique(images[of_class])):8,} "
-            f"{(ious >= POSITIVE_IOU).mean():10.1%} {ious.mean():9.2f}"
-        )
-    return lines
-
-
-def size_percentiles(objects: Objects) -> list[str]:
-    """Return a table of the percentiles of the boxes' sizes and aspect ratios at the input size."""
-    height, width = objects.canvas
-    area = objects.sides.prod(axis=1)
-    aspect = objects.sides[:, 0] / objects.sides[:, 1]
-    lines = [f"{f'boxes at {width} x {height}':<24}" + "".join(f"{title:>8}" for title in _PERCENTILES)]
+        ious, num_images = objects.best_ious[of_class], len(np.unique(images[of_class]))
+        match = f"{(ious >= POSITIVE_IOU).mean():10.1%} {ious.mean():9.2f}"
+        lines.append(f"  {name:<{column}} {len(ious):8,} {num_images:8,} {match}")
+    area, aspect = objects.sides.prod(axis=1), objects.sides[:, 0] / objects.sides[:, 1]
+    title = "boxes at {1} x {0}".format(*objects.canvas)
+    lines.append(f"  {title:<24}{''.join(f'{heading:>8}' for heading in _PERCENTILES)}")
     for title, values in (("side, sqrt(w h), pixels", np.sqrt(area)), ("width / height", aspect)):
         percentiles = np.percentile(values, list(_PERCENTILES.values()))
-        lines.append(f"{title:<24}" + "".join(f"{value:8.3g}" for value in percentiles))
-    return [*lines, f"{(area < SMALL_SIDE**2).mean():.1%} of the boxes are below {SMALL_SIDE} x {SMALL_SIDE} pixels"]
+        lines.append(f"  {title:<24}{''.join(f'{value:8.3g}' for value in percentiles)}")
+    return [*lines, f"  {(area < SMALL_SIDE**2).mean():.1%} of the boxes are below {SMALL_SIDE} x {SMALL_SIDE} pixels"]
 
 
 def _warnings(findings: Iterable[Finding]) -> list[str]:

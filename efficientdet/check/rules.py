@@ -27,37 +27,26 @@ class Rule(NamedTuple):
     kind: str  # in the plural
     advice: str
 
-    def on_file(self, file: Path, message: str) -> Finding:
-        return Finding(self.level, self.kind, file, "", message, self.advice)
+    def on_file(self, file: Path, message: str, subject: str = "") -> Finding:
+        return Finding(self.level, self.kind, file, subject, message, self.advice)
 
     def on_image(self, annotated: AnnotatedSet, index: int, message: str) -> Finding:
-        subject = f"image {annotated.images[index]['id']!r}"
-        return Finding(self.level, self.kind, annotated.image_path(index), subject, message, self.advice)
+        return self.on_file(annotated.image_path(index), message, f"image {annotated.images[index]['id']!r}")
 
     def on_box(self, annotated: AnnotatedSet, row: int, message: str) -> Finding:
         index = annotated.boxes.images[row]
         subject = f"annotation {annotated.boxes.annotation_ids[row]!r} of image {annotated.images[index]['id']!r}"
-        return Finding(self.level, self.kind, annotated.image_path(index), subject, message, self.advice)
+        return self.on_file(annotated.image_path(index), message, subject)
 
 
-NEGATIVE_BOX = Rule(
-    "error", "boxes of negative size", "training ignores it; it must be [x, y, width, height], not two corners"
-)
-THIN_BOX = Rule(
-    "warning", "boxes thinner than a pixel", "training ignores it; remove it, or convert it to pixels if it is relative"
-)
-BOX_OUTSIDE = Rule(
-    "error", "boxes outside of their images", "it must be [x, y, width, height] in pixels; correct or remove it"
-)
+NEGATIVE_BOX = Rule("error", "boxes of negative size", "not trained on; use [x, y, width, height], not two corners")
+THIN_BOX = Rule("warning", "boxes thinner than a pixel", "not trained on; remove it, or convert fractions to pixels")
+BOX_OUTSIDE = Rule("error", "boxes outside of their images", "use [x, y, width, height] in pixels, or remove it")
 BOX_ACROSS_BORDER = Rule(
-    "warning",
-    "boxes across the border of their images",
-    "clip it, as detections end at the border; many such boxes may be two corners instead of [x, y, width, height]",
+    "warning", "boxes across the border of their images", "clip it; many may be two corners, not [x, y, width, height]"
 )
 DUPLICATE_BOX = Rule("warning", "duplicate boxes", "one of the two counts as missed in every evaluation; remove it")
-NO_CATEGORY = Rule(
-    "warning", "classes without a category", "give the category the same name in both files, or remove the class"
-)
+NO_CATEGORY = Rule("warning", "classes without a category", "use the same name in both files, or remove the class")
 NO_BOX = Rule("warning", "classes without a box", "it is neither learned nor evaluated; add images of it")
 SMALL_OBJECT = Rule(
     "warning",
@@ -70,32 +59,27 @@ LOW_COVERAGE = Rule(
     "such boxes are hard to learn; use another --image_size, or other anchors_scales and anchors_ratios "
     "(python -m efficientdet.check --anchors proposes some)",
 )
-EMPTY_IMAGE = Rule(
-    "warning", "images without boxes", "fine if it shows no object: it teaches background; otherwise, annotate it"
-)
-UNLISTED_IMAGE = Rule(
-    "warning", "unlisted images", "it is not used; add its entry (without boxes if it shows no object), or remove it"
-)
+EMPTY_IMAGE = Rule("warning", "images without boxes", "annotate it, unless it shows no object and teaches background")
+UNLISTED_IMAGE = Rule("warning", "unlisted images", "it is not used; list it (without boxes if empty) or remove it")
 SAME_SET = Rule("warning", "sets that are the same", "results on training images say nothing about new ones")
-IN_BOTH_SETS = Rule(
-    "error", "images in both sets", "results on training images say nothing about new ones; remove it from one set"
-)
-SAME_FILE_NAME = Rule(
-    "warning", "file names in both sets", "harmless in separate folders, unless it is another version of the same image"
-)
+IN_BOTH_SETS = Rule("error", "images in both sets", "evaluation must be on new images; remove it from one of the sets")
+SAME_FILE_NAME = Rule("warning", "file names in both sets", "harmless, unless it is another version of the same image")
 
 
 def annotation_findings(annotated: AnnotatedSet, objects: Objects) -> Iterator[Finding]:
-    """Find everything that the annotations of a set show without a look at its files."""
+    """Find faults that the annotations of a set show without its images: boxes, classes, objects at the input size."""
     yield from box_findings(annotated)
-    yield from duplicate_boxes(annotated)
-    yield from class_findings(annotated)
-    yield from small_objects(annotated, objects)
-    yield from coverage_findings(annotated, objects)
+    file, counts = annotated.annotation_file, class_counts(annotated)
+    for class_id, name in enumerate(annotated.project.class_names):
+        if name and class_id not in annotated.category_ids:
+            yield NO_CATEGORY.on_file(file, f"has no category {name!r} of obj_list in {annotated.project.path}")
+        elif name and not counts[class_id] and counts.any():
+            yield NO_BOX.on_file(file, f"has no box of {name!r}")
+    yield from object_findings(annotated, objects)
 
 
 def box_findings(annotated: AnnotatedSet) -> Iterator[Finding]:
-    """Find boxes without a size, and boxes outside of their images."""
+    """Find boxes without a size, boxes outside of their images, and repetitions in the same image and class."""
     boxes = annotated.boxes
     x, y, width, height = boxes.xywh.T
     image_height, image_width = annotated.sizes[boxes.images].T
@@ -113,26 +97,11 @@ def box_findings(annotated: AnnotatedSet) -> Iterator[Finding]:
             bbox = ", ".join(f"{value:g}" for value in boxes.xywh[row])
             size = f" in {image_width[row]} x {image_height[row]} pixels" if checked[row] else ""
             yield rule.on_box(annotated, row, f"has the bbox [{bbox}]{size}")
-
-
-def duplicate_boxes(annotated: AnnotatedSet) -> Iterator[Finding]:
-    """Find boxes that repeat another one of the same image and class."""
-    boxes = annotated.boxes
     columns = (*boxes.xywh.T, boxes.class_ids, boxes.images)
     order = np.lexsort(columns)  # stable: equal rows stay in the order of the file
     equal = np.all([column[order[1:]] == column[order[:-1]] for column in columns], axis=0)
     for row, earlier in sorted(zip(order[1:][equal].tolist(), order[:-1][equal].tolist())):
         yield DUPLICATE_BOX.on_box(annotated, row, f"repeats annotation {boxes.annotation_ids[earlier]!r}")
-
-
-def class_findings(annotated: AnnotatedSet) -> Iterator[Finding]:
-    """Find classes that cannot be learned from the set."""
-    file, counts = annotated.annotation_file, class_counts(annotated)
-    for class_id, name in enumerate(annotated.project.class_names):
-        if name and class_id not in annotated.category_ids:
-            yield NO_CATEGORY.on_file(file, f"has no category {name!r} of obj_list in {annotated.project.path}")
-        elif name and not counts[class_id] and counts.any():
-            yield NO_BOX.on_file(file, f"has no box of {name!r}")
 
 
 def class_counts(annotated: AnnotatedSet) -> np.ndarray:
@@ -141,26 +110,19 @@ def class_counts(annotated: AnnotatedSet) -> np.ndarray:
     return np.bincount(class_ids[class_ids >= 0], minlength=annotated.project.num_classes)
 
 
-def small_objects(annotated: AnnotatedSet, objects: Objects) -> Iterator[Finding]:
-    """Find objects of only a few pixels at the input size."""
-    height, width = objects.canvas
-    small = objects.sides.prod(axis=1) < SMALL_SIDE**2
-    for row, sides in zip(objects.rows[small], objects.sides[small]):
-        message = f"is {sides[0]:.1f} x {sides[1]:.1f} pixels at {width} x {height}"
-        yield SMALL_OBJECT.on_box(annotated, row, message)
-
-
-def coverage_findings(annotated: AnnotatedSet, objects: Objects) -> Iterator[Finding]:
-    """Find out whether the anchors of the project match too few of the set's boxes."""
+def object_findings(annotated: AnnotatedSet, objects: Objects) -> Iterator[Finding]:
+    """Find objects of only a few pixels at the input size, and sets with too few boxes that an anchor matches."""
+    input_size = f"{objects.canvas[1]} x {objects.canvas[0]}"
+    areas = objects.sides.prod(axis=1)
+    small = areas < SMALL_SIDE**2
+    for row, (width, height) in zip(objects.rows[small], objects.sides[small]):
+        yield SMALL_OBJECT.on_box(annotated, row, f"is {width:.1f} x {height:.1f} pixels at {input_size}")
     matched = objects.best_ious >= POSITIVE_IOU
     if len(matched) and matched.mean() < MIN_COVERAGE:
-        side = np.median(np.sqrt(objects.sides[~matched].prod(axis=1)))
-        height, width = objects.canvas
-        yield LOW_COVERAGE.on_file(
-            annotated.annotation_file,
-            f"has {1 - matched.mean():.1%} of its boxes below IoU {POSITIVE_IOU} with every anchor of "
-            f"{annotated.project.path}; their median size is {side:.0f} pixels at {width} x {height}",
-        )
+        share = f"{1 - matched.mean():.1%} of its boxes below IoU {POSITIVE_IOU}"
+        side = f"{np.median(np.sqrt(areas[~matched])):.0f} pixels at {input_size}"
+        message = f"has {share} with every anchor of {annotated.project.path}; their median size is {side}"
+        yield LOW_COVERAGE.on_file(annotated.annotation_file, message)
 
 
 def empty_images(annotated: AnnotatedSet) -> Iterator[Finding]:
@@ -172,28 +134,25 @@ def empty_images(annotated: AnnotatedSet) -> Iterator[Finding]:
 
 def unlisted_images(sets: Sequence[AnnotatedSet]) -> Iterator[Finding]:
     """Find images in the folders of the sets that none of their annotation files lists."""
-    folders = {annotated.image_folder.resolve(): annotated.image_folder for annotated in sets}
-    for real_folder, folder in folders.items():
-        sharing = [annotated for annotated in sets if annotated.image_folder.resolve() == real_folder]
-        listed = {os.path.normpath(name) for annotated in sharing for name in annotated.listed}
+    listed: dict[Path, set[str]] = {}
+    for annotated in sets:
+        listed.setdefault(annotated.image_folder.resolve(), set()).update(map(os.path.normpath, annotated.listed))
+    for folder in {annotated.image_folder.resolve(): annotated.image_folder for annotated in sets}.values():
         present = {
             os.path.relpath(os.path.join(root, name), folder)
             for root, _, names in os.walk(folder)
             for name in names
             if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
         }
-        for name in sorted(present - listed):
+        for name in sorted(present - listed[folder.resolve()]):
             yield UNLISTED_IMAGE.on_file(folder / name, "is in no annotation file")
 
 
 def same_files(train: AnnotatedSet, val: AnnotatedSet) -> list[tuple[int, int]]:
     """Return the pairs of positions in two sets whose image files have the same name and the same bytes."""
     index_of = {image["file_name"]: index for index, image in enumerate(train.images) if train.present[index]}
-    pairs = [
-        (index_of[image["file_name"]], index)
-        for index, image in enumerate(val.images)
-        if val.present[index] and image["file_name"] in index_of
-    ]
+    names = [(image["file_name"], index) for index, image in enumerate(val.images) if val.present[index]]
+    pairs = [(index_of[name], index) for name, index in names if name in index_of]
     return [(i, j) for i, j in pairs if filecmp.cmp(train.image_path(i), val.image_path(j), shallow=False)]
 
 

@@ -7,22 +7,14 @@ from typing import NamedTuple
 import numpy as np
 
 from efficientdet.evaluation.coco import MATCH_IOU, Details
-from efficientdet.evaluation.error_causes import (
-    CAUSES,
-    Errors,
-    Pairs,
-    find_errors,
-    found_objects,
-    gains,
-    overlapping_pairs,
-)
+from efficientdet.evaluation.error_causes import CAUSES, Errors, Pairs, find_errors, gains, overlapping_pairs
 
 SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}  # COCO's, of areas in pixels
 _AP50, _AP75 = 0, 5  # positions in COCO's IoU thresholds
 
 
 class ThresholdCurve(NamedTuple):
-    """True and false positives over the score threshold, matched at IoU 0.5."""
+    """True and false positives over the score threshold, matched at IoU 0.5; ratios of zero to zero are NaN."""
 
     thresholds: np.ndarray  # (T,) ascending; detections with at least this score count
     true_positives: np.ndarray  # (T,)
@@ -31,17 +23,14 @@ class ThresholdCurve(NamedTuple):
 
     @property
     def precision(self) -> np.ndarray:
-        """(T,): the share of the detections that is right; NaN without detections."""
         return _ratio(self.true_positives, self.true_positives + self.false_positives)
 
     @property
     def recall(self) -> np.ndarray:
-        """(T,): the share of the objects that is found; NaN without objects."""
-        return _ratio(self.true_positives, np.full_like(self.true_positives, self.objects))
+        return _ratio(self.true_positives, self.objects)
 
     @property
     def f1(self) -> np.ndarray:
-        """(T,): the harmonic mean of precision and recall; NaN with neither objects nor detections."""
         return _ratio(2 * self.true_positives, self.true_positives + self.false_positives + self.objects)
 
     @property
@@ -49,13 +38,12 @@ class ThresholdCurve(NamedTuple):
         """The index of the highest F1: the middle of the first run of thresholds that reach it."""
         f1 = np.nan_to_num(self.f1)
         first = int(f1.argmax())
-        others = np.flatnonzero(f1[first:] != f1[first])
-        length = int(others[0]) if len(others) else len(f1) - first
+        length = int(np.append(f1[first:] == f1[first], False).argmin())
         return first + (length - 1) // 2
 
 
 class ClassResult(NamedTuple):
-    """The results of one class. In this and the next results, fields are keys of report.json; NaN means undefined."""
+    """The results of one class. The fields of this and the other results are keys of report.json; NaN: undefined."""
 
     name: str
     boxes: int  # without crowd regions
@@ -69,7 +57,7 @@ class ClassResult(NamedTuple):
 
 
 class SizeResult(NamedTuple):
-    """The results for objects of one size."""
+    """The results for the objects of one size, as in `ClassResult`."""
 
     name: str
     boxes: int
@@ -112,8 +100,7 @@ class Analysis:
     images: list[ImageResult]  # the worst first: most errors, then fewest right detections
 
     @property
-    def class_confusion(self) -> np.ndarray:
-        """(K, K): the confusion matrix without the diagonal and the background."""
+    def class_confusion(self) -> np.ndarray:  # (K, K): without the diagonal and the background
         matrix = self.confusion[:-1, :-1]
         return matrix - np.diag(np.diag(matrix))
 
@@ -134,13 +121,17 @@ def analyse(details: Details, class_names: Sequence[str], image_ids: Sequence[in
     totals, all_totals = counts.sum(axis=0).tolist(), all_counts.sum(axis=0).tolist()
     right = np.bincount(detections.images[confident & (detections.matches >= 0)], minlength=len(image_ids))
     class_precision = np.where(details.precision >= 0, details.precision, np.nan)[..., 0]
+    defined = ~np.isnan(class_precision[_AP50, 0])
     return Analysis(
         score_threshold=score_threshold,
         all_classes=all_classes,
         class_curves=curves,
         classes=[_class_result(details, k, name, curve) for k, (name, curve) in enumerate(zip(names, curves))],
         sizes=[_size_result(details, number, name) for number, name in enumerate(SIZES, 1)],
-        precision={"AP50": _mean_curve(class_precision[_AP50]), "AP75": _mean_curve(class_precision[_AP75])},
+        precision={
+            name: class_precision[threshold][:, defined].mean(axis=1) if defined.any() else np.full(101, np.nan)
+            for name, threshold in (("AP50", _AP50), ("AP75", _AP75))
+        },
         class_precision=class_precision[_AP50].T,
         confusion=confusion_matrix(details, pairs, confident),
         causes=list(map(CauseResult, CAUSES, totals, all_totals, gains(details, all_errors).tolist())),
@@ -161,11 +152,10 @@ def confusion_matrix(details: Details, pairs: Pairs, counted: np.ndarray) -> np.
     """
     ground_truth, detections = details.ground_truth, details.detections
     background = len(details.class_ids)
-    found = found_objects(details, counted)
+    found = np.isin(np.arange(len(ground_truth.images)), detections.matches[counted])
     used = ~counted | (detections.matches >= 0)
-    matrix = np.zeros((background + 1, background + 1), np.int64)
     right = detections.classes[counted & (detections.matches >= 0)]
-    np.add.at(matrix, (right, right), 1)
+    matrix = np.diag(np.bincount(right, minlength=background + 1))
     free = (pairs.iou >= MATCH_IOU) & ~used[pairs.detections] & ~found[pairs.objects]
     for pair in np.flatnonzero(free)[np.argsort(-pairs.iou[free], kind="stable")]:
         i, j = pairs.detections[pair], pairs.objects[pair]
@@ -188,24 +178,21 @@ def class_table(classes: Sequence[ClassResult]) -> str:
     width = max([len("class"), *(len(row.name) for row in rows)])
     lines = [f"{'class':{width}}   boxes     AP   AP50     AR     F1  at score  precision  recall"]
     for row in rows:
+        averages = f"{row.AP:6.3f} {row.AP50:6.3f} {row.AR:6.3f} {row.F1:6.3f}"
         at_best = f"{row.threshold:9.2f} {row.precision:10.3f} {row.recall:7.3f}" if row.F1 else ""
-        lines.append(
-            f"{row.name:{width}} {row.boxes:7,} {row.AP:6.3f} {row.AP50:6.3f} {row.AR:6.3f} {row.F1:6.3f} {at_best}"
-        )
+        lines.append(f"{row.name:{width}} {row.boxes:7,} {averages} {at_best}")
     if len(rows) < len(classes):
         lines.append(f"({len(classes) - len(rows)} classes have no boxes in this set)")
     return "\n".join(lines)
 
 
 def _threshold_curve(details: Details, selected: np.ndarray, objects: int, thresholds: np.ndarray) -> ThresholdCurve:
-    """Count the detections that the mask `selected` (D,) names; they should find so many objects."""
+    """Count the detections that the mask `selected` (D,) contains, of which each should find one of the `objects`."""
     detections = details.detections
-
-    def count(mask: np.ndarray) -> np.ndarray:
-        return mask.sum() - np.searchsorted(np.sort(detections.scores[mask]), thresholds)
-
     right = detections.matches >= 0
-    return ThresholdCurve(thresholds, count(selected & right), count(selected & ~right & ~detections.ignored), objects)
+    masks = (selected & right, selected & ~right & ~detections.ignored)
+    true, false = (mask.sum() - np.searchsorted(np.sort(detections.scores[mask]), thresholds) for mask in masks)
+    return ThresholdCurve(thresholds, true, false, objects)
 
 
 def _class_result(details: Details, k: int, name: str, curve: ThresholdCurve) -> ClassResult:
@@ -240,11 +227,5 @@ def _averages(precision: np.ndarray, recall: np.ndarray) -> list[float]:
     ]
 
 
-def _mean_curve(curves: np.ndarray) -> np.ndarray:
-    """Return the mean of the (101, K) curves over the classes where it is defined: (101,)."""
-    defined = ~np.isnan(curves[0])
-    return curves[:, defined].mean(axis=1) if defined.any() else np.full(len(curves), np.nan)
-
-
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
+def _ratio(part: np.ndarray, whole: np.ndarray | int) -> np.ndarray:
+    return np.divide(part, whole, out=np.full(len(part), np.nan), where=np.greater(whole, 0))

@@ -54,10 +54,8 @@ class Details(NamedTuple):
     """What the twelve numbers are computed from, for the K classes that are categories of the data set."""
 
     class_ids: np.ndarray  # (K,) class indices, ascending
-    # (10, 101, K, 4): by IoU threshold 0.50, 0.55 ... 0.95; recall 0, 0.01 ... 1; class; and size (all, small, medium,
-    # large). -1 without objects.
-    precision: np.ndarray
-    recall: np.ndarray  # (10, K, 4): the highest that is reached
+    precision: np.ndarray  # (10, 101, K, 4): IoU 0.5 to 0.95, recall 0 to 1, class, size (all to large); -1: no objects
+    recall: np.ndarray  # (10, K, 4): the highest that is reached; -1: no objects
     ground_truth: GroundTruth
     detections: ScoredDetections
 
@@ -65,8 +63,8 @@ class Details(NamedTuple):
 def score(dataset: CocoDataset, results: Sequence[dict]) -> Evaluation:
     """Return COCO's average precision of `results`, entries of a results file, on all images of `dataset`.
 
-    The numbers equal those of pycocotools on the untouched annotation file. The exception is an annotation with the
-    id 0, which means "unmatched" to pycocotools, so that it never counts as found; here it counts like any other.
+    The numbers equal those of pycocotools on the untouched annotation file, but an annotation with the id 0, which
+    never counts as found in pycocotools (0 means "unmatched"), counts like any other.
     """
     return score_in_detail(dataset, results)[0]
 
@@ -74,18 +72,11 @@ def score(dataset: CocoDataset, results: Sequence[dict]) -> Evaluation:
 def score_in_detail(dataset: CocoDataset, results: Sequence[dict]) -> tuple[Evaluation, Details]:
     """Return the same as `score`, and what the numbers are computed from."""
     class_of = {category_id: class_index for class_index, category_id in dataset.category_ids.items()}
-    annotations = [
-        {
-            "id": number,
-            "image_id": dataset.index_of[result["image_id"]],
-            "category_id": class_of[result["category_id"]],
-            "bbox": result["bbox"],
-            "area": result["bbox"][2] * result["bbox"][3],
-            "score": result["score"],
-            "iscrowd": 0,
-        }
-        for number, result in enumerate(results, 1)
-    ]
+    annotations = []
+    for number, result in enumerate(results, 1):
+        indices = {"image_id": dataset.index_of[result["image_id"]], "category_id": class_of[result["category_id"]]}
+        area = result["bbox"][2] * result["bbox"][3]
+        annotations.append({**result, **indices, "id": number, "area": area, "iscrowd": 0})
     with contextlib.redirect_stdout(io.StringIO()):
         detected = COCO()  # not by COCO.loadRes, which fails on an empty list
         detected.dataset = {**dataset.coco.dataset, "annotations": annotations}
@@ -101,7 +92,7 @@ def score_in_detail(dataset: CocoDataset, results: Sequence[dict]) -> tuple[Eval
     detections = _scored_detections(evaluation, annotations)
     details = Details(class_ids, precision[..., -1], recall[..., -1], ground_truth, detections)
     # pycocotools averages over classes in the order of the category ids; another order changes the last digit.
-    ids = [dataset.category_ids[class_id] for class_id in evaluation.params.catIds]
+    ids = [dataset.category_ids[class_id] for class_id in class_ids]
     order = sorted(range(len(ids)), key=lambda k: (str(type(ids[k])), ids[k]))
     evaluation.eval |= {"precision": precision[:, :, order], "recall": recall[:, order]}
     with contextlib.redirect_stdout(io.StringIO()) as summary:
@@ -112,7 +103,7 @@ def score_in_detail(dataset: CocoDataset, results: Sequence[dict]) -> tuple[Eval
 def _scored_detections(evaluation: COCOeval, annotations: Sequence[dict]) -> ScoredDetections:
     """Return the detections that `evaluation` scored, with their matches at MATCH_IOU."""
     parameters = evaluation.params
-    threshold = np.flatnonzero(parameters.iouThrs == MATCH_IOU)[0]
+    threshold = np.flatnonzero(parameters.iouThrs == MATCH_IOU).item()
     parts = [part for part in evaluation.evalImgs if part is not None and part["aRng"] == parameters.areaRng[0]]
     scored = [annotations[number - 1] for part in parts for number in part["dtIds"]]
     object_ids = np.array([match for part in parts for match in part["dtMatches"][threshold]], np.int64)

@@ -7,7 +7,6 @@ Each false positive has one cause, the first that applies, by its IoU with the g
   background      no object: IoU below 0.1 with all of them
   both            wrong class and wrong box
 An object is missed if no detection finds it, nor would find it with the right class or the right box.
-
 Detections in crowd regions are not errors: COCO's average precision ignores them.
 """
 
@@ -45,39 +44,35 @@ class Errors(NamedTuple):
 def overlapping_pairs(details: Details) -> Pairs:
     """Return all pairs of a detection and an object that overlap."""
     ground_truth, detections = details.ground_truth, details.detections
-    by_image = np.argsort(detections.images, kind="stable")
-    objects_by_image = np.flatnonzero(~ground_truth.crowd)
-    objects_by_image = objects_by_image[np.argsort(ground_truth.images[objects_by_image], kind="stable")]
-    images = np.intersect1d(detections.images, ground_truth.images[objects_by_image])
-    detection_ranges = np.searchsorted(detections.images[by_image], [images, images + 1]).T
-    object_ranges = np.searchsorted(ground_truth.images[objects_by_image], [images, images + 1]).T
-    parts = [Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
-    for (start, end), (first, last) in zip(detection_ranges, object_ranges):
-        a, b = by_image[start:end], objects_by_image[first:last]
+    num_images = 1 + max(detections.images.max(initial=0), ground_truth.images.max(initial=0))
+
+    def by_image(images: np.ndarray) -> list[np.ndarray]:
+        order = np.argsort(images, kind="stable")
+        return np.split(order, np.searchsorted(images[order], np.arange(1, num_images)))
+
+    parts = []
+    for a, b in zip(by_image(detections.images), by_image(ground_truth.images)):
         iou = pairwise_iou(torch.from_numpy(detections.boxes[a]), torch.from_numpy(ground_truth.boxes[b])).numpy()
-        rows, columns = np.nonzero(iou >= BACKGROUND_IOU)
-        parts.append(Pairs(a[rows], b[columns], iou[rows, columns]))
+        rows, columns = np.nonzero((iou >= BACKGROUND_IOU) & ~ground_truth.crowd[b])
+        parts.append((a[rows], b[columns], iou[rows, columns]))
     return Pairs(*map(np.concatenate, zip(*parts)))
 
 
 def find_errors(details: Details, pairs: Pairs, counted: np.ndarray) -> Errors:
     """Return the errors of the detections that the mask `counted` (D,) selects, and the objects that they miss."""
     ground_truth, detections = details.ground_truth, details.detections
-    found = found_objects(details, counted)
+    found = np.isin(np.arange(len(ground_truth.images)), detections.matches[counted])
     same_class = detections.classes[pairs.detections] == ground_truth.classes[pairs.objects]
     same_iou, same_object = _best_overlap(pairs, same_class, len(detections.images))
     other_iou, other_object = _best_overlap(pairs, ~same_class, len(detections.images))
-    causes = np.select(
-        [
-            ~counted | (detections.matches >= 0),
-            (same_iou >= BACKGROUND_IOU) & (same_iou < MATCH_IOU),
-            other_iou >= MATCH_IOU,
-            same_iou >= MATCH_IOU,
-            other_iou < BACKGROUND_IOU,
-        ],
-        [-1, _LOCALISATION, _CLASSIFICATION, _DUPLICATE, _BACKGROUND],
-        _BOTH,
-    )
+    first_that_applies = {
+        -1: ~counted | (detections.matches >= 0),
+        _LOCALISATION: (same_iou >= BACKGROUND_IOU) & (same_iou < MATCH_IOU),
+        _CLASSIFICATION: other_iou >= MATCH_IOU,
+        _DUPLICATE: same_iou >= MATCH_IOU,
+        _BACKGROUND: other_iou < BACKGROUND_IOU,
+    }
+    causes = np.select(list(first_that_applies.values()), list(first_that_applies), _BOTH)
 
     intended = np.select([causes == _LOCALISATION, causes == _CLASSIFICATION], [same_object, other_object], -1)
     candidates = np.flatnonzero(intended >= 0)
@@ -115,21 +110,12 @@ def gains(details: Details, errors: Errors) -> np.ndarray:
     return np.maximum(np.array(after) - before, 0)  # sampling the curve at 101 points may cost a little
 
 
-def found_objects(details: Details, counted: np.ndarray) -> np.ndarray:
-    """Return which objects are found by the detections that the mask `counted` (D,) selects: (G,) bool."""
-    matches = details.detections.matches
-    found = np.zeros(len(details.ground_truth.images), bool)
-    found[matches[counted & (matches >= 0)]] = True
-    return found
-
-
 def _best_overlap(pairs: Pairs, selected: np.ndarray, num_detections: int) -> tuple[np.ndarray, np.ndarray]:
     """Return each detection's highest IoU among the `selected` (P,) pairs, or 0, and with which object, or -1: (D,)."""
     detections, objects, iou = (values[selected] for values in pairs)
     order = np.lexsort((-objects, iou))  # the last assignment remains: the highest IoU, of equals the first object
     best_iou, best_object = np.zeros(num_detections), np.full(num_detections, -1)
-    best_iou[detections[order]] = iou[order]
-    best_object[detections[order]] = objects[order]
+    best_iou[detections[order]], best_object[detections[order]] = iou[order], objects[order]
     return best_iou, best_object
 
 
@@ -139,14 +125,11 @@ def _mean_ap(
     """Return COCO's average precision of the detections `kept`, averaged over the classes with `objects`, or NaN."""
     kept = np.flatnonzero(kept)
     kept = kept[np.lexsort((-scores[kept], classes[kept]))]
-    parts = np.split(right[kept], np.searchsorted(classes[kept], np.arange(1, len(objects))))
-    values = [_average_precision(part, count) for part, count in zip(parts, objects) if count]
+    values = []
+    for part, count in zip(np.split(right[kept], np.searchsorted(classes[kept], np.arange(1, len(objects)))), objects):
+        if count:
+            true_positives = np.cumsum(part)
+            precision = true_positives / (np.arange(1, len(part) + 1) + np.spacing(1))
+            envelope = np.maximum.accumulate(precision[::-1])[::-1]
+            values.append(np.append(envelope, 0)[np.searchsorted(true_positives / count, RECALLS)].mean())
     return float(np.mean(values)) if values else np.nan
-
-
-def _average_precision(right: np.ndarray, num_objects: int) -> float:
-    """Return the average precision of one class; its detections are in descending order of score."""
-    true_positives = np.cumsum(right)
-    precision = true_positives / (np.arange(1, len(right) + 1) + np.spacing(1))
-    envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    return float(np.append(envelope, 0)[np.searchsorted(true_positives / num_objects, RECALLS)].mean())

@@ -20,17 +20,20 @@ LONGEST_SIDE = 640  # of each image of a pair, pixels
 _MAX_NAMED_CLASSES = 10  # of more, the curves are grey and have no names
 _MAX_MATRIX_CLASSES = 24  # of more, the least confused are merged
 _Y_LIMITS = (0, 1.02)
-_SCORE_LABEL = "score threshold"
 
 
 def charts(analysis: Analysis) -> dict[str, "Figure"]:
     """Return the charts of a report by name."""
+    causes = [row.name for row in analysis.causes]
+    gains = BarChart("AP50 lost", causes, {"gain": [row.gain for row in analysis.causes]})
+    title = f"errors at score threshold {analysis.score_threshold:.2f}"
+    errors = BarChart(title, causes, {"errors": [row.errors for row in analysis.causes]})
     return {
         "classes": _ap_chart("average precision by class (boxes)", best_first(analysis.classes)),
         "precision_recall": _precision_recall_chart(analysis),
         "f1": _f1_chart(analysis),
         "confusion": _confusion_chart(analysis),
-        "causes": _causes_chart(analysis),
+        "causes": draw_bars(gains, errors),
         "sizes": _ap_chart("by size of the objects (boxes)", analysis.sizes, AR=[row.AR for row in analysis.sizes]),
     }
 
@@ -38,8 +41,7 @@ def charts(analysis: Analysis) -> dict[str, "Figure"]:
 def draw_errors(dataset: CocoDataset, details: Details, analysis: Analysis, image_id: int | str) -> np.ndarray:
     """Return an image twice, (H, W, 3) uint8 RGB: with its detections on the left, its ground truth on the right.
 
-    The detections are those at the score threshold of the analysis. Labels name the cause of each error, and the
-    missed objects.
+    Detections are those at the score threshold of the analysis. Labels name causes of errors, and missed objects.
     """
     names = dataset.project.class_names
     position = dataset.index_of[image_id]
@@ -70,15 +72,6 @@ def _ap_chart(title: str, rows: Sequence[ClassResult] | Sequence[SizeResult], **
     return draw_bars(BarChart(title, [f"{row.name} ({row.boxes:,})" for row in rows], numbers))
 
 
-def _causes_chart(analysis: Analysis) -> "Figure":
-    names = [row.name for row in analysis.causes]
-    title = f"errors at score threshold {analysis.score_threshold:.2f}"
-    return draw_bars(
-        BarChart("AP50 lost", names, {"gain": [row.gain for row in analysis.causes]}),
-        BarChart(title, names, {"errors": [row.errors for row in analysis.causes]}),
-    )
-
-
 def _precision_recall_chart(analysis: Analysis) -> "Figure":
     mean = {name: list(zip(RECALLS, curve)) for name, curve in analysis.precision.items()}
     by_class = {row.name: curve for row, curve in zip(analysis.classes, analysis.class_precision) if row.boxes}
@@ -91,14 +84,12 @@ def _precision_recall_chart(analysis: Analysis) -> "Figure":
 def _f1_chart(analysis: Analysis) -> "Figure":
     curve = analysis.all_classes
     by_class = {row.name: curve.f1 for row, curve in zip(analysis.classes, analysis.class_curves) if row.boxes}
-    lines = {
-        name: list(zip(curve.thresholds, values))
-        for name, values in (("F1", curve.f1), ("precision", curve.precision), ("recall", curve.recall))
-    }
+    curves = {"F1": curve.f1, "precision": curve.precision, "recall": curve.recall}
+    lines = {name: list(zip(curve.thresholds, values)) for name, values in curves.items()}
     title = f"all classes: F1 is best at {analysis.score_threshold:.2f}"
     return draw_lines(
-        LineChart(title, lines, _SCORE_LABEL, y_limits=_Y_LIMITS, mark_x=analysis.score_threshold),
-        _class_lines("F1 by class", curve.thresholds, by_class, _SCORE_LABEL, "F1"),
+        LineChart(title, lines, "score threshold", y_limits=_Y_LIMITS, mark_x=analysis.score_threshold),
+        _class_lines("F1 by class", curve.thresholds, by_class, "score threshold", "F1"),
     )
 
 

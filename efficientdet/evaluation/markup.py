@@ -1,7 +1,7 @@
 """The HTML of a report: one file that needs nothing else, neither the network nor other files."""
 
-import base64
 import math
+from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
@@ -59,11 +59,12 @@ def paragraph(text: str) -> str:
 
 
 def chart(png: bytes, description: str) -> str:
-    return f'<figure><img class="chart" alt="{escape(description)}" src="{_data_uri("png", png)}"></figure>'
+    source = f"data:image/png;base64,{b64encode(png).decode()}"
+    return f'<figure><img class="chart" alt="{escape(description)}" src="{source}"></figure>'
 
 
 def photograph(jpeg: bytes, description: str, caption: str) -> str:
-    image = f'<img alt="{escape(description)}" src="{_data_uri("jpeg", jpeg)}">'
+    image = f'<img alt="{escape(description)}" src="data:image/jpeg;base64,{b64encode(jpeg).decode()}">'
     return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
@@ -79,16 +80,11 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str | int | float]]) 
 
 
 def _cell(value: str | int | float) -> str:
+    text = escape(value) if isinstance(value, str) else f"{value:,}"
     if isinstance(value, float):
         text = "–" if math.isnan(value) else f"{value:.3f}"
-    else:
-        text = escape(value) if isinstance(value, str) else f"{value:,}"
     return f"<td{_alignment(value)}>{text}</td>"
 
 
 def _alignment(value: str | int | float) -> str:
     return "" if isinstance(value, str) else ' class="number"'
-
-
-def _data_uri(kind: str, data: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,14 +1,14 @@
-"""The page of an evaluation report: what its sections show, and what they say about it."""
+"""The sections of an evaluation report, as HTML, and their texts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
 from efficientdet.evaluation.analysis import Analysis
 from efficientdet.evaluation.coco import Evaluation
-from efficientdet.evaluation.markup import chart, document, paragraph, photograph, table
+from efficientdet.evaluation.markup import chart, paragraph, table
 
-MAX_CONFUSIONS = 10  # pairs of classes that are listed
+_MAX_CONFUSIONS = 10  # pairs of classes that are listed
 _MEANINGS = {  # of COCO's twelve numbers
     "AP": "average precision, the mean over IoU thresholds 0.50, 0.55 … 0.95: COCO's main metric",
     "AP50": "average precision at IoU threshold 0.50",
@@ -49,57 +49,39 @@ _NOTES = {  # by section
     "Bolya et al. 2020). AP50 lost is how much AP50 would rise without this cause. All errors are those among all "
     "detections, down to the lowest score in the results.",
     "Sizes": "Small objects are below 32 × 32 pixels of the image, large objects above 96 × 96.",
-    "Worst images": "The images with the most errors at the best score threshold: detections on the left, ground "
-    "truth on the right.",
 }
 
 
-def report_page(
-    title: str,
-    facts: Mapping[str, str],
-    evaluation: Evaluation,
-    analysis: Analysis,
-    charts: Mapping[str, bytes],
-    worst: Sequence[tuple[str, bytes]],
-    seconds: Mapping[str, float],
-    num_images: int,
-) -> str:
-    """Return the page as HTML.
-
-    Args:
-        facts: what was evaluated and how, by name.
-        charts: PNG files, by the names of `figures.charts`.
-        worst: captions and JPEG files.
-        seconds: duration of each part of the evaluation; may be empty.
-    """
+def number_sections(
+    facts: Mapping[str, str], evaluation: Evaluation, analysis: Analysis, charts: Mapping[str, bytes]
+) -> dict[str, str]:
+    """Return the sections by heading. `charts` are PNG files by the names of `figures.charts`."""
+    curve = analysis.all_classes
     threshold = f"{analysis.score_threshold:.2f}"
+    on_threshold = (
+        f"The best F1 of all classes together, {np.nan_to_num(curve.f1)[curve.best]:.3f}, is reached at the score "
+        f"threshold {threshold}. Pass it to efficientdet_test.py as --score_threshold, or a higher one if false "
+        "positives cost more than missed objects."
+    )
+    class_headings = ("class", "boxes", "AP", "AP50", "AR", "F1", "at score", "precision", "recall")
+    cause_headings = ("cause", f"errors at score {threshold}", "all errors", "AP50 lost", "what helps")
     sections = {
         "Summary": paragraph(_summary(evaluation, analysis)),
         "What was evaluated": table((), facts.items()),
         "COCO metrics": table((), [(name, value, _MEANINGS[name]) for name, value in evaluation.by_name().items()]),
-        "Classes": table(
-            ("class", "boxes", "AP", "AP50", "AR", "F1", "at score", "precision", "recall"), analysis.classes
-        )
-        + chart(charts["classes"], "average precision by class"),
+        "Classes": table(class_headings, analysis.classes) + chart(charts["classes"], "average precision by class"),
         "Precision and recall": chart(charts["precision_recall"], "precision over recall"),
-        "Score threshold": paragraph(_on_threshold(analysis))
+        "Score threshold": paragraph(on_threshold)
         + chart(charts["f1"], "F1, precision and recall over the score threshold"),
         "Confusions": chart(charts["confusion"], "confusion matrix") + _confusions(analysis),
         "Causes of errors": chart(charts["causes"], "errors by cause")
-        + table(
-            ("cause", f"errors at score {threshold}", "all errors", "AP50 lost", "what helps"),
-            [(*row, _ADVICE[row.name]) for row in analysis.causes],
-        ),
+        + table(cause_headings, [(*row, _ADVICE[row.name]) for row in analysis.causes]),
         "Sizes": table(("size", "boxes", "AP", "AP50", "AR"), analysis.sizes)
         + chart(charts["sizes"], "average precision by size"),
-        "Worst images": "".join(photograph(jpeg, "detections and ground truth", caption) for caption, jpeg in worst),
     }
-    if seconds:
-        rows = [(part, value, 1000 * value / num_images) for part, value in seconds.items()]
-        sections["Time"] = table(("part", "seconds", "milliseconds per image"), rows)
     for heading, note in _NOTES.items():
         sections[heading] = paragraph(note) + sections[heading]
-    return document(title, sections)
+    return sections
 
 
 def _summary(evaluation: Evaluation, analysis: Analysis) -> str:
@@ -111,10 +93,8 @@ def _summary(evaluation: Evaluation, analysis: Analysis) -> str:
     if not curve.true_positives[0]:
         return f"{text} No detection finds an object at IoU 0.5."
     precision, recall = curve.precision[curve.best], curve.recall[curve.best]
-    text += (
-        f" At score threshold {analysis.score_threshold:.2f}, {recall:.0%} of the {curve.objects:,} boxes are found, "
-        f"and {precision:.0%} of the detections are right."
-    )
+    text += f" At score threshold {analysis.score_threshold:.2f}, {recall:.0%} of the {curve.objects:,} boxes are found"
+    text += f", and {precision:.0%} of the detections are right."
     costliest = max(analysis.causes, key=lambda row: row.gain)
     if costliest.gain:
         text += f" The costliest cause of errors is {costliest.name}: it costs {costliest.gain:.3f} of AP50. "
@@ -122,19 +102,10 @@ def _summary(evaluation: Evaluation, analysis: Analysis) -> str:
     return text
 
 
-def _on_threshold(analysis: Analysis) -> str:
-    curve = analysis.all_classes
-    return (
-        f"The best F1 of all classes together, {np.nan_to_num(curve.f1)[curve.best]:.3f}, is reached at the score "
-        f"threshold {analysis.score_threshold:.2f}. Pass it to efficientdet_test.py as --score_threshold, or a higher "
-        "one if false positives cost more than missed objects."
-    )
-
-
 def _confusions(analysis: Analysis) -> str:
     """List the pairs of classes that are confused most often."""
     confusion = analysis.class_confusion
-    order = np.argsort(-confusion, axis=None, kind="stable")[:MAX_CONFUSIONS]
+    order = np.argsort(-confusion, axis=None, kind="stable")[:_MAX_CONFUSIONS]
     rows = [
         (analysis.classes[i].name, analysis.classes[j].name, int(confusion[i, j]), analysis.classes[i].boxes)
         for i, j in zip(*np.unravel_index(order, confusion.shape))

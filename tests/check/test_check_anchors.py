@@ -13,10 +13,14 @@ from efficientdet.project import load_project
 CONFIG, CANVAS = model_config(0), (256, 256)
 
 
+def spec(scales, ratios) -> AnchorSpec:
+    return AnchorSpec(CONFIG.pyramid_levels, CONFIG.anchor_scale, tuple(scales), tuple(ratios))
+
+
 def boxes_of(scales, ratios, number: int = 600, noise: float = 0.0) -> np.ndarray:
     """Return random anchors of the canvas, (K, 4) xyxy, their sides multiplied by factors of mean 1 and std `noise`."""
     rng = np.random.default_rng(3)
-    anchors = make_anchors(*CANVAS, AnchorSpec(CONFIG.pyramid_levels, CONFIG.anchor_scale, scales, ratios)).numpy()
+    anchors = make_anchors(*CANVAS, spec(scales, ratios)).numpy()
     sides = anchors[:, [3, 2]] - anchors[:, [1, 0]]
     anchors = anchors[np.log2(sides).max(axis=1) < 8]
     y1, x1, y2, x2 = anchors[rng.choice(len(anchors), number)].T
@@ -26,18 +30,18 @@ def boxes_of(scales, ratios, number: int = 600, noise: float = 0.0) -> np.ndarra
 
 
 def objects_of(boxes: np.ndarray, project) -> Objects:
-    ious = best_ious(boxes, CANVAS, CONFIG, project.anchor_scales, project.anchor_ratios)
-    return Objects(CANVAS, np.arange(len(boxes)), boxes, ious)
+    anchors = spec(project.anchor_scales, project.anchor_ratios)
+    return Objects(CANVAS, anchors, np.arange(len(boxes)), boxes, best_ious(boxes, CANVAS, anchors))
 
 
-def coverage(boxes, scales, ratios) -> tuple[float, float]:
-    ious = best_ious(boxes, CANVAS, CONFIG, scales, ratios)
+def coverage(boxes, anchors: AnchorSpec) -> tuple[float, float]:
+    ious = best_ious(boxes, CANVAS, anchors)
     return (ious >= POSITIVE_IOU).mean(), ious.mean()
 
 
 def test_no_boxes_give_no_proposal(make_project):
     project = make_project()
-    (line,) = anchor_report({"train": objects_of(np.zeros((0, 4)), project)}, project, CONFIG)
+    (line,) = anchor_report({"train": objects_of(np.zeros((0, 4)), project)}, project.path)
     assert "no boxes" in line
 
 
@@ -51,29 +55,30 @@ def test_no_boxes_give_no_proposal(make_project):
 )
 def test_shapes_of_the_boxes_are_recovered(scales, ratios):
     boxes = boxes_of(scales, ratios, noise=0.02)
-    found_scales, found_ratios = propose_anchors(boxes, CANVAS, CONFIG, len(scales), len(ratios))
-    np.testing.assert_allclose(found_scales, scales, rtol=0.08)
-    np.testing.assert_allclose(found_ratios, ratios, rtol=0.08)
-    assert coverage(boxes, found_scales, found_ratios) > (0.999, 0.9)
+    proposed = propose_anchors(boxes, CANVAS, spec(ANCHOR_SCALES[: len(scales)], ANCHOR_RATIOS[: len(ratios)]))
+    np.testing.assert_allclose(proposed.scales, scales, rtol=0.08)
+    np.testing.assert_allclose(proposed.ratios, ratios, rtol=0.08)
+    assert coverage(boxes, proposed) > (0.999, 0.9)
 
 
 def test_proposal_is_deterministic():
-    boxes = boxes_of((0.5, 0.7), ((0.5, 2.0), (1.0, 1.0)), number=4000, noise=0.2)
-    assert propose_anchors(boxes, CANVAS, CONFIG, 2, 2) == propose_anchors(boxes, CANVAS, CONFIG, 2, 2)
+    anchors = spec((0.5, 0.7), ((0.5, 2.0), (1.0, 1.0)))
+    boxes = boxes_of(anchors.scales, anchors.ratios, number=4000, noise=0.2)
+    assert propose_anchors(boxes, CANVAS, anchors) == propose_anchors(boxes, CANVAS, anchors)
 
 
 @pytest.mark.parametrize("boxes", [[[10, 10, 40, 30]], [[10, 10, 40, 30]] * 5])
 def test_there_may_be_fewer_shapes_than_anchors(boxes):
-    scales, ratios = propose_anchors(np.array(boxes, float), CANVAS, CONFIG, 3, 3)
-    assert len(scales) == len(ratios) == 3 and min(scales) > 0 and np.min(ratios) > 0
+    proposed = propose_anchors(np.array(boxes, float), CANVAS, spec(ANCHOR_SCALES, ANCHOR_RATIOS))
+    assert len(proposed.scales) == len(proposed.ratios) == 3
+    assert min(proposed.scales) > 0 and np.min(proposed.ratios) > 0
 
 
 def test_proposed_anchors_match_more_boxes_and_can_be_pasted(make_project):
     project = make_project()
     boxes = boxes_of((0.3, 0.4), ((0.4, 2.5), (0.6, 1.7)), noise=0.1)
-    lines = anchor_report(
-        {"train": objects_of(boxes, project), "val": objects_of(boxes[:50], project)}, project, CONFIG
-    )
+    sets = {"train": objects_of(boxes, project), "val": objects_of(boxes[:50], project)}
+    lines = anchor_report(sets, project.path)
     scales, ratios = (line for line in lines if line.startswith("anchors_"))
     path = project.path.with_name("pasted.yml")
     kept = [line for line in project.path.read_text().splitlines() if not line.startswith("anchors_")]
@@ -81,10 +86,8 @@ def test_proposed_anchors_match_more_boxes_and_can_be_pasted(make_project):
 
     pasted = load_project(path)
     assert len(pasted.anchor_scales) == 3 and len(pasted.anchor_ratios) == 3
-    before, after = (
-        coverage(boxes, ANCHOR_SCALES, ANCHOR_RATIOS),
-        coverage(boxes, pasted.anchor_scales, pasted.anchor_ratios),
-    )
+    before = coverage(boxes, spec(ANCHOR_SCALES, ANCHOR_RATIOS))
+    after = coverage(boxes, spec(pasted.anchor_scales, pasted.anchor_ratios))
     assert before[0] < 0.5 and after[0] > 0.9
     assert lines[1] == (
         f"  train: {before[0]:.1%} and {before[1]:.2f} with the project's, "
@@ -96,5 +99,5 @@ def test_proposed_anchors_match_more_boxes_and_can_be_pasted(make_project):
 
 def test_anchors_that_fit_are_kept(make_project):
     project = make_project()
-    lines = anchor_report({"train": objects_of(boxes_of(ANCHOR_SCALES, ANCHOR_RATIOS), project)}, project, CONFIG)
+    lines = anchor_report({"train": objects_of(boxes_of(ANCHOR_SCALES, ANCHOR_RATIOS), project)}, project.path)
     assert "keep the anchors" in lines[-1] and not any(line.startswith("anchors_") for line in lines)

@@ -7,7 +7,6 @@ from PIL import Image
 
 from efficientdet.check.images import (
     ImageScan,
-    duplicate_images,
     image_findings,
     same_pixels,
     scan_image,
@@ -44,7 +43,7 @@ def test_set_without_images(some_set):
     annotated = some_set({})
     assert scan_images(annotated, 2) == []
     assert with_scanned_sizes(annotated, []).sizes.shape == (0, 2)
-    assert list(image_findings(annotated, [])) == list(duplicate_images(annotated, [])) == []
+    assert list(image_findings(annotated, [])) == []
     assert same_pixels([], []) == []
 
 
@@ -53,7 +52,7 @@ def test_images_without_faults_have_sizes_digests_and_no_findings(some_set):
     scans = scan_images(annotated, 2)
     assert [scan.size for scan in scans] == [(60, 80), (30, 40), (60, 80)]
     assert len({scan.digest for scan in scans}) == 3 and not any(scan.exif_ignored or scan.error for scan in scans)
-    assert list(image_findings(annotated, scans)) == list(duplicate_images(annotated, scans)) == []
+    assert list(image_findings(annotated, scans)) == []
 
 
 def test_missing_image_has_an_empty_scan_and_no_finding(some_set):
@@ -112,13 +111,13 @@ def test_equal_pixels_in_different_files_are_duplicates(some_set):
 
     annotated = some_set({1: noise(1), 2: noise(2), 3: noise(3), 4: noise(4)}, rewrite)
     assert annotated.image_path(1).read_bytes() != annotated.image_path(3).read_bytes()
-    (finding,) = duplicate_images(annotated, scan_images(annotated, 2))
+    (finding,) = image_findings(annotated, scan_images(annotated, 2))
     assert finding.level == "warning" and finding.subject == "image 4" and "image 2 (2.png)" in finding.message
 
 
 def test_the_same_bytes_in_another_shape_are_no_duplicate(some_set):
     annotated = some_set({1: noise(1, 30, 40), 2: noise(1, 30, 40).reshape(40, 30, 3)})
-    assert list(duplicate_images(annotated, scan_images(annotated, 1))) == []
+    assert list(image_findings(annotated, scan_images(annotated, 1))) == []
 
 
 def test_images_of_two_sets_with_the_same_pixels():

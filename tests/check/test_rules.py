@@ -8,10 +8,8 @@ from efficientdet.check.rules import (
     annotation_findings,
     box_findings,
     class_counts,
-    coverage_findings,
-    duplicate_boxes,
     empty_images,
-    small_objects,
+    object_findings,
     unlisted_images,
 )
 from efficientdet.config import model_config
@@ -80,7 +78,7 @@ def test_boxes_of_an_image_of_unknown_size_are_never_outside(boxes_in):
 
 def test_duplicate_box_names_the_previous_one(boxes_in):
     annotated = boxes_in([1, 2, 30, 40], [5, 2, 30, 40], [1, 2, 30, 40], [1, 2, 30, 40.5], [1, 2, 30, 40])
-    assert [(finding.subject, finding.message) for finding in duplicate_boxes(annotated)] == [
+    assert [(finding.subject, finding.message) for finding in box_findings(annotated)] == [
         ("annotation 3 of image 1", "repeats annotation 1"),
         ("annotation 5 of image 1", "repeats annotation 3"),
     ]
@@ -89,7 +87,7 @@ def test_duplicate_box_names_the_previous_one(boxes_in):
 def test_equal_boxes_of_two_classes_are_no_duplicates(boxes_in):
     annotated = boxes_in([1, 2, 30, 40], [1, 2, 30, 40])
     annotated.boxes.class_ids[1] = 1
-    assert list(duplicate_boxes(annotated)) == []
+    assert list(box_findings(annotated)) == []
 
 
 def test_objects_are_placed_by_the_letterbox(boxes_in):
@@ -102,15 +100,16 @@ def test_objects_are_placed_by_the_letterbox(boxes_in):
 @pytest.mark.parametrize(("side", "small"), [(7.9, True), (8, False)])
 def test_objects_below_four_by_four_pixels_are_small(boxes_in, side, small):
     annotated = boxes_in([20, 20, 2 * side, side / 2], [50, 50, 40, 40])  # 100 x 200 pixels are halved
-    findings = list(small_objects(annotated, objects_on_canvas(annotated, (100, 100), CONFIG)))
-    assert [finding.subject for finding in findings] == ["annotation 1 of image 1"] * small
+    findings = list(object_findings(annotated, objects_on_canvas(annotated, (100, 100), CONFIG)))
+    found = [finding.subject for finding in findings if "below 4 x 4" in finding.kind]
+    assert found == ["annotation 1 of image 1"] * small
 
 
 @pytest.mark.parametrize(("good", "warned"), [(8, True), (9, False)])
 def test_nine_tenths_of_the_boxes_must_match_an_anchor(boxes_in, good, warned):
     annotated = boxes_in(*[[4 + 8 * i, 4, 32, 32] for i in range(good)], [50, 50, 4, 4])
-    findings = list(coverage_findings(annotated, objects_on_canvas(annotated, (256, 256), CONFIG)))
-    assert len(findings) == warned
+    findings = object_findings(annotated, objects_on_canvas(annotated, (256, 256), CONFIG))
+    assert [finding.kind for finding in findings] == ["sets with boxes that no anchor matches"] * warned
 
 
 def test_unlisted_images_are_found_in_subfolders(boxes_in):

@@ -204,6 +204,7 @@ def test_every_report_has_its_own_folder(tmp_path, monkeypatch):
 
 def test_failed_report_leaves_nothing(tmp_path, make_project, monkeypatch):
     monkeypatch.setattr("efficientdet.evaluation.report.charts", lambda analysis: {})
+    monkeypatch.setattr("efficientdet.evaluation.report.number_sections", lambda *arguments: {})
     dataset, results = each_cause(tmp_path, make_project())
     dataset.annotated.image_path(1).write_bytes(b"no image")
     with pytest.raises(InputError, match=r"2\.png"):
