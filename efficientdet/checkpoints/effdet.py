@@ -59,18 +59,15 @@ def effdet_name(compound_coef: int) -> str:
 def from_effdet(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Convert effdet's state dict, with any number of classes and anchors, to ours. Tensors are shared, not copied.
 
-    Raises ValueError if `weights` are from another network, or have missing or additional entries.
+    Raises ValueError if `weights` are of another network, or incomplete, or have more entries.
     """
     levels = sum(re.fullmatch(r"box_net\.bn_rep\.0\.\d\.bn\.bias", key) is not None for key in weights)
     channels = len(weights.get(_FIRST_NODE, ()))
     coefs = compound_coefs_of_pyramid(levels, channels)
     if not coefs:
-        raise ValueError(
-            f"its pyramid has {levels} levels of {channels} channels, unlike any of tf_efficientdet_d0 to d7x"
-        )
-    compound_coef = coefs[0]
-    expected = _empty_state_dict(compound_coef, weights, _EFFDET_HEADER_BIASES)
-    found = rename_keys(weights, _effdet_keys(compound_coef, expected), expected, effdet_name(compound_coef))
+        raise ValueError(f"its pyramid of {levels} levels of {channels} channels is none of tf_efficientdet_d0 to d7x")
+    expected = _empty_state_dict(coefs[0], weights, _EFFDET_HEADER_BIASES)
+    found = rename_keys(weights, _effdet_keys(coefs[0], expected), expected, effdet_name(coefs[0]))
     return {key: found[key] if key in found else torch.ones(value.shape) for key, value in expected.items()}
 
 
@@ -80,11 +77,10 @@ def to_effdet(weights: Mapping[str, Tensor], compound_coef: int) -> dict[str, Te
     Raises ValueError if `weights` have missing or additional entries.
     """
     shapes = _empty_state_dict(compound_coef, weights, _OUR_HEADER_BIASES)
-    keys = _effdet_keys(compound_coef, shapes)
-    unused = shapes.keys() - keys.keys()
+    ours = {theirs: key for key, theirs in _effdet_keys(compound_coef, shapes).items()}
+    unused = shapes.keys() - ours.values()
     used = {key: value for key, value in weights.items() if key not in unused}
-    expected = {theirs: shapes[ours] for ours, theirs in keys.items()}
-    return rename_keys(used, {theirs: ours for ours, theirs in keys.items()}, expected, f"D{compound_coef}")
+    return rename_keys(used, ours, {theirs: shapes[key] for theirs, key in ours.items()}, f"D{compound_coef}")
 
 
 def _effdet_keys(compound_coef: int, keys: Iterable[str]) -> dict[str, str]:
@@ -94,7 +90,6 @@ def _effdet_keys(compound_coef: int, keys: Iterable[str]) -> dict[str, str]:
     order = [(f"conv{level}_up", f"p{level}_w1") for level in reversed(levels[:-1])]
     order += [(f"conv{level}_down", f"p{level}_w2") for level in levels[1:]]
     nodes = {name: number for number, names in enumerate(order) for name in names}
-
     result = {}
     for key in keys:
         if key.startswith(_OUR_BACKBONE):
