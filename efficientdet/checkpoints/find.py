@@ -22,13 +22,8 @@ def is_exported(path: str | Path | None) -> bool:
     return path is not None and Path(path).suffix.lower() in EXPORT_SUFFIXES.values()
 
 
-def published_url(compound_coef: int) -> str:
-    """Return the address of the published COCO weights."""
-    return f"{_RELEASES}/{'1.0' if compound_coef <= 6 else '1.2'}/efficientdet-d{compound_coef}.pth"
-
-
 def published_path(compound_coef: int) -> Path:
-    """Return where the published COCO weights are downloaded to."""
+    """Return where the published COCO weights are stored."""
     return _WEIGHTS_FOLDER / f"efficientdet-d{compound_coef}.pth"
 
 
@@ -82,9 +77,11 @@ def find_weights(path: Path | str) -> Path:
     if path.is_file():
         return path
     for compound_coef in range(len(CONFIGS)):
-        if path.resolve() == published_path(compound_coef).resolve():
+        published = published_path(compound_coef)
+        if path.resolve() == published.resolve():
+            release = "1.0" if compound_coef <= 6 else "1.2"
             num_bytes = 15_862_583 if compound_coef == 0 else None  # None: as the server says
-            download(published_url(compound_coef), path, num_bytes)
+            download(f"{_RELEASES}/{release}/{published.name}", path, num_bytes)
             return path
     neighbours = sorted(file.name for file in path.parent.glob("*.pth"))
     hint = f"; that folder has {', '.join(neighbours[:5])}" if neighbours else ""
@@ -92,10 +89,7 @@ def find_weights(path: Path | str) -> Path:
 
 
 def find_backbone(index: int) -> Path:
-    """Return the file of EfficientNet B`index`'s ImageNet weights, downloaded if absent.
-
-    Raises InputError if it is not the published one.
-    """
+    """Return the published ImageNet weights of EfficientNet B`index`, downloaded if absent, or raise InputError."""
     expected = _BACKBONE_SHA256[index]
     path = _WEIGHTS_FOLDER / f"efficientnet-b{index}-{expected}.pth"
     if not path.is_file():
@@ -105,6 +99,8 @@ def find_backbone(index: int) -> Path:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     if not digest.startswith(expected):
-        hashes = f"its sha256 begins with {digest[: len(expected)]}, not {expected}"
-        raise InputError(f"{path} is not the published file: {hashes}; remove it, or pass its name to use it unchanged")
+        remedy = "remove it to download it again, or pass its name to use it unchanged"
+        raise InputError(
+            f"{path} is not the published file (its sha256 is {digest[:8]}..., not {expected}...): {remedy}"
+        )
     return path

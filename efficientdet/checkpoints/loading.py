@@ -46,12 +46,8 @@ def apply_weights(
     expected = network.state_dict()
     misfits = [key for key in expected if key not in weights or weights[key].shape != expected[key].shape]
     unknown = [key for key in weights if key not in expected]
-    other_classes = (
-        not unknown
-        and set(misfits) == {f"{CLASS_HEADER}.conv.weight", f"{CLASS_HEADER}.conv.bias"}
-        and all(key in weights for key in misfits)
-        and anchors_per_cell(weights) == anchors_per_cell(expected)
-    )
+    class_header = {f"{CLASS_HEADER}.conv.weight", f"{CLASS_HEADER}.conv.bias"}
+    other_classes = not unknown and set(misfits) == class_header and class_header <= weights.keys()
     if unknown or misfits and not (other_classes and new_class_header):
         raise InputError(f"{path} does not fit: {_guess_cause(weights, network, misfits, unknown, other_classes)}")
     if misfits:
@@ -66,10 +62,7 @@ def apply_weights(
 def load_backbone(network: EfficientDet, requested: str) -> None:
     """Load ImageNet weights into the backbone of `network`, and leave the rest unchanged.
 
-    Args:
-        requested: a file of EfficientNet-PyTorch, torchvision or timm (see `efficientnet.pretrained`), or "imagenet"
-            for the published file of the network's backbone, see `find_backbone`.
-
+    `requested` is a file of EfficientNet-PyTorch, torchvision or timm, or "imagenet" for the published file.
     Raises InputError, with the network unchanged, if the file does not fit or cannot be downloaded.
     """
     index = network.config.backbone

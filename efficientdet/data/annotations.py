@@ -95,9 +95,7 @@ def read_set(folder: Path, set_name: str, project: Project, max_images: int | No
         sizes=np.array([size if all(map(_is_side, size)) else (0, 0) for size in sizes], np.int64).reshape(-1, 2),
         present=_find_images(images, image_folder, path, note),
         boxes=boxes,
-        category_ids={
-            class_id: categories[key]["id"] for key, class_id in classes.items() if class_id != UNKNOWN_CLASS
-        },
+        category_ids={class_id: categories[key]["id"] for key, class_id in classes.items() if class_id >= 0},
         listed=frozenset(image["file_name"] for image in named),
         findings=findings,
     )
@@ -195,12 +193,10 @@ def _match_categories(categories: dict[str, dict], project: Project, note: _Note
     return classes
 
 
-def _read_boxes(
-    annotations: list[dict], positions: dict[str, int | None], classes: dict[str, int], note: _Note
-) -> Boxes:
+def _read_boxes(entries: list[dict], positions: dict[str, int | None], classes: dict[str, int], note: _Note) -> Boxes:
     """Return the boxes of the images that have a position; annotations of the others are only checked."""
     kept: list[tuple[int, int, dict]] = []  # image, class, annotation
-    for annotation in annotations:
+    for annotation in entries:
         subject = f"annotation {annotation['id']!r}"
         image_id, category_id = annotation["image_id"], annotation["category_id"]
         if str(image_id) not in positions:
@@ -224,17 +220,19 @@ def _read_boxes(
         elif position is not None:
             kept.append((position, classes.get(str(category_id), UNKNOWN_CLASS), annotation))
     kept.sort(key=lambda row: row[0])
-    entries = [annotation for _, _, annotation in kept]
-    xywh = np.array([entry["bbox"] for entry in entries], np.float64).reshape(-1, 4)
-    box_areas = (xywh[:, 2] * xywh[:, 3]).tolist()
-    areas = [area if entry.get("area") is None else entry["area"] for area, entry in zip(box_areas, entries)]
-    is_crowd = np.array([bool(entry.get("iscrowd")) for entry in entries], bool)
+    annotations = [annotation for _, _, annotation in kept]
+    xywh = np.array([annotation["bbox"] for annotation in annotations], np.float64).reshape(-1, 4)
+    areas = xywh[:, 2] * xywh[:, 3]
+    for row, annotation in enumerate(annotations):
+        if annotation.get("area") is not None:
+            areas[row] = annotation["area"]
+    is_crowd = np.array([bool(annotation.get("iscrowd")) for annotation in annotations], bool)
     return Boxes(
-        annotation_ids=[entry["id"] for entry in entries],
+        annotation_ids=[annotation["id"] for annotation in annotations],
         images=np.array([position for position, _, _ in kept], np.int64),
         class_ids=np.array([class_id for _, class_id, _ in kept], np.int64),
         xywh=xywh,
-        areas=np.array(areas, np.float64),
+        areas=areas,
         crowd=is_crowd,
         learnable=~is_crowd & (xywh[:, 2:] >= MIN_BOX_SIDE).all(axis=1),
     )

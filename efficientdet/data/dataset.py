@@ -41,12 +41,10 @@ class CocoDataset(Dataset):
     Args:
         folder: the project's data, with images in `{set_name}/` and `annotations/instances_{set_name}.json`.
         canvas: (height, width) of the network's input.
-        seed: for the augmentation.
-        scale_range: limits of the random factor by which training images are scaled, then cropped; (1, 1) disables it.
+        scale_range: limits of the random factor by which augmented images are scaled, then cropped; (1, 1) disables it.
         max_images: use only the first images by id.
 
-    Raises InputError if the files do not fit each other or the project. Everything but the content of the images is
-    checked here; `dataset[...]` raises InputError for an unusable image.
+    Raises InputError for faulty annotations and missing files; `dataset[...]` raises it for an unusable image.
     """
 
     def __init__(

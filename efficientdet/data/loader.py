@@ -40,6 +40,7 @@ class Batch:
         return replace(self, images=function(self.images), targets=Targets(*map(function, self.targets)))
 
 
+@dataclass(eq=False)
 class EpochSampler(Sampler[SampleKey]):
     """Every image once per epoch, in an order that depends only on the seed and the epoch.
 
@@ -48,25 +49,24 @@ class EpochSampler(Sampler[SampleKey]):
     would, except for an incomplete last step, which is dropped.
     """
 
-    def __init__(self, length: int, seed: int, step_images: int = 1, rank: int = 0, world_size: int = 1):
-        self.length = length
-        self.seed = seed
-        self.epoch = 0
-        self.start = 0
-        self._step_images = step_images
-        self._share = step_images // world_size
-        self._rank = rank
-        self._world_size = world_size
+    length: int
+    seed: int
+    step_images: int = 1
+    rank: int = 0
+    world_size: int = 1
+    epoch: int = 0
+    start: int = 0
 
     def __iter__(self) -> Iterator[SampleKey]:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)[self.start :]
-        if self._world_size > 1:
-            order = order[: len(self) * self._world_size].reshape(-1, self._world_size, self._share)[:, self._rank]
+        if self.world_size > 1:
+            share = self.step_images // self.world_size
+            order = order[: len(self) * self.world_size].reshape(-1, self.world_size, share)[:, self.rank]
         return (SampleKey(int(index), self.epoch) for index in order.ravel())
 
     def __len__(self) -> int:
         left = self.length - self.start
-        return left if self._world_size == 1 else left // self._step_images * self._share
+        return left if self.world_size == 1 else left // self.step_images * (self.step_images // self.world_size)
 
 
 def collate(samples: list[Sample]) -> Batch:
@@ -138,18 +138,15 @@ class BatchLoader:
 
 
 def is_dead_worker(error: Exception) -> bool:
-    """Return whether `error` is due to the death of a worker process.
-
-    PyTorch raises it wherever the main process happens to be; while that reads a batch, the connection breaks instead.
-    """
+    """Return whether a worker process died. PyTorch raises that anywhere; during a read, the connection breaks."""
     return isinstance(error, EOFError | ConnectionError) or "DataLoader worker" in str(error)
 
 
+@dataclass(frozen=True)
 class _BatchOrError(Dataset):
-    """Batches by lists of keys. Returns an InputError instead of raising it: DataLoader would add its traceback."""
+    """Batches of given keys. InputErrors are returned: raised in a worker, they would arrive wrapped in its traceback."""
 
-    def __init__(self, dataset: CocoDataset):
-        self.dataset = dataset
+    dataset: CocoDataset
 
     def __getitem__(self, keys: list[int] | list[SampleKey]) -> Batch | InputError:
         try:

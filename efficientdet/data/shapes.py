@@ -39,8 +39,9 @@ def draw_image(rng: RandomState) -> tuple[np.ndarray, list[dict]]:
     colors = [rng.randint(40, 216, 3)]
     image = _background(rng, height, width, colors[0])
     owner = np.full((height, width), -1)  # the shape that each pixel shows
-    sizes: list[int] = []  # pixels of each shape, including those outside the image
     names: list[str] = []
+    sizes: list[int] = []  # pixels of each shape, including those outside the image
+    visible: list[tuple[list[int], int]] = []  # box and number of the pixels that show each shape
     for _ in range(0 if rng.random_sample() < EMPTY_SHARE else rng.randint(1, MAX_SHAPES + 1)):
         name = CLASS_NAMES[rng.randint(len(CLASS_NAMES))]
         left, top, coverage = _rasterize(_random_polygons(rng, name, height, width))
@@ -52,21 +53,20 @@ def draw_image(rng: RandomState) -> tuple[np.ndarray, list[dict]]:
             continue
         top, left = max(0, top), max(0, left)
         window = slice(top, top + len(mask)), slice(left, left + mask.shape[1])
-        size = int((coverage * 2 >= _SUBPIXELS**2).sum())
         candidate = owner.copy()
         candidate[window][mask * 2 >= _SUBPIXELS**2] = len(names)
-        if not _all_visible(candidate, [*sizes, size]):
+        boxes = [_box_and_area(candidate == number) for number in range(len(names) + 1)]
+        size = int((coverage * 2 >= _SUBPIXELS**2).sum())
+        minimum_areas = [max(1, MIN_VISIBLE * whole) for whole in (*sizes, size)]
+        if any(area < minimum or min(box[2:]) < MIN_SIDE for (box, area), minimum in zip(boxes, minimum_areas)):
             continue
-        owner = candidate
-        sizes.append(size)
+        owner, visible = candidate, boxes
         names.append(name)
+        sizes.append(size)
         alpha = mask[..., None]
         image[window] = (image[window] * (_SUBPIXELS**2 - alpha) + texture * alpha) // _SUBPIXELS**2
     image += 2 * rng.randint(-1, 2, (height, width, 1))  # sensor noise
-    objects = []
-    for number, name in enumerate(names):
-        bbox, area = _visible_box(owner == number)
-        objects.append({"class": name, "bbox": bbox, "area": area})
+    objects = [{"class": name, "bbox": box, "area": area} for name, (box, area) in zip(names, visible)]
     return image.clip(0, 255).astype(np.uint8), objects
 
 
@@ -103,11 +103,8 @@ def _write_set(folder: Path, set_name: str, num_images: int, seed: tuple[int, in
         write_image(folder / set_name / file_name, image)
         images.append({"id": image_id, "file_name": file_name, "width": image.shape[1], "height": image.shape[0]})
         for found in objects:
-            ids = {
-                "id": len(annotations) + 1,
-                "image_id": image_id,
-                "category_id": CLASS_NAMES.index(found["class"]) + 1,
-            }
+            category_id = CLASS_NAMES.index(found["class"]) + 1
+            ids = {"id": len(annotations) + 1, "image_id": image_id, "category_id": category_id}
             annotations.append({**ids, "bbox": found["bbox"], "area": found["area"], "iscrowd": 0})
     categories = [{"id": number, "name": name} for number, name in enumerate(CLASS_NAMES, 1)]
     content = {"images": images, "annotations": annotations, "categories": categories}
@@ -160,19 +157,9 @@ def _rasterize(polygons: list[np.ndarray]) -> tuple[int, int, np.ndarray]:
     return int(left), int(top), blocks.sum(axis=(1, 3), dtype=np.int32)
 
 
-def _all_visible(owner: np.ndarray, sizes: list[int]) -> bool:
-    """Return whether enough of every shape is visible."""
-    for number, size in enumerate(sizes):
-        bbox, area = _visible_box(owner == number)
-        if area < max(1, MIN_VISIBLE * size) or min(bbox[2:]) < MIN_SIDE:
-            return False
-    return True
-
-
-def _visible_box(visible: np.ndarray) -> tuple[list[int], int]:
+def _box_and_area(visible: np.ndarray) -> tuple[list[int], int]:
     """Return [x, y, width, height] around the True pixels, and their number."""
-    x, y, width, height = cv2.boundingRect(visible.astype(np.uint8))
-    return [x, y, width, height], int(visible.sum())
+    return list(cv2.boundingRect(visible.astype(np.uint8))), int(visible.sum())
 
 
 def _background(rng: RandomState, height: int, width: int, color: np.ndarray) -> np.ndarray:

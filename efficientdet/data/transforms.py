@@ -1,7 +1,7 @@
 """Images on their way into the network: the letterbox, and the augmentations of training."""
 
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -16,8 +16,6 @@ MIN_BOX_SIDE = 1  # pixels of the image
 MIN_VISIBLE = 0.2
 _HUGE = 2**27  # values of an image; above, a float copy of it costs too much memory
 
-ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray, Tensor)
-
 
 class Target(NamedTuple):
     """The objects of one image."""
@@ -28,10 +26,7 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True)
 class Letterbox:
-    """How an image lies in the network's input: resized to fit, at the top left, padded with zeros.
-
-    Sizes are (height, width) in pixels.
-    """
+    """How an image lies in the network's input: resized, top left, padded with zeros. Sizes are (height, width)."""
 
     original: tuple[int, int]
     resized: tuple[int, int]
@@ -64,7 +59,7 @@ class Letterbox:
         return canvas
 
     def apply_uint8(self, image: np.ndarray, padding: tuple[int, int, int]) -> np.ndarray:
-        """Resize and pad with the colour `padding`, for exported networks that normalise themselves: uint8 to uint8."""
+        """Resize and pad with the colour `padding`, in uint8, for exported networks that normalise themselves."""
         height, width = self.resized
         canvas = np.empty((*self.canvas, 3), np.uint8)
         canvas[height:] = canvas[:, width:] = padding
@@ -82,23 +77,18 @@ class Letterbox:
         normalized = resized.sub_(mean_255).div_(std_255)
         return F.pad(normalized, (0, self.canvas[1] - self.resized[1], 0, self.canvas[0] - self.resized[0]))
 
-    def boxes_to_canvas(self, boxes_xyxy: ArrayOrTensor) -> ArrayOrTensor:
+    def boxes_to_canvas(self, boxes_xyxy: np.ndarray) -> np.ndarray:
         """Convert boxes (..., 4) from pixels of the image to pixels of the canvas."""
-        return boxes_xyxy * self._factors(boxes_xyxy)
-
-    def boxes_to_image(self, boxes_xyxy: ArrayOrTensor) -> ArrayOrTensor:
-        """Convert boxes (..., 4) from pixels of the canvas to pixels of the image."""
-        return boxes_xyxy / self._factors(boxes_xyxy)
+        return boxes_xyxy * np.array(self._factors(), boxes_xyxy.dtype)
 
     def detections_to_image(self, detections: Detections) -> Detections:
         """Convert detections from canvas to image pixels: not as inference tensors, so the caller may modify them."""
-        boxes = self.boxes_to_image(detections.boxes)
+        boxes = detections.boxes / detections.boxes.new_tensor(self._factors())
         return Detections(boxes, detections.scores.clone(), detections.class_ids.clone())
 
-    def _factors(self, like: ArrayOrTensor) -> ArrayOrTensor:
-        x, y = self.resized[1] / self.original[1], self.resized[0] / self.original[0]
-        factors = [x, y, x, y]
-        return like.new_tensor(factors) if isinstance(like, Tensor) else np.asarray(factors, like.dtype)
+    def _factors(self) -> list[float]:
+        """Return the ratios canvas / image of x1, y1, x2, y2."""
+        return [self.resized[1] / self.original[1], self.resized[0] / self.original[0]] * 2
 
 
 def _shrink_rows(image: np.ndarray, height: int) -> np.ndarray:
@@ -137,14 +127,13 @@ def random_scale_crop(
     rng: np.random.Generator,
     scale_range: tuple[float, float],
 ) -> tuple[np.ndarray, Target, Letterbox]:
-    """Scale and crop an image (H, W, 3) at random: google/automl's scale jitter.
+    """Return a random window of an image (H, W, 3), its objects and its letterbox: google/automl's scale jitter.
 
     The image is scaled to fit the canvas times a factor drawn uniformly from `scale_range`; an axis that exceeds the
     canvas is cropped at a random offset. Cropping comes first, in whole pixels, so that no pixel is resized in vain.
+
     Boxes are clipped to the window. A box with a side below MIN_BOX_SIDE, or less than MIN_VISIBLE of its area left, is
     dropped. (google/automl keeps every remainder, and learns to detect objects in slivers.)
-
-    Returns the window, its objects, and its letterbox.
     """
     factor = rng.uniform(*scale_range)
     size = image.shape[:2]
