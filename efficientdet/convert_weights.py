@@ -41,11 +41,11 @@ _NUMPY_SCALAR = np.float64().__reduce__()[0]
 _SAFE_TYPES: list[Any] = [(_NUMPY_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
 _SAFE_TYPES += [argparse.Namespace, np.dtype, *(type(np.dtype(name)) for name in ("float32", "float64", "int64"))]
 
-EFFDET_DIFFERENCES = (
+EFFDET_DIFFERENCES = [
     "max-pooling in the pyramid pads with zeros here, with minus infinity in effdet; no other layer differs",
     "detections: effdet ranks every class of every anchor, this project each anchor by its best class",
     "files such as tf_efficientdet_d0_ap have the same keys, but need mean and std [0.5, 0.5, 0.5] in the YAML file",
-)
+]
 OTHER_EPSILON = "batch norms have epsilon 1e-5 there, 1e-3 here: converted scales compensate for it in evaluation mode"
 OTHER_PADDING = "convolutions of stride 2 are padded symmetrically there, as in TensorFlow here: training must adapt"
 
@@ -55,23 +55,20 @@ class Conversion(NamedTuple):
 
     weights: dict[str, Tensor]
     recognised: str
-    differences: tuple[str, ...]
+    differences: list[str]
     next_step: str  # with a field {output} for the new file
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
-    """Return the state dict in a file, and the name of the entry that holds it ("" if the file is a plain one).
-
-    Raises InputError if there is none.
-    """
+    """Return the state dict in a file, and the entry that holds it ("" if the file is plain), or raise InputError."""
     with torch.serialization.safe_globals(_SAFE_TYPES):
         content = load_tensors(find_weights(path))
     if is_state_dict(content):
         return content, ""
-    if isinstance(content, dict):
-        for entry in WEIGHT_ENTRIES:
-            if is_state_dict(content.get(entry)):
-                return content[entry], entry
+    entries = content if isinstance(content, dict) else {}
+    for entry in WEIGHT_ENTRIES:
+        if is_state_dict(entries.get(entry)):
+            return entries[entry], entry
     raise InputError(f"{path} is not a state dict, and holds none as {', '.join(WEIGHT_ENTRIES)}")
 
 
@@ -109,14 +106,14 @@ def convert(weights: dict[str, Tensor], path: Path, to: str | None) -> Conversio
 def convert_from_effdet(weights: dict[str, Tensor]) -> Conversion:
     """Convert a detector of effdet. Raises ValueError if it is none of tf_efficientdet_d0 to d7x."""
     converted = from_effdet(weights)
-    coefs, classes = guess_compound_coefs(converted), num_classes(converted)
+    coefs, classes, anchors = guess_compound_coefs(converted), num_classes(converted), anchors_per_cell(converted)
+    recognised = f"effdet's {' or '.join(map(effdet_name, coefs))}, {classes} classes, {anchors} anchors per cell"
     command, hints = f"python efficientdet_test.py photo.jpg -c {coefs[0]} -w {{output}}", []
     if classes != 90:
         command += " -p my_project"
         hints.append(f"obj_list: the {classes} classes in the order of effdet's labels")
     hints += [f"or -c {coef}, as it was trained" for coef in coefs[1:]]
     next_step = f"{command}  # {'; '.join(hints)}" if hints else command
-    recognised = f"effdet's {' or '.join(map(effdet_name, coefs))}, {_structure(converted)}"
     return Conversion(converted, recognised, EFFDET_DIFFERENCES, next_step)
 
 
@@ -125,11 +122,11 @@ def convert_to_effdet(weights: dict[str, Tensor]) -> Conversion:
     coefs = guess_compound_coefs(weights)
     if not coefs:
         raise ValueError("its pyramid is none of D0 to D7X")
-    converted = to_effdet(weights, coefs[0])
-    model = f'effdet.create_model("{effdet_name(coefs[0])}", num_classes={num_classes(weights)}, '
-    command = f"python -c 'import effdet; model = {model}checkpoint_path=\"{{output}}\")'"
-    recognised = f"this project's {' or '.join(f'D{coef}' for coef in coefs)}, {_structure(weights)}"
-    return Conversion(converted, recognised, EFFDET_DIFFERENCES, command)
+    converted, classes, anchors = to_effdet(weights, coefs[0]), num_classes(weights), anchors_per_cell(weights)
+    names = " or ".join(f"D{coef}" for coef in coefs)
+    recognised = f"this project's {names}, {classes} classes, {anchors} anchors per cell"
+    model = f'effdet.create_model("{effdet_name(coefs[0])}", num_classes={classes}, checkpoint_path="{{output}}")'
+    return Conversion(converted, recognised, EFFDET_DIFFERENCES, f"python -c 'import effdet; model = {model}'")
 
 
 def convert_backbone(weights: dict[str, Tensor], family: pretrained.Family, path: str) -> Conversion:
@@ -138,25 +135,17 @@ def convert_backbone(weights: dict[str, Tensor], family: pretrained.Family, path
     if index is None:
         raise ValueError(f"it has keys of {family.name}'s EfficientNet, but is none of B0 to B7")
     converted = pretrained.convert_backbone_weights(weights, index, path)
-    differences = []
-    if pretrained.batch_norm_eps(family, index, path) != BATCH_NORM["eps"]:
-        differences = [OTHER_EPSILON, OTHER_PADDING]
-    elif family is pretrained.TORCHVISION:
-        differences = [OTHER_PADDING]
+    other_epsilon = pretrained.batch_norm_eps(family, index, path) != BATCH_NORM["eps"]
+    differences = [OTHER_EPSILON] if other_epsilon else []
+    if other_epsilon or family is pretrained.TORCHVISION:
+        differences.append(OTHER_PADDING)
     recognised = f"{family.name}'s EfficientNet B{index}"
     if family is pretrained.TIMM:
-        recognised += f", by its path {'efficientnet' if differences else 'tf_efficientnet'}_b{index}"
+        recognised += f", by its path {'efficientnet' if other_epsilon else 'tf_efficientnet'}_b{index}"
+    renamed = {pretrained.efficientnet_pytorch_key(key, index): value for key, value in converted.items()}
     coef = next(coef for coef, config in enumerate(CONFIGS) if config.backbone == index)
-    return Conversion(
-        {pretrained.efficientnet_pytorch_key(key, index): value for key, value in converted.items()},
-        recognised,
-        tuple(differences),
-        f"python train.py -p my_project -c {coef} --backbone_weights {{output}}",
-    )
-
-
-def _structure(weights: dict[str, Tensor]) -> str:
-    return f"{num_classes(weights)} classes, {anchors_per_cell(weights)} anchors per cell"
+    next_step = f"python train.py -p my_project -c {coef} --backbone_weights {{output}}"
+    return Conversion(renamed, recognised, differences, next_step)
 
 
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
@@ -180,8 +169,7 @@ def main(args: argparse.Namespace) -> None:
     source = f"{args.file} ({entry})" if entry else args.file
     print(f"{source}: {conversion.recognised}, {len(weights)} tensors")
     print(f"-> {args.output}: {len(conversion.weights)} tensors\n\nWhat differs:")
-    for difference in conversion.differences or ("nothing",):
-        print(f"  {difference}")
+    print(*(f"  {difference}" for difference in conversion.differences or ["nothing"]), sep="\n")
     print(f"\nNext:\n  {conversion.next_step.format(output=args.output)}")
 
 

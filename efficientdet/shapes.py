@@ -21,11 +21,10 @@ from utils.errors import exit_on_input_error
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__, prog="python -m efficientdet.shapes")
     output = {"default": Path("datasets/shapes"), "help": "folder to create (default: %(default)s)"}
-    add_flags(parser, output=output)
+    add_flags(parser, output=output, seed={"help": "another seed draws other images (default: %(default)s)"})
     add = parser.add_argument
     add("--train", type=non_negative_int, default=TRAIN_IMAGES, help="training images (default: %(default)s)")
     add("--val", type=non_negative_int, default=VAL_IMAGES, help="validation images (default: %(default)s)")
-    add_flags(parser, seed={"help": "another seed draws other images (default: %(default)s)"})
     return parser.parse_args(args)
 
 

@@ -1,6 +1,7 @@
 """Convert state dicts between rwightman's `effdet` (`tf_efficientdet_d0` to `d7x`) and this project.
 
-Both networks are google/automl's, layer by layer, so each key has a counterpart and no number changes:
+Both networks are google/automl's, layer by layer, so each key has a counterpart and no number changes.
+(`efficientdet.convert_weights` lists the differences that weights cannot express.)
 - Classes: output i is COCO category id i + 1 in both. There is no background class and no permutation.
 - Anchors of a cell: all ratios of the first scale, then of the next. Header channels are ordered by anchor, within an
   anchor by class or (dy, dx, dh, dw).
@@ -9,8 +10,6 @@ Both networks are google/automl's, layer by layer, so each key has a counterpart
   reads them.
 - Batch norms of the heads: effdet lists them by layer, this project by level.
 - D6 and up fuse by plain sum: effdet has no fusion weights there, this project unused ones. D6 and D7 have equal keys.
-
-`efficientdet.convert_weights` lists the differences that weights cannot express.
 """
 
 import re
@@ -24,10 +23,7 @@ from efficientdet.model.network import BOX_HEADER, CLASS_HEADER, EfficientDet
 from efficientnet.pretrained import rename_keys, timm_key
 
 EFFDET_BOX_BIAS = "box_net.predict.conv_pw.bias"  # every detector of effdet has this key
-_EFFDET_HEADER_BIASES = ("class_net.predict.conv_pw.bias", EFFDET_BOX_BIAS)
-_OUR_HEADER_BIASES = (f"{CLASS_HEADER}.conv.bias", f"{BOX_HEADER}.conv.bias")
 _OUR_BACKBONE = "backbone_net.model."
-_FIRST_NODE = "fpn.cell.0.fnode.0.after_combine.conv.conv_pw.weight"
 
 # Applied in turn to our keys outside the backbone. {conv6_up} is the node's number in effdet.
 _REPLACEMENTS = (
@@ -59,18 +55,15 @@ def effdet_name(compound_coef: int) -> str:
 def from_effdet(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Convert effdet's state dict, with any number of classes and anchors, to ours. Tensors are shared, not copied.
 
-    Raises ValueError if `weights` are from another network, or have missing or additional entries.
+    Raises ValueError if `weights` are of another network, or incomplete, or have more entries.
     """
     levels = sum(re.fullmatch(r"box_net\.bn_rep\.0\.\d\.bn\.bias", key) is not None for key in weights)
-    channels = len(weights.get(_FIRST_NODE, ()))
+    channels = len(weights.get("fpn.cell.0.fnode.0.after_combine.conv.conv_pw.weight", ()))
     coefs = compound_coefs_of_pyramid(levels, channels)
     if not coefs:
-        raise ValueError(
-            f"its pyramid has {levels} levels of {channels} channels, unlike any of tf_efficientdet_d0 to d7x"
-        )
-    compound_coef = coefs[0]
-    expected = _empty_state_dict(compound_coef, weights, _EFFDET_HEADER_BIASES)
-    found = rename_keys(weights, _effdet_keys(compound_coef, expected), expected, effdet_name(compound_coef))
+        raise ValueError(f"its pyramid of {levels} levels of {channels} channels is none of tf_efficientdet_d0 to d7x")
+    expected = _empty_state_dict(coefs[0], weights, "class_net.predict.conv_pw.bias", EFFDET_BOX_BIAS)
+    found = rename_keys(weights, _effdet_keys(coefs[0], expected), expected, effdet_name(coefs[0]))
     return {key: found[key] if key in found else torch.ones(value.shape) for key, value in expected.items()}
 
 
@@ -79,12 +72,11 @@ def to_effdet(weights: Mapping[str, Tensor], compound_coef: int) -> dict[str, Te
 
     Raises ValueError if `weights` have missing or additional entries.
     """
-    shapes = _empty_state_dict(compound_coef, weights, _OUR_HEADER_BIASES)
-    keys = _effdet_keys(compound_coef, shapes)
-    unused = shapes.keys() - keys.keys()
+    shapes = _empty_state_dict(compound_coef, weights, f"{CLASS_HEADER}.conv.bias", f"{BOX_HEADER}.conv.bias")
+    ours = {theirs: key for key, theirs in _effdet_keys(compound_coef, shapes).items()}
+    unused = shapes.keys() - ours.values()
     used = {key: value for key, value in weights.items() if key not in unused}
-    expected = {theirs: shapes[ours] for ours, theirs in keys.items()}
-    return rename_keys(used, {theirs: ours for ours, theirs in keys.items()}, expected, f"D{compound_coef}")
+    return rename_keys(used, ours, {theirs: shapes[key] for theirs, key in ours.items()}, f"D{compound_coef}")
 
 
 def _effdet_keys(compound_coef: int, keys: Iterable[str]) -> dict[str, str]:
@@ -94,7 +86,6 @@ def _effdet_keys(compound_coef: int, keys: Iterable[str]) -> dict[str, str]:
     order = [(f"conv{level}_up", f"p{level}_w1") for level in reversed(levels[:-1])]
     order += [(f"conv{level}_down", f"p{level}_w2") for level in levels[1:]]
     nodes = {name: number for number, names in enumerate(order) for name in names}
-
     result = {}
     for key in keys:
         if key.startswith(_OUR_BACKBONE):
@@ -113,13 +104,12 @@ def compound_coefs_of_pyramid(levels: int, channels: int) -> list[int]:
     return [coef for coef, pyramid in enumerate(pyramids) if pyramid == (levels, channels)]
 
 
-def _empty_state_dict(compound_coef: int, weights: Mapping[str, Tensor], biases: tuple[str, str]) -> dict[str, Tensor]:
+def _empty_state_dict(coef: int, weights: Mapping[str, Tensor], class_bias: str, box_bias: str) -> dict[str, Tensor]:
     """Return our state dict on the meta device, for the classes and anchors of the header biases in `weights`."""
-    for name in biases:
+    for name in (class_bias, box_bias):
         if name not in weights:
             raise ValueError(f"it lacks {name}")
-    class_outputs, box_outputs = (weights[name].numel() for name in biases)
-    anchors = max(box_outputs // 4, 1)
+    anchors = max(weights[box_bias].numel() // 4, 1)
+    num_classes = max(weights[class_bias].numel() // anchors, 1)
     with torch.device("meta"):
-        network = EfficientDet(compound_coef, max(class_outputs // anchors, 1), ratios=((1, 1),), scales=(1,) * anchors)
-    return network.state_dict()
+        return EfficientDet(coef, num_classes, ratios=((1, 1),), scales=(1,) * anchors).state_dict()

@@ -12,7 +12,6 @@ EXPORT_SUFFIXES = {"onnx": ".onnx", "torchscript": ".torchscript", "pt2": ".pt2"
 _WEIGHTS_FOLDER = Path("weights")
 
 _RELEASES = "https://github.com/zylo117/Yet-Another-Efficient-Pytorch/releases/download"
-_PUBLISHED_BYTES = {0: 15_862_583}  # other sizes are taken from the server
 _BACKBONE_RELEASE = "https://github.com/lukemelas/EfficientNet-PyTorch/releases/download/1.0"
 # B0 to B7: the first digits of each published file's sha256, which are also part of its name.
 _BACKBONE_SHA256 = ("355c32eb", "f1951068", "8bb594d6", "5fb5a3c3", "6ed6700e", "b6417697", "c76e70fd", "dcc49843")
@@ -23,19 +22,13 @@ def is_exported(path: str | Path | None) -> bool:
     return path is not None and Path(path).suffix.lower() in EXPORT_SUFFIXES.values()
 
 
-def published_url(compound_coef: int) -> str:
-    """Return the address of the published COCO weights."""
-    release = "1.0" if compound_coef <= 6 else "1.2"
-    return f"{_RELEASES}/{release}/efficientdet-d{compound_coef}.pth"
-
-
 def published_path(compound_coef: int) -> Path:
-    """Return where the published COCO weights are stored after their download."""
+    """Return where the published COCO weights are stored."""
     return _WEIGHTS_FOLDER / f"efficientdet-d{compound_coef}.pth"
 
 
 def last_path(folder: Path, compound_coef: int) -> Path:
-    """Return the path of the last run's training state."""
+    """Return the path of the training state."""
     return folder / f"efficientdet-d{compound_coef}_last.state"
 
 
@@ -64,10 +57,8 @@ def resolve_weights(requested: str | None, project_name: str, compound_coef: int
         return published_path(compound_coef)
     if project_name == "shapes" and compound_coef == 0:
         return SHAPES_WEIGHTS
-    raise InputError(
-        "pass -w FILE, -w best or -w last: "
-        f"no weights are published for D{compound_coef} and the project {project_name!r}"
-    )
+    missing = f"no weights are published for D{compound_coef} and the project {project_name!r}"
+    raise InputError(f"pass -w FILE, -w best or -w last: {missing}")
 
 
 def find_last(folder: Path, compound_coef: int) -> Path:
@@ -81,16 +72,16 @@ def find_last(folder: Path, compound_coef: int) -> Path:
 
 
 def find_weights(path: Path | str) -> Path:
-    """Return `path`, after downloading it if it is the path of a published file and does not exist.
-
-    Raises InputError if there is no such file.
-    """
+    """Return `path`, after downloading a published file if it is absent. Raises InputError if there is no such file."""
     path = Path(path)
     if path.is_file():
         return path
     for compound_coef in range(len(CONFIGS)):
-        if path.resolve() == published_path(compound_coef).resolve():
-            download(published_url(compound_coef), path, _PUBLISHED_BYTES.get(compound_coef))
+        published = published_path(compound_coef)
+        if path.resolve() == published.resolve():
+            release = "1.0" if compound_coef <= 6 else "1.2"
+            num_bytes = 15_862_583 if compound_coef == 0 else None  # None: as the server says
+            download(f"{_RELEASES}/{release}/{published.name}", path, num_bytes)
             return path
     neighbours = sorted(file.name for file in path.parent.glob("*.pth"))
     hint = f"; that folder has {', '.join(neighbours[:5])}" if neighbours else ""
@@ -98,10 +89,7 @@ def find_weights(path: Path | str) -> Path:
 
 
 def find_backbone(index: int) -> Path:
-    """Return the published ImageNet weights of EfficientNet B`index`, after downloading them if necessary.
-
-    Raises InputError if the file is not the published one.
-    """
+    """Return the published ImageNet weights of EfficientNet B`index`, downloaded if absent, or raise InputError."""
     expected = _BACKBONE_SHA256[index]
     path = _WEIGHTS_FOLDER / f"efficientnet-b{index}-{expected}.pth"
     if not path.is_file():
@@ -111,8 +99,8 @@ def find_backbone(index: int) -> Path:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     if not digest.startswith(expected):
+        remedy = "remove it to download it again, or pass its name to use it unchanged"
         raise InputError(
-            f"{path} is not the published file: its sha256 begins with {digest[: len(expected)]}, not {expected}; "
-            "remove it and run again to download it, or pass its name to use it unchanged"
+            f"{path} is not the published file (its sha256 is {digest[:8]}..., not {expected}...): {remedy}"
         )
     return path

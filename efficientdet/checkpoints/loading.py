@@ -19,27 +19,20 @@ _CONVERT = "convert it with python -m efficientdet.convert_weights"
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read the network's tensors from a weights file or a training state, on the CPU, without executing code.
-
-    Raises InputError for any other file.
-    """
+    """Read weights onto the CPU, without executing code in the file. Raises InputError if it holds none."""
     if is_exported(path):
         raise InputError(f"{path} is an exported file, but weights are needed: pass the weights it was exported from")
     content = load_tensors(path)
     if path.suffix == ".state" and isinstance(content, dict):
         content = content.get("network")
     if not is_state_dict(content):
-        raise InputError(
-            f"{path} is not a plain state dict, and so not a weights file of EfficientDet; "
-            "python -m efficientdet.convert_weights reads files of other programs"
-        )
+        raise InputError(f"{path} is not a plain state dict: if it is from another program, {_CONVERT}")
     return content
 
 
 def load_weights(network: EfficientDet, path: Path | str, new_class_header: bool = False) -> bool:
     """Load a weights file into `network`, see `apply_weights`."""
-    path = Path(path)
-    return apply_weights(network, read_state_dict(path), path, new_class_header)
+    return apply_weights(network, read_state_dict(Path(path)), Path(path), new_class_header)
 
 
 def apply_weights(
@@ -47,20 +40,14 @@ def apply_weights(
 ) -> bool:
     """Load `weights`, read from `path`, into `network`. Every key and shape must match.
 
-    With `new_class_header`, weights for another number of classes are accepted too: all of them are loaded but the
-    class header, which is initialised. Returns whether it was.
-
-    Raises InputError with the likely cause if the weights do not fit.
+    With `new_class_header`, weights for another number of classes fit too: all but the class header are loaded, and
+    that is initialised. Returns whether it was. Raises InputError with the likely cause if the weights do not fit.
     """
     expected = network.state_dict()
     misfits = [key for key in expected if key not in weights or weights[key].shape != expected[key].shape]
     unknown = [key for key in weights if key not in expected]
-    other_classes = (
-        not unknown
-        and set(misfits) == {f"{CLASS_HEADER}.conv.weight", f"{CLASS_HEADER}.conv.bias"}
-        and all(key in weights for key in misfits)
-        and anchors_per_cell(weights) == anchors_per_cell(expected)
-    )
+    class_header = {f"{CLASS_HEADER}.conv.weight", f"{CLASS_HEADER}.conv.bias"}
+    other_classes = not unknown and set(misfits) == class_header and class_header <= weights.keys()
     if unknown or misfits and not (other_classes and new_class_header):
         raise InputError(f"{path} does not fit: {_guess_cause(weights, network, misfits, unknown, other_classes)}")
     if misfits:
@@ -75,10 +62,7 @@ def apply_weights(
 def load_backbone(network: EfficientDet, requested: str) -> None:
     """Load ImageNet weights into the backbone of `network`, and leave the rest unchanged.
 
-    Args:
-        requested: a file of EfficientNet-PyTorch, torchvision or timm (see `efficientnet.pretrained`), or "imagenet"
-            for the published file of the network's backbone, which is downloaded into `weights/` if necessary.
-
+    `requested` is a file of EfficientNet-PyTorch, torchvision or timm, or "imagenet" for the published file.
     Raises InputError, with the network unchanged, if the file does not fit or cannot be downloaded.
     """
     index = network.config.backbone
@@ -91,10 +75,8 @@ def load_backbone(network: EfficientDet, requested: str) -> None:
     try:
         converted = convert_backbone_weights(weights, index, str(path))
     except ValueError as error:
-        raise InputError(
-            f"{path} does not fit the backbone of D{network.compound_coef}: {error}; "
-            "pass another file, or imagenet to download the published one"
-        ) from error
+        misfit = f"{path} does not fit the backbone of D{network.compound_coef}: {error}"
+        raise InputError(f"{misfit}; pass another file, or imagenet to download the published one") from error
     network.backbone_net["model"].load_state_dict(converted, strict=True)
 
 
@@ -129,10 +111,8 @@ def _guess_cause(
         names = " or ".join(f"D{coef}" for coef in coefs)
         return f"this looks like {names}, you passed -c {network.compound_coef}"
     if coefs and anchors_per_cell(weights) != anchors_per_cell(expected):
-        return (
-            f"it has {anchors_per_cell(weights)} anchors per cell, but anchors_scales and anchors_ratios of the "
-            f"project make {anchors_per_cell(expected)}"
-        )
+        project_anchors = f"anchors_scales and anchors_ratios of the project make {anchors_per_cell(expected)}"
+        return f"it has {anchors_per_cell(weights)} anchors per cell, but {project_anchors}"
     if coefs and misfits and misfits[0] in weights:
         shapes = f"{tuple(weights[misfits[0]].shape)}, not {tuple(expected[misfits[0]].shape)}"
         return f"{misfits[0]} has the shape {shapes}; the file may be damaged"

@@ -25,7 +25,7 @@ class SampleKey:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image, ready for the network."""
+    """An image, ready for the network."""
 
     image: np.ndarray  # (H, W, 3) float32, normalised
     target: Target  # in pixels of `image`
@@ -41,12 +41,10 @@ class CocoDataset(Dataset):
     Args:
         folder: the project's data, with images in `{set_name}/` and `annotations/instances_{set_name}.json`.
         canvas: (height, width) of the network's input.
-        seed: for the augmentation.
-        scale_range: limits of the random factor by which training images are scaled, then cropped; (1, 1) disables it.
+        scale_range: limits of the random factor by which augmented images are scaled, then cropped; (1, 1) disables it.
         max_images: use only the first images by id.
 
-    Raises InputError if the files do not fit each other or the project. Everything but the content of the images is
-    checked here; `dataset[...]` raises InputError for an unusable image.
+    Raises InputError for faulty annotations and missing files; `dataset[...]` raises it for an unusable image.
     """
 
     def __init__(
@@ -61,9 +59,8 @@ class CocoDataset(Dataset):
     ):
         self.annotated = read_set(folder, set_name, project, max_images)
         raise_first_error(self.annotated)
+        self.annotation_file, self.category_ids = self.annotated.annotation_file, self.annotated.category_ids
         self.set_name = set_name
-        self.annotation_file = self.annotated.annotation_file
-        self.category_ids = self.annotated.category_ids
         self.project = project
         self.canvas = canvas
         self.seed = seed
@@ -110,22 +107,16 @@ def _coco_index(annotated: AnnotatedSet) -> COCO:
     """Return a pycocotools index with the fields that scoring needs.
 
     Its category ids are class indices, its image ids positions: pycocotools would turn numbers into text in a set that
-    has both.
+    has both. Annotations are counted from 1, because scoring reads id 0 as "unmatched".
     """
     boxes, names = annotated.boxes, annotated.project.class_names
-    rows = zip(boxes.images.tolist(), boxes.class_ids.tolist(), boxes.xywh.tolist(), boxes.areas.tolist(), boxes.crowd)
+    columns = boxes.images, boxes.class_ids, boxes.xywh, boxes.areas, boxes.crowd.astype(int)
+    rows = zip(*(column.tolist() for column in columns))
     coco = COCO()
     coco.dataset = {
         "images": [{"id": position} for position in range(len(annotated.images))],
         "annotations": [
-            {
-                "id": number,  # counted from 1, because scoring reads id 0 as "unmatched"
-                "image_id": image,
-                "category_id": class_id,
-                "bbox": bbox,
-                "area": area,
-                "iscrowd": int(crowd),
-            }
+            {"id": number, "image_id": image, "category_id": class_id, "bbox": bbox, "area": area, "iscrowd": crowd}
             for number, (image, class_id, bbox, area, crowd) in enumerate(rows, 1)
         ],
         "categories": [{"id": class_id, "name": names[class_id]} for class_id in annotated.category_ids],

@@ -10,10 +10,7 @@ Level = Literal["error", "warning"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One fault. Its texts form one sentence: file, subject, message, advice.
-
-    An error spoils training or evaluation. A warning may be intended, but deserves a look.
-    """
+    """A fault, as one sentence of file, subject, message and advice. What a warning reports may be intended."""
 
     level: Level
     kind: str  # in the plural: "missing images"

@@ -1,13 +1,13 @@
 """Batches of samples, loaded by worker processes."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from efficientdet.data.dataset import CocoDataset, Sample, SampleKey
 from efficientdet.data.transforms import Letterbox
@@ -40,6 +40,7 @@ class Batch:
         return replace(self, images=function(self.images), targets=Targets(*map(function, self.targets)))
 
 
+@dataclass(eq=False)
 class EpochSampler(Sampler[SampleKey]):
     """Every image once per epoch, in an order that depends only on the seed and the epoch.
 
@@ -48,28 +49,24 @@ class EpochSampler(Sampler[SampleKey]):
     would, except for an incomplete last step, which is dropped.
     """
 
-    def __init__(self, length: int, seed: int, step_images: int = 1, rank: int = 0, world_size: int = 1):
-        self.length = length
-        self.seed = seed
-        self.epoch = 0
-        self.start = 0
-        self._step_images = step_images
-        self._rank = rank
-        self._world_size = world_size
+    length: int
+    seed: int
+    step_images: int = 1
+    rank: int = 0
+    world_size: int = 1
+    epoch: int = 0
+    start: int = 0
 
     def __iter__(self) -> Iterator[SampleKey]:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)[self.start :]
-        if self._world_size > 1:
-            order = order[: len(self) * self._world_size].reshape(-1, self._world_size, self._share)[:, self._rank]
+        if self.world_size > 1:
+            share = self.step_images // self.world_size
+            order = order[: len(self) * self.world_size].reshape(-1, self.world_size, share)[:, self.rank]
         return (SampleKey(int(index), self.epoch) for index in order.ravel())
 
     def __len__(self) -> int:
         left = self.length - self.start
-        return left if self._world_size == 1 else left // self._step_images * self._share
-
-    @property
-    def _share(self) -> int:
-        return self._step_images // self._world_size
+        return left if self.world_size == 1 else left // self.step_images * (self.step_images // self.world_size)
 
 
 def collate(samples: list[Sample]) -> Batch:
@@ -82,12 +79,8 @@ def collate(samples: list[Sample]) -> Batch:
         objects = len(sample.target.class_ids)
         boxes[i, :objects] = torch.from_numpy(sample.target.boxes)
         class_ids[i, :objects] = torch.from_numpy(sample.target.class_ids)
-    return Batch(
-        images=torch.from_numpy(images).permute(0, 3, 1, 2),
-        targets=Targets(boxes, class_ids),
-        letterboxes=[sample.letterbox for sample in samples],
-        image_ids=[sample.image_id for sample in samples],
-    )
+    letterboxes, image_ids = [sample.letterbox for sample in samples], [sample.image_id for sample in samples]
+    return Batch(torch.from_numpy(images).permute(0, 3, 1, 2), Targets(boxes, class_ids), letterboxes, image_ids)
 
 
 class BatchLoader:
@@ -106,15 +99,14 @@ class BatchLoader:
         pin_memory: bool = False,
     ):
         self.dataset = dataset
-        self._batch_size = batch_size
-        self._drawn: Sized = dataset if sampler is None else sampler
+        self._sampler = range(len(dataset)) if sampler is None else sampler
+        drop_last = isinstance(sampler, EpochSampler) and len(dataset) >= batch_size
+        self._batches = BatchSampler(self._sampler, batch_size, drop_last)  # type: ignore[arg-type]  # SampleKeys
         self._loader = DataLoader(
-            _ErrorsAsValues(dataset),
-            batch_size,
-            sampler=sampler,
+            _BatchOrError(dataset),
+            batch_size=None,  # an item of the data set is a whole batch
+            sampler=self._batches,
             num_workers=num_workers,
-            collate_fn=_collate_or_error,
-            drop_last=isinstance(sampler, EpochSampler) and len(dataset) >= batch_size,
             pin_memory=pin_memory,
             worker_init_fn=_leave_process_group,
             persistent_workers=num_workers > 0,
@@ -125,13 +117,14 @@ class BatchLoader:
 
     def start_epoch(self, epoch: int, images_done: int = 0) -> None:
         """Make the next iteration draw the images of `epoch` after its first `images_done`."""
-        assert isinstance(self._drawn, EpochSampler)
-        self._drawn.epoch, self._drawn.start = epoch, images_done
+        assert isinstance(self._sampler, EpochSampler)
+        self._sampler.epoch, self._sampler.start = epoch, images_done
 
     @property
     def num_images(self) -> int:
         """The number of images in the next iteration."""
-        return len(self._loader) * self._batch_size if self._loader.drop_last else len(self._drawn)
+        batches = self._batches
+        return len(batches) * batches.batch_size if batches.drop_last else len(self._sampler)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield batches. Raises InputError at the first unusable image."""
@@ -145,33 +138,21 @@ class BatchLoader:
 
 
 def is_dead_worker(error: Exception) -> bool:
-    """Return whether `error` is due to the death of a worker process.
-
-    PyTorch raises it wherever the main process happens to be; while that reads a batch, the connection breaks instead.
-    """
+    """Return whether a worker process died. PyTorch raises that anywhere; during a read, the connection breaks."""
     return isinstance(error, EOFError | ConnectionError) or "DataLoader worker" in str(error)
 
 
-class _ErrorsAsValues(Dataset):
-    """Returns InputErrors instead of raising them: raised in a worker, they would arrive wrapped in its traceback."""
+@dataclass(frozen=True)
+class _BatchOrError(Dataset):
+    """Batches of given keys. InputErrors are returned: raised in a worker, they would arrive wrapped in its traceback."""
 
-    def __init__(self, dataset: CocoDataset):
-        self.dataset = dataset
+    dataset: CocoDataset
 
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, key: int | SampleKey) -> Sample | InputError:
+    def __getitem__(self, keys: list[int] | list[SampleKey]) -> Batch | InputError:
         try:
-            return self.dataset[key]
+            return collate([self.dataset[key] for key in keys])
         except InputError as error:
             return error
-
-
-def _collate_or_error(samples: list[Sample | InputError]) -> Batch | InputError:
-    usable = [sample for sample in samples if isinstance(sample, Sample)]
-    errors = [sample for sample in samples if isinstance(sample, InputError)]
-    return errors[0] if errors else collate(usable)
 
 
 def _leave_process_group(worker_id: int) -> None:

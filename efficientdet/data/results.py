@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from efficientdet.boxes import xyxy_to_xywh
-from efficientdet.data.annotations import is_number
+from efficientdet.data.annotations import is_box, is_number
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.structures import Detections
 from utils.errors import InputError
@@ -16,10 +16,7 @@ _MAX = 1e300  # of a finite number: an integer above would not fit a float
 def coco_results(image_id: int | str, detections: Detections, category_ids: dict) -> list[dict]:
     """Return the detections of one image as entries of a COCO results file.
 
-    Classes without a category in the data set (such as COCO's unused slots) are left out.
-
-    Args:
-        category_ids: class index -> category id, as in `CocoDataset.category_ids`.
+    Classes that `category_ids` (of `CocoDataset`) lacks, such as COCO's unused slots, are left out.
     """
     boxes = xyxy_to_xywh(detections.boxes).tolist()
     return [
@@ -30,7 +27,6 @@ def coco_results(image_id: int | str, detections: Detections, category_ids: dict
 
 
 def write_results(path: Path, results: list[dict]) -> None:
-    """Write a COCO results file."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(results))
 
@@ -48,8 +44,7 @@ def read_results(path: Path, dataset: CocoDataset) -> list[dict]:
     if not isinstance(results, list):
         raise InputError(f"{path} is not a results file: expected a list of {{image_id, category_id, bbox, score}}")
     for position, result in enumerate(results):
-        flaw = _flaw(result)
-        if flaw:
+        if flaw := _flaw(result):
             raise InputError(f"{path}: entry {position} {flaw}: {str(result)[:100]}")
     image_of = {str(image_id): image_id for image_id in dataset.image_ids}
     category_of = {str(category_id): category_id for category_id in dataset.category_ids.values()}
@@ -61,15 +56,11 @@ def read_results(path: Path, dataset: CocoDataset) -> list[dict]:
                 f"--max_images leaves out, the first is entry {unknown[0]} with {key} {results[unknown[0]][key]!r}: "
                 "evaluate them on the set they were made for"
             )
-    return [
-        {
-            "image_id": image_of[str(result["image_id"])],
-            "category_id": category_of[str(result["category_id"])],
-            "score": result["score"],
-            "bbox": result["bbox"],
-        }
-        for result in results
-    ]
+    entries = []
+    for result in results:
+        ids = {"image_id": image_of[str(result["image_id"])], "category_id": category_of[str(result["category_id"])]}
+        entries.append({**ids, "score": result["score"], "bbox": result["bbox"]})
+    return entries
 
 
 def _flaw(result: object) -> str | None:
@@ -81,7 +72,6 @@ def _flaw(result: object) -> str | None:
             return f"has no {key} that is an integer or text"
     if not is_number(result.get("score"), _MAX):
         return "has no score that is a finite number"
-    box = result.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(is_number(value, _MAX) for value in box):
+    if not is_box(result.get("bbox"), _MAX):
         return "has no bbox of four finite numbers, [x, y, width, height]"
     return None

@@ -5,7 +5,7 @@ The order of the random draws defines the data set: another order gives other im
 
 import json
 import math
-from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 
 import cv2
@@ -39,8 +39,9 @@ def draw_image(rng: RandomState) -> tuple[np.ndarray, list[dict]]:
     colors = [rng.randint(40, 216, 3)]
     image = _background(rng, height, width, colors[0])
     owner = np.full((height, width), -1)  # the shape that each pixel shows
-    sizes: list[int] = []  # pixels of each shape, including those outside the image
     names: list[str] = []
+    sizes: list[int] = []  # pixels of each shape, including those outside the image
+    visible: list[tuple[list[int], int]] = []  # box and number of the pixels that show each shape
     for _ in range(0 if rng.random_sample() < EMPTY_SHARE else rng.randint(1, MAX_SHAPES + 1)):
         name = CLASS_NAMES[rng.randint(len(CLASS_NAMES))]
         left, top, coverage = _rasterize(_random_polygons(rng, name, height, width))
@@ -52,21 +53,20 @@ def draw_image(rng: RandomState) -> tuple[np.ndarray, list[dict]]:
             continue
         top, left = max(0, top), max(0, left)
         window = slice(top, top + len(mask)), slice(left, left + mask.shape[1])
-        size = int((coverage * 2 >= _SUBPIXELS**2).sum())
         candidate = owner.copy()
         candidate[window][mask * 2 >= _SUBPIXELS**2] = len(names)
-        if not _all_visible(candidate, [*sizes, size]):
+        boxes = [_box_and_area(candidate == number) for number in range(len(names) + 1)]
+        size = int((coverage * 2 >= _SUBPIXELS**2).sum())
+        minimum_areas = [max(1, MIN_VISIBLE * whole) for whole in (*sizes, size)]
+        if any(area < minimum or min(box[2:]) < MIN_SIDE for (box, area), minimum in zip(boxes, minimum_areas)):
             continue
-        owner = candidate
-        sizes.append(size)
+        owner, visible = candidate, boxes
         names.append(name)
+        sizes.append(size)
         alpha = mask[..., None]
         image[window] = (image[window] * (_SUBPIXELS**2 - alpha) + texture * alpha) // _SUBPIXELS**2
     image += 2 * rng.randint(-1, 2, (height, width, 1))  # sensor noise
-    objects = []
-    for number, name in enumerate(names):
-        bbox, area = _visible_box(owner == number)
-        objects.append({"class": name, "bbox": bbox, "area": area})
+    objects = [{"class": name, "bbox": box, "area": area} for name, (box, area) in zip(names, visible)]
     return image.clip(0, 255).astype(np.uint8), objects
 
 
@@ -99,50 +99,35 @@ def _write_set(folder: Path, set_name: str, num_images: int, seed: tuple[int, in
     annotations: list[dict] = []
     for number in tqdm(range(num_images), desc=f"drawing {set_name}", unit="img", dynamic_ncols=True):
         image, objects = draw_image(RandomState((*seed, number)))
-        file_name = f"{number:06d}.png"
+        file_name, image_id = f"{number:06d}.png", number + 1
         write_image(folder / set_name / file_name, image)
-        height, width = image.shape[:2]
-        images.append({"id": number + 1, "file_name": file_name, "width": width, "height": height})
-        annotations += [
-            {
-                "id": len(annotations) + position,
-                "image_id": number + 1,
-                "category_id": CLASS_NAMES.index(found["class"]) + 1,
-                "bbox": found["bbox"],
-                "area": found["area"],
-                "iscrowd": 0,
-            }
-            for position, found in enumerate(objects, 1)
-        ]
+        images.append({"id": image_id, "file_name": file_name, "width": image.shape[1], "height": image.shape[0]})
+        for found in objects:
+            category_id = CLASS_NAMES.index(found["class"]) + 1
+            ids = {"id": len(annotations) + 1, "image_id": image_id, "category_id": category_id}
+            annotations.append({**ids, "bbox": found["bbox"], "area": found["area"], "iscrowd": 0})
     categories = [{"id": number, "name": name} for number, name in enumerate(CLASS_NAMES, 1)]
     content = {"images": images, "annotations": annotations, "categories": categories}
     with atomic_write(folder / "annotations" / f"instances_{set_name}.json") as path:
         path.write_text(json.dumps(content))
 
 
-# Outlines in the square from -1 to 1, as lists of (x, y) polygons; a polygon inside another is a hole.
-
-
-def _regular(corners: int, radii: tuple[float, ...] = (1.0,)) -> list[tuple[float, float]]:
+def _regular(corners: int, *radii: float) -> list[tuple[float, float]]:
+    """Return points at equal angles, the first one at the top, and in turn at each of the radii."""
     angles = [2 * math.pi * number / corners - math.pi / 2 for number in range(corners)]
-    return [
-        (radii[number % len(radii)] * math.cos(angle), radii[number % len(radii)] * math.sin(angle))
-        for number, angle in enumerate(angles)
-    ]
+    return [(radius * math.cos(angle), radius * math.sin(angle)) for angle, radius in zip(angles, cycle(radii))]
 
 
-def _cross(arm: float) -> list[tuple[float, float]]:
-    half = [(arm, -arm), (1, -arm), (1, arm), (arm, arm), (arm, 1), (-arm, 1)]
-    return half + [(-x, -y) for x, y in half]
-
-
+# Lists of polygons of (x, y) in the square from -1 to 1; a polygon inside another is a hole.
+_ARM = 0.32  # half the width of a cross's arm
+_HALF_CROSS = [(_ARM, -_ARM), (1, -_ARM), (1, _ARM), (_ARM, _ARM), (_ARM, 1), (-_ARM, 1)]
 _OUTLINES: dict[str, list[list[tuple[float, float]]]] = {
-    "ellipse": [_regular(90)],
+    "ellipse": [_regular(90, 1)],
     "rectangle": [[(-1, -1), (1, -1), (1, 1), (-1, 1)]],
-    "triangle": [_regular(3)],
-    "star": [_regular(10, (1.0, 0.45))],
-    "cross": [_cross(0.32)],
-    "ring": [_regular(90), _regular(90, (0.55,))],
+    "triangle": [_regular(3, 1)],
+    "star": [_regular(10, 1, 0.45)],
+    "cross": [_HALF_CROSS + [(-x, -y) for x, y in _HALF_CROSS]],
+    "ring": [_regular(90, 1), _regular(90, 0.55)],
 }
 CLASS_NAMES = tuple(_OUTLINES)
 
@@ -156,10 +141,8 @@ def _random_polygons(rng: RandomState, name: str, height: int, width: int) -> li
     centre = rng.random_sample(2) * (width, height)
     scale = np.array([1, aspect]) * size / 2
     rotation = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
-    return [
-        np.rint(((np.array(polygon) * scale) @ rotation + centre) * _SUBPIXELS).astype(np.int32)
-        for polygon in _OUTLINES[name]
-    ]
+    polygons = [(np.array(polygon) * scale) @ rotation + centre for polygon in _OUTLINES[name]]
+    return [np.rint(polygon * _SUBPIXELS).astype(np.int32) for polygon in polygons]
 
 
 def _rasterize(polygons: list[np.ndarray]) -> tuple[int, int, np.ndarray]:
@@ -174,19 +157,9 @@ def _rasterize(polygons: list[np.ndarray]) -> tuple[int, int, np.ndarray]:
     return int(left), int(top), blocks.sum(axis=(1, 3), dtype=np.int32)
 
 
-def _all_visible(owner: np.ndarray, sizes: list[int]) -> bool:
-    """Return whether enough of every shape is visible."""
-    for number, size in enumerate(sizes):
-        visible = owner == number
-        if visible.sum() < max(1, MIN_VISIBLE * size) or min(_visible_box(visible)[0][2:]) < MIN_SIDE:
-            return False
-    return True
-
-
-def _visible_box(visible: np.ndarray) -> tuple[list[int], int]:
+def _box_and_area(visible: np.ndarray) -> tuple[list[int], int]:
     """Return [x, y, width, height] around the True pixels, and their number."""
-    x, y, width, height = cv2.boundingRect(visible.astype(np.uint8))
-    return [x, y, width, height], int(visible.sum())
+    return list(cv2.boundingRect(visible.astype(np.uint8))), int(visible.sum())
 
 
 def _background(rng: RandomState, height: int, width: int, color: np.ndarray) -> np.ndarray:
@@ -214,30 +187,17 @@ def _texture(rng: RandomState, colors: list[np.ndarray], height: int, width: int
 
 
 def _random_pattern(rng: RandomState, height: int, width: int) -> np.ndarray:
-    """Draw one of the patterns: (H, W, 1) int32 of 0 and 1."""
-    return _PATTERNS[rng.randint(len(_PATTERNS))](rng, height, width)[..., None]
-
-
-def _plain(rng: RandomState, height: int, width: int) -> np.ndarray:
-    return np.zeros((height, width), np.int32)
-
-
-def _stripes(rng: RandomState, height: int, width: int) -> np.ndarray:
-    along_y, along_x, period = rng.randint(-3, 4), rng.randint(1, 4), rng.randint(6, 30)
-    y, x = np.indices((height, width), dtype=np.int32)
-    return (along_y * y + along_x * x) // period % 2
-
-
-def _checks(rng: RandomState, height: int, width: int) -> np.ndarray:
-    side = rng.randint(4, 24)
-    y, x = np.indices((height, width), dtype=np.int32)
-    return (y // side + x // side) % 2
-
-
-def _grain(rng: RandomState, height: int, width: int) -> np.ndarray:
+    """Draw nothing, stripes, checks or grain: (H, W, 1) int32 of 0 and 1."""
+    kind = rng.randint(4)
+    y, x = np.indices((height, width, 1), dtype=np.int32)[:2]
+    if kind == 0:
+        return np.zeros_like(x)
+    if kind == 1:
+        along_y, along_x, period = rng.randint(-3, 4), rng.randint(1, 4), rng.randint(6, 30)
+        return (along_y * y + along_x * x) // period % 2
+    if kind == 2:
+        side = rng.randint(4, 24)
+        return (y // side + x // side) % 2
     side = rng.randint(2, 6)
     grains = rng.randint(0, 2, (height // side + 1, width // side + 1)).astype(np.int32)
-    return grains.repeat(side, axis=0).repeat(side, axis=1)[:height, :width]
-
-
-_PATTERNS: tuple[Callable[[RandomState, int, int], np.ndarray], ...] = (_plain, _stripes, _checks, _grain)
+    return grains[y // side, x // side]

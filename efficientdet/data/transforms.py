@@ -1,7 +1,7 @@
 """Images on their way into the network: the letterbox, and the augmentations of training."""
 
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -11,12 +11,10 @@ from torch import Tensor
 from efficientdet.structures import Detections
 
 MIN_BOX_SIDE = 1  # pixels of the image
-# Share of a box that a crop must keep: less of an object rarely shows what it is. Below a quarter, because that is what
-# a scale of 2 keeps of an object as large as the image, although it then fills the window.
+# Share of a box that a crop must keep: less of an object rarely shows what it is. Below a quarter, because a scale of 2
+# keeps a quarter of an object as large as the image, which then fills the window.
 MIN_VISIBLE = 0.2
 _HUGE = 2**27  # values of an image; above, a float copy of it costs too much memory
-
-ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray, Tensor)
 
 
 class Target(NamedTuple):
@@ -28,10 +26,7 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True)
 class Letterbox:
-    """How an image lies in the network's input: resized to fit, at the top left, padded with zeros.
-
-    Sizes are (height, width) in pixels.
-    """
+    """How an image lies in the network's input: resized, top left, padded with zeros. Sizes are (height, width)."""
 
     original: tuple[int, int]
     resized: tuple[int, int]
@@ -39,16 +34,11 @@ class Letterbox:
 
     @classmethod
     def fit(cls, original: tuple[int, int], canvas: tuple[int, int]) -> "Letterbox":
-        """Return the largest letterbox that keeps the aspect ratio.
-
-        The side that does not fill the canvas is truncated to an integer, but is at least one pixel.
-        """
+        """Return the largest letterbox that keeps the aspect ratio, its sides truncated to at least one pixel."""
         height, width = original
         if canvas[0] * width < canvas[1] * height:
-            resized = (canvas[0], canvas[0] * width // height)
-        else:
-            resized = (canvas[1] * height // width, canvas[1])
-        return cls(original, (max(1, resized[0]), max(1, resized[1])), canvas)
+            return cls(original, (canvas[0], max(1, canvas[0] * width // height)), canvas)
+        return cls(original, (max(1, canvas[1] * height // width), canvas[1]), canvas)
 
     def apply(self, image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
         """Resize, normalise and pad an image: (H, W, 3) uint8 RGB -> (canvas height, canvas width, 3) float32.
@@ -69,10 +59,7 @@ class Letterbox:
         return canvas
 
     def apply_uint8(self, image: np.ndarray, padding: tuple[int, int, int]) -> np.ndarray:
-        """Resize and pad an image with the colour `padding`, without normalising: uint8 RGB in and out.
-
-        For exported networks that normalise themselves. The rounding is not free, see `apply`.
-        """
+        """Resize and pad with the colour `padding`, in uint8, for exported networks that normalise themselves."""
         height, width = self.resized
         canvas = np.empty((*self.canvas, 3), np.uint8)
         canvas[height:] = canvas[:, width:] = padding
@@ -90,26 +77,18 @@ class Letterbox:
         normalized = resized.sub_(mean_255).div_(std_255)
         return F.pad(normalized, (0, self.canvas[1] - self.resized[1], 0, self.canvas[0] - self.resized[0]))
 
-    def boxes_to_canvas(self, boxes_xyxy: ArrayOrTensor) -> ArrayOrTensor:
+    def boxes_to_canvas(self, boxes_xyxy: np.ndarray) -> np.ndarray:
         """Convert boxes (..., 4) from pixels of the image to pixels of the canvas."""
-        return boxes_xyxy * self._factors(boxes_xyxy)
-
-    def boxes_to_image(self, boxes_xyxy: ArrayOrTensor) -> ArrayOrTensor:
-        """Convert boxes (..., 4) from pixels of the canvas to pixels of the image."""
-        return boxes_xyxy / self._factors(boxes_xyxy)
+        return boxes_xyxy * np.array(self._factors(), boxes_xyxy.dtype)
 
     def detections_to_image(self, detections: Detections) -> Detections:
-        """Convert detections from pixels of the canvas to pixels of the image.
-
-        The new tensors are not inference tensors, so the caller may modify them.
-        """
-        boxes = self.boxes_to_image(detections.boxes)
+        """Convert detections from canvas to image pixels: not as inference tensors, so the caller may modify them."""
+        boxes = detections.boxes / detections.boxes.new_tensor(self._factors())
         return Detections(boxes, detections.scores.clone(), detections.class_ids.clone())
 
-    def _factors(self, like: ArrayOrTensor) -> ArrayOrTensor:
-        x, y = self.resized[1] / self.original[1], self.resized[0] / self.original[0]
-        factors = [x, y, x, y]
-        return like.new_tensor(factors) if isinstance(like, Tensor) else np.asarray(factors, like.dtype)
+    def _factors(self) -> list[float]:
+        """Return the ratios canvas / image of x1, y1, x2, y2."""
+        return [self.resized[1] / self.original[1], self.resized[0] / self.original[0]] * 2
 
 
 def _shrink_rows(image: np.ndarray, height: int) -> np.ndarray:
@@ -125,8 +104,8 @@ def _normalize(pixels: np.ndarray, mean: tuple[float, ...], std: tuple[float, ..
     """Normalise (H, W, 3) float32 RGB from 0 to 255 in place."""
     rows = pixels.reshape(len(pixels), -1)  # a view; broadcasting three values would be four times slower
     mean_255, std_255 = (np.tile(np.asarray(values, np.float32) * 255, pixels.shape[1]) for values in (mean, std))
-    np.subtract(rows, mean_255, out=rows)
-    np.divide(rows, std_255, out=rows)
+    rows -= mean_255
+    rows /= std_255
 
 
 def horizontal_flip(image: np.ndarray, target: Target) -> tuple[np.ndarray, Target]:
@@ -148,16 +127,13 @@ def random_scale_crop(
     rng: np.random.Generator,
     scale_range: tuple[float, float],
 ) -> tuple[np.ndarray, Target, Letterbox]:
-    """Scale and crop an image (H, W, 3) at random: google/automl's scale jitter.
+    """Return a random window of an image (H, W, 3), its objects and its letterbox: google/automl's scale jitter.
 
     The image is scaled to fit the canvas times a factor drawn uniformly from `scale_range`; an axis that exceeds the
-    canvas is cropped at a random offset. Cropping comes first, in whole pixels of the image, so that no pixel is
-    resized in vain.
+    canvas is cropped at a random offset. Cropping comes first, in whole pixels, so that no pixel is resized in vain.
 
     Boxes are clipped to the window. A box with a side below MIN_BOX_SIDE, or less than MIN_VISIBLE of its area left, is
     dropped. (google/automl keeps every remainder, and learns to detect objects in slivers.)
-
-    Returns the window, its objects, and its letterbox.
     """
     factor = rng.uniform(*scale_range)
     size = image.shape[:2]
@@ -171,8 +147,5 @@ def random_scale_crop(
     clipped = boxes.clip(0, np.array([width, height, width, height], np.float32))
     whole, visible = boxes[:, 2:] - boxes[:, :2], clipped[:, 2:] - clipped[:, :2]
     kept = (visible >= MIN_BOX_SIDE).all(axis=1) & (visible.prod(axis=1) >= MIN_VISIBLE * whole.prod(axis=1))
-    return (
-        image[top : top + height, left : left + width],
-        Target(clipped[kept], target.class_ids[kept]),
-        Letterbox((height, width), resized, canvas),
-    )
+    window, objects = image[top : top + height, left : left + width], Target(clipped[kept], target.class_ids[kept])
+    return window, objects, Letterbox((height, width), resized, canvas)

@@ -11,18 +11,11 @@ from efficientdet.checkpoints.find import (
     find_weights,
     is_exported,
     last_path,
-    published_url,
     resolve_weights,
 )
 from utils.errors import InputError
 
 RELEASES = "https://github.com/zylo117/Yet-Another-Efficient-Pytorch/releases/download"
-
-
-@pytest.mark.parametrize("coef", range(9))
-def test_published_url(coef):
-    release = "1.0" if coef < 7 else "1.2"
-    assert published_url(coef) == f"{RELEASES}/{release}/efficientdet-d{coef}.pth"
 
 
 def test_missing_weights_file_is_reported_with_its_neighbours(tmp_path):
@@ -104,9 +97,13 @@ def test_published_weights_are_downloaded_on_first_use(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(find, "download", download)
-    assert find_weights("weights/efficientdet-d2.pth") == Path("weights/efficientdet-d2.pth")
-    find_weights(tmp_path / "weights" / "efficientdet-d0.pth")
+    names = [f"efficientdet-d{coef}.pth" for coef in range(9)]
+    for name in names:
+        assert find_weights(f"weights/{name}") == Path("weights", name)
+    find_weights(tmp_path / "weights" / names[0])
+    urls = [f"{RELEASES}/{'1.0' if coef < 7 else '1.2'}/{name}" for coef, name in enumerate(names)]
     assert downloads == [
-        (published_url(2), "weights/efficientdet-d2.pth", None),
-        (published_url(0), str(tmp_path / "weights" / "efficientdet-d0.pth"), 15_862_583),
+        (urls[0], f"weights/{names[0]}", 15_862_583),
+        *((url, f"weights/{name}", None) for url, name in zip(urls[1:], names[1:])),
+        (urls[0], str(tmp_path / "weights" / names[0]), 15_862_583),
     ]

@@ -6,6 +6,7 @@ import torch
 
 from efficientdet.data import transforms
 from efficientdet.data.transforms import Letterbox, Target, horizontal_flip, random_horizontal_flip, random_scale_crop
+from efficientdet.structures import Detections
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 JITTER = (0.1, 2.0)
@@ -19,6 +20,10 @@ def some_objects() -> Target:
     return Target(np.array([[0, 5, 10, 20], [30.5, 1, 40, 9]], np.float32), np.array([4, 2]))
 
 
+def detections(boxes: torch.Tensor) -> Detections:
+    return Detections(boxes, torch.ones(len(boxes)), torch.arange(len(boxes)))
+
+
 def noise(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
@@ -26,7 +31,7 @@ def noise(height: int, width: int) -> np.ndarray:
 def test_no_boxes():
     letterbox = Letterbox.fit((427, 640), (512, 512))
     assert letterbox.boxes_to_canvas(no_objects().boxes).shape == (0, 4)
-    assert letterbox.boxes_to_image(torch.zeros(0, 4)).shape == (0, 4)
+    assert letterbox.detections_to_image(detections(torch.zeros(0, 4))).boxes.shape == (0, 4)
     assert horizontal_flip(noise(4, 6), no_objects())[1].boxes.shape == (0, 4)
 
 
@@ -162,11 +167,11 @@ def test_boxes_are_scaled_by_each_axis_ratio():
 def test_boxes_to_canvas_and_back(original):
     letterbox = Letterbox.fit(original, (512, 512))
     boxes = np.array([[0, 0, 20, 37], [3.25, 1.5, 600, 400]], np.float32)
-    np.testing.assert_allclose(letterbox.boxes_to_image(letterbox.boxes_to_canvas(boxes)), boxes, rtol=1e-5)
-    tensor = torch.from_numpy(boxes)
-    back = letterbox.boxes_to_image(letterbox.boxes_to_canvas(tensor))
-    assert back.dtype == torch.float32
-    torch.testing.assert_close(back, tensor)
+    on_canvas = detections(torch.from_numpy(letterbox.boxes_to_canvas(boxes)))
+    back = letterbox.detections_to_image(on_canvas)
+    assert back.boxes.dtype == torch.float32
+    np.testing.assert_allclose(back.boxes, boxes, rtol=1e-5)
+    assert torch.equal(back.scores, on_canvas.scores) and torch.equal(back.class_ids, on_canvas.class_ids)
 
 
 def test_flip_moves_boxes_to_the_mirrored_side():
