@@ -99,8 +99,7 @@ def find_backbone(index: int) -> Path:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     if not digest.startswith(expected):
+        hashes = f"its sha256 begins with {digest[:8]}, not {expected}"
         remedy = "remove it to download it again, or pass its name to use it unchanged"
-        raise InputError(
-            f"{path} is not the published file (its sha256 is {digest[:8]}..., not {expected}...): {remedy}"
-        )
+        raise InputError(f"{path} is not the published file: {hashes}; {remedy}")
     return path

@@ -144,7 +144,7 @@ def is_dead_worker(error: Exception) -> bool:
 
 @dataclass(frozen=True)
 class _BatchOrError(Dataset):
-    """Batches of given keys. InputErrors are returned: raised in a worker, they would arrive wrapped in its traceback."""
+    """Batches by their keys. InputErrors are returned: raised in a worker, they would arrive with its traceback."""
 
     dataset: CocoDataset
 

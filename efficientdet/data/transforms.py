@@ -26,7 +26,7 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True)
 class Letterbox:
-    """How an image lies in the network's input: resized, top left, padded with zeros. Sizes are (height, width)."""
+    """How an image lies in the network's input: resized, at the top left, rest zero. Sizes are (height, width)."""
 
     original: tuple[int, int]
     resized: tuple[int, int]
