@@ -54,8 +54,8 @@ def choose_detections(
         class_ids: the classes to keep; None keeps all.
     """
     if class_ids is not None:
-        wanted = torch.isin(candidates.class_ids, torch.tensor(class_ids, device=candidates.class_ids.device))
-        candidates = Candidates(*(part[wanted] for part in candidates))
+        selected = torch.isin(candidates.class_ids, torch.tensor(class_ids, device=candidates.class_ids.device))
+        candidates = Candidates(*(part[selected] for part in candidates))
     on_gpu = candidates.boxes.device.type != "cpu"
     if on_gpu:
         kept = surviving_candidates(candidates, num_images, iou_threshold)

@@ -35,9 +35,7 @@ def _open_onnx(path: Path, device: torch.device, dtype: torch.dtype) -> Engine:
 
     provider = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
     if provider not in onnxruntime.get_available_providers():
-        raise InputError(
-            "this build of ONNX Runtime has no GPU support: pip install onnxruntime-gpu, or pass --cuda False"
-        )
+        raise InputError("this ONNX Runtime has no GPU support: pip install onnxruntime-gpu, or pass --cuda False")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors

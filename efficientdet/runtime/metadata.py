@@ -59,11 +59,10 @@ class Metadata:
                 values["suppression"] = Suppression(**values["suppression"])
             metadata = cls(**values)
             metadata._check()
+            return metadata
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{path} has no valid metadata ({error}): export the weights with python -m efficientdet.export"
-            ) from error
-        return metadata
+            remedy = "export the weights with python -m efficientdet.export"
+            raise InputError(f"{path} has no valid metadata ({error}): {remedy}") from error
 
     def _check(self) -> None:
         """Raise ValueError or TypeError for invalid entries."""

@@ -24,8 +24,8 @@ def optimize(
     """Return a copy of `network` that is ready for inference on `device`.
 
     Args:
-        dtype: of weights and activations. In half precision the first convolution stays in float32, because it sees
-            the image itself. In bfloat16 the last convolutions of the heads do as well: eight bits are too coarse for
+        dtype: of weights and activations. In half precision the first convolution stays in float32, because its input
+            is the image. In bfloat16 the last convolutions of the heads do as well: eight bits are too coarse for
             logits and box deltas.
         mode: "plain" is the network as trained. "fused" folds batch norms and saves memory traffic
             (`fuse_for_inference`). "compiled" also passes the network and the choice of candidates to torch.compile,
@@ -75,6 +75,7 @@ class NetworkRunner:
     """A network run by PyTorch, as `Runner`."""
 
     padding = (0, 0, 0)
+    takes_any_shape = True
     limits: Suppression | None = None
 
     def __init__(self, network: EfficientDet, dtype: torch.dtype):
@@ -82,7 +83,6 @@ class NetworkRunner:
         self.compound_coef = network.compound_coef
         self.size_divisor = network.config.size_divisor
         self.input_dtype = torch.promote_types(dtype, torch.float32)
-        self.takes_any_shape = True
         self._config = network.config
 
     def canvas(self, image_size: int | tuple[int, int] | None, project: Project) -> tuple[int, int]:
@@ -120,11 +120,16 @@ def compile_network(network: EfficientDet) -> nn.Module:
 class CompiledRunner(NetworkRunner):
     """The network and the choice of candidates, compiled: one graph for single images, another for batches."""
 
+    takes_any_shape = False
+
     def __init__(self, network: EfficientDet, dtype: torch.dtype):
+        def find(images: Tensor, anchors: Tensor, score_threshold: Tensor) -> Candidates:
+            height, width = images.shape[-2:]
+            return find_candidates((*network.predict(images), anchors), height, width, score_threshold)
+
         super().__init__(network, dtype)
-        self.takes_any_shape = False
         self._anchors = network.anchors
-        self._find = torch.compile(_CandidateFinder(network), fullgraph=True, dynamic=False)
+        self._find = torch.compile(find, fullgraph=True, dynamic=False)
         self._compiled_for: set[str] = set()
 
     def find(self, images: Tensor, score_threshold: float, stopwatch: Stopwatch | None = None) -> Candidates:
@@ -139,18 +144,6 @@ class CompiledRunner(NetworkRunner):
         with measuring(stopwatch, "network", images.device):
             # A Python number as the threshold would be a constant of the graph.
             return self._find(images, self._anchors(images), torch.tensor(score_threshold))
-
-
-class _CandidateFinder(nn.Module):
-    """What `CompiledRunner` compiles: images (N, 3, H, W), anchors and a scalar tensor -> `Candidates`."""
-
-    def __init__(self, network: EfficientDet):
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor, anchors: Tensor, score_threshold: Tensor) -> Candidates:
-        height, width = images.shape[-2:]
-        return find_candidates((*self.network.predict(images), anchors), height, width, score_threshold)
 
 
 class CudaGraphs(nn.Module):
@@ -178,8 +171,8 @@ class CudaGraphs(nn.Module):
         inputs = images.clone(memory_format=torch.channels_last)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # libraries initialise before the recording
-            for _ in range(2):
+        with torch.cuda.stream(stream):
+            for _ in range(2):  # libraries initialise before the recording
                 self.network(inputs)
         graph = torch.cuda.CUDAGraph()
         # Other threads prepare images meanwhile, and may allocate memory.
