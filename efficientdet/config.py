@@ -24,11 +24,9 @@ class ModelConfig:
     def input_shape(self, image_size: int | tuple[int, int] | None = None) -> tuple[int, int]:
         """Return the (height, width) of the input for `image_size`: one side or (height, width), in pixels.
 
-        Sides are rounded up to multiples of `size_divisor`; None selects `input_size`. Raises ValueError if a side is
-        below 1.
+        Sides are rounded up to multiples of `size_divisor`; None selects `input_size`. ValueError if a side is below 1.
         """
-        if image_size is None:
-            image_size = self.input_size
+        image_size = self.input_size if image_size is None else image_size
         sides = (image_size, image_size) if isinstance(image_size, int) else image_size
         if min(sides) < 1:
             raise ValueError(f"the sides of the input must be 1 pixel or more, not {sides[0]} x {sides[1]}")
@@ -73,7 +71,5 @@ def check_image_size(compound_coef: int, height: int, width: int) -> None:
     """Raise ValueError unless D`compound_coef` accepts an input of `height` x `width` pixels."""
     divisor = model_config(compound_coef).size_divisor
     if height < 1 or width < 1 or height % divisor or width % divisor:
-        raise ValueError(
-            f"the sides of the input of D{compound_coef} must be multiples of {divisor} pixels, "
-            f"not {height} x {width} (height x width)"
-        )
+        sizes = f"multiples of {divisor} pixels, not {height} x {width} (height x width)"
+        raise ValueError(f"the sides of the input of D{compound_coef} must be {sizes}")
