@@ -64,8 +64,7 @@ class _InFloat32(nn.Module):
 
     def __init__(self, module: nn.Module, output_dtype: torch.dtype):
         super().__init__()
-        self.module = module.float()
-        self.output_dtype = output_dtype
+        self.module, self.output_dtype = module.float(), output_dtype
 
     def forward(self, x: Tensor) -> Tensor:
         return self.module(x.float()).to(self.output_dtype)
@@ -98,23 +97,15 @@ class NetworkRunner:
             return find_candidates(outputs, height, width, score_threshold)
 
 
-class _CompiledNetwork(nn.Module):
-    def __init__(self, network: EfficientDet):
-        super().__init__()
-        self.network = network
-        self._predict = torch.compile(network.predict, fullgraph=True)
-
-    def forward(self, images: Tensor) -> Outputs:
-        return Outputs(*self._predict(images), self.network.anchors(images))
-
-
-def compile_network(network: EfficientDet) -> nn.Module:
-    """Return a module with the parameters of `network` that runs it through torch.compile, for inference or training.
+def compile_network(network: EfficientDet) -> EfficientDet:
+    """Return a network that shares all modules with `network`, but runs through torch.compile, to train or to infer.
 
     Only the anchors, which depend on the shape of the input alone, are looked up outside the graph. `network` itself
     stays uncompiled. PyTorch caches compiled code on disk, so that the next process waits about a quarter as long.
     """
-    return _CompiledNetwork(network)
+    compiled = copy.copy(network)
+    compiled.predict = torch.compile(network.predict, fullgraph=True)  # type: ignore[method-assign]
+    return compiled
 
 
 class CompiledRunner(NetworkRunner):
