@@ -13,8 +13,8 @@ class ModelConfig:
     bifpn_cells: int
     head_layers: int
     fast_attention: bool  # fast normalized fusion; D6 and larger networks use a plain sum
-    pyramid_levels: tuple[int, ...]  # level l has stride 2 ** l
-    anchor_scale: float  # side of the basic square anchor, in strides
+    pyramid_levels: tuple[int, ...] = (3, 4, 5, 6, 7)  # level l has stride 2 ** l
+    anchor_scale: float = 4.0  # side of the basic square anchor, in strides
 
     @property
     def size_divisor(self) -> int:
@@ -34,20 +34,17 @@ class ModelConfig:
         return height, width
 
 
-_P3_P7 = (3, 4, 5, 6, 7)
-_P3_P8 = (3, 4, 5, 6, 7, 8)
-
 # Indexed by the compound coefficient. D7X is 8, as in the published file names.
 CONFIGS = (
-    ModelConfig(0, 512, 64, 3, 3, True, _P3_P7, 4.0),
-    ModelConfig(1, 640, 88, 4, 3, True, _P3_P7, 4.0),
-    ModelConfig(2, 768, 112, 5, 3, True, _P3_P7, 4.0),
-    ModelConfig(3, 896, 160, 6, 4, True, _P3_P7, 4.0),
-    ModelConfig(4, 1024, 224, 7, 4, True, _P3_P7, 4.0),
-    ModelConfig(5, 1280, 288, 7, 4, True, _P3_P7, 4.0),
-    ModelConfig(6, 1280, 384, 8, 5, False, _P3_P7, 4.0),
-    ModelConfig(6, 1536, 384, 8, 5, False, _P3_P7, 5.0),
-    ModelConfig(7, 1536, 384, 8, 5, False, _P3_P8, 4.0),
+    ModelConfig(0, 512, 64, 3, 3, True),
+    ModelConfig(1, 640, 88, 4, 3, True),
+    ModelConfig(2, 768, 112, 5, 3, True),
+    ModelConfig(3, 896, 160, 6, 4, True),
+    ModelConfig(4, 1024, 224, 7, 4, True),
+    ModelConfig(5, 1280, 288, 7, 4, True),
+    ModelConfig(6, 1280, 384, 8, 5, False),
+    ModelConfig(6, 1536, 384, 8, 5, False, anchor_scale=5.0),
+    ModelConfig(7, 1536, 384, 8, 5, False, pyramid_levels=(3, 4, 5, 6, 7, 8)),
 )
 
 # The anchors of the published weights: sizes within an octave, and (width, height) factors.

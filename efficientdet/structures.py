@@ -50,8 +50,5 @@ class Detections:
 
 def concatenate(parts: Sequence[Detections]) -> Detections:
     """Return the detections of all `parts`, in their order."""
-    return Detections(
-        torch.cat([part.boxes for part in parts]),
-        torch.cat([part.scores for part in parts]),
-        torch.cat([part.class_ids for part in parts]),
-    )
+    fields = zip(*((part.boxes, part.scores, part.class_ids) for part in parts))
+    return Detections(*map(torch.cat, fields))

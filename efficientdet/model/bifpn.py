@@ -74,34 +74,29 @@ class BiFPNCell(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Map [P3, P4, P5] of the backbone (first cell) or a whole pyramid to a whole pyramid, finest level first."""
-        top_down_inputs, bottom_up_inputs = self._inputs(features)
-        bottom, *middle, top = self.levels
+        top_down_inputs = bottom_up_inputs = dict(zip(self.levels, features))
+        if self.is_first:
+            c3, c4, c5 = features
+            top_down_inputs = {3: self.p3_down_channel(c3), 4: self.p4_down_channel(c4), 5: self.p5_down_channel(c5)}
+            top_down_inputs[6] = self.p5_to_p6(c5)
+            for level in self.levels[4:]:
+                top_down_inputs[level] = self.downsample(top_down_inputs[level - 1])
+            bottom_up_inputs = {**top_down_inputs, 4: self.p4_down_channel_2(c4), 5: self.p5_down_channel_2(c5)}
 
+        top = self.levels[-1]
         top_down = {top: top_down_inputs[top]}
-        for level in (*reversed(middle), bottom):
+        for level in reversed(self.levels[:-1]):
             upsampled = F.interpolate(top_down[level + 1], scale_factor=2.0, mode="nearest")
             fused = self._fuse(f"p{level}_w1", top_down_inputs[level], upsampled)
             top_down[level] = getattr(self, f"conv{level}_up")(fused)
 
-        pyramid = [top_down[bottom]]
-        for level in (*middle, top):
+        pyramid = [top_down[self.levels[0]]]
+        for level in self.levels[1:]:
             inputs = [bottom_up_inputs[level], self.downsample(pyramid[-1])]
             if level != top:
                 inputs.insert(1, top_down[level])
             pyramid.append(getattr(self, f"conv{level}_down")(self._fuse(f"p{level}_w2", *inputs)))
         return pyramid
-
-    def _inputs(self, features: Sequence[Tensor]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-        """Return the input of each level to the top-down and to the bottom-up pass."""
-        if not self.is_first:
-            pyramid = dict(zip(self.levels, features))
-            return pyramid, pyramid
-        c3, c4, c5 = features
-        pyramid = {3: self.p3_down_channel(c3), 4: self.p4_down_channel(c4), 5: self.p5_down_channel(c5)}
-        pyramid[6] = self.p5_to_p6(c5)
-        for level in self.levels[4:]:
-            pyramid[level] = self.downsample(pyramid[level - 1])
-        return pyramid, {**pyramid, 4: self.p4_down_channel_2(c4), 5: self.p5_down_channel_2(c5)}
 
     def fusion_weights(self, name: str) -> Tensor:
         """Return the normalized weights of a node's inputs: fast normalized fusion (paper, section 3.3)."""

@@ -60,11 +60,11 @@ def assign_anchors(
         positive, negative = best_iou >= POSITIVE_IOU, best_iou < negative_iou
         if force_best_anchor:
             object_iou, best_anchor = iou.max(dim=1)
-            nobody = len(boxes)
-            objects = torch.where(object_iou > 0, torch.arange(nobody, device=boxes.device), nobody)
+            no_object = len(boxes)
+            objects = torch.where(object_iou > 0, torch.arange(no_object, device=boxes.device), no_object)
             # The smallest index wins, in whatever order a GPU writes them.
-            owner = torch.full_like(object_index, nobody).scatter_reduce(0, best_anchor, objects, "amin")
-            forced = owner < nobody
+            owner = torch.full_like(object_index, no_object).scatter_reduce(0, best_anchor, objects, "amin")
+            forced = owner < no_object
             positive, negative = positive | forced, negative & ~forced
             object_index = torch.where(forced, owner, object_index)
         assignments.append((positive, negative, object_index))

@@ -45,13 +45,12 @@ class EfficientDet(nn.Module):
         scales: Sequence[float] = ANCHOR_SCALES,
     ):
         super().__init__()
-        config = model_config(compound_coef)
+        self.config = config = model_config(compound_coef)
         if num_classes < 1 or not len(ratios) or not len(scales):
             counts = f"{num_classes}, {len(ratios)} and {len(scales)}"
             raise ValueError(f"a detector needs at least one class, anchor ratio and anchor scale, not {counts}")
         self.compound_coef = compound_coef
         self.num_classes = num_classes
-        self.config = config
         anchor_scales, anchor_ratios = tuple(map(float, scales)), tuple((float(x), float(y)) for x, y in ratios)
         self.anchor_spec = AnchorSpec(config.pyramid_levels, config.anchor_scale, anchor_scales, anchor_ratios)
 

@@ -26,9 +26,8 @@ def find_candidates(
 ) -> Candidates:
     """Select the anchors whose best class scores above `score_threshold` (reference behaviour) and decode their boxes.
 
-    Args:
-        outputs: class logits (N, A, C), box deltas (N, A, 4) and anchors (A, 4), as the network returns them.
-        height, width: the size of the network's input, to which the boxes are clipped.
+    `outputs` are class logits (N, A, C), box deltas (N, A, 4) and anchors (A, 4) of a `height` x `width` input, to
+    which the boxes are clipped.
     """
     class_logits, box_deltas, anchors = outputs
     best_scores = class_logits.amax(dim=-1).to(anchors.dtype).sigmoid()

@@ -38,25 +38,18 @@ def optimize(
     if mode == "cudagraph" and device.type != "cuda":
         raise ValueError("CUDA graphs need a GPU")
     network = copy.deepcopy(network).eval().to(device) if mode == "plain" else fuse_for_inference(network, device)
+    stem, heads = network.backbone_net["model"].get_submodule("_conv_stem"), (network.classifier, network.regressor)
+    exact_stem, *exact_headers = copy.deepcopy([stem, *(head.header for head in heads)])
+    network.to(dtype)
     if dtype in (torch.bfloat16, torch.float16):
-        _convert_to_half(network, dtype)
-    else:
-        network.to(dtype)
+        network.backbone_net["model"].register_module("_conv_stem", _InFloat32(exact_stem, dtype))
+    if dtype == torch.bfloat16:
+        for head, header in zip(heads, exact_headers):
+            head.register_module("header", _InFloat32(header, torch.float32))
     runner = CompiledRunner(network, dtype) if mode == "compiled" else NetworkRunner(network, dtype)
     if mode == "cudagraph":
         runner.network = CudaGraphs(network)
     return runner
-
-
-def _convert_to_half(network: EfficientDet, dtype: torch.dtype) -> None:
-    """Convert all weights but those of the outermost layers to `dtype`; images stay float32."""
-    backbone, heads = network.backbone_net["model"], (network.classifier, network.regressor)
-    exact_stem, *exact_headers = copy.deepcopy([backbone.get_submodule("_conv_stem"), *(head.header for head in heads)])
-    network.to(dtype)
-    backbone.register_module("_conv_stem", _InFloat32(exact_stem, dtype))
-    if dtype == torch.bfloat16:
-        for head, header in zip(heads, exact_headers):
-            head.register_module("header", _InFloat32(header, torch.float32))
 
 
 class _InFloat32(nn.Module):
@@ -90,10 +83,10 @@ class NetworkRunner:
 
     def find(self, images: Tensor, score_threshold: float, stopwatch: Stopwatch | None = None) -> Candidates:
         """See `Runner.find`."""
-        height, width = images.shape[-2:]
         with measuring(stopwatch, "network", images.device):
             outputs = self.network(images)
         with measuring(stopwatch, "post-processing", images.device):
+            height, width = images.shape[-2:]
             return find_candidates(outputs, height, width, score_threshold)
 
 
@@ -151,23 +144,22 @@ class CudaGraphs(nn.Module):
         if images.shape not in self._recordings:
             if len(self._recordings) == _MAX_GRAPHS:
                 return self.network(images)
-            with torch.cuda.device(images.device):
-                self._recordings[images.shape] = self._record(images)
+            self._record(images)
         graph, inputs, outputs = self._recordings[images.shape]
         inputs.copy_(images)
         graph.replay()
         return outputs
 
-    def _record(self, images: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Outputs]:
-        inputs = images.clone(memory_format=torch.channels_last)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(2):  # libraries initialise before the recording
-                self.network(inputs)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads prepare images meanwhile, and may allocate memory.
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
-            outputs = self.network(inputs)
-        torch.cuda.current_stream().wait_stream(stream)
-        return graph, inputs, outputs
+    def _record(self, images: Tensor) -> None:
+        with torch.cuda.device(images.device):
+            inputs, stream = images.clone(memory_format=torch.channels_last), torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(2):  # libraries initialise before the recording
+                    self.network(inputs)
+            graph = torch.cuda.CUDAGraph()
+            # Other threads prepare images meanwhile, and may allocate memory.
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+                outputs = self.network(inputs)
+            torch.cuda.current_stream().wait_stream(stream)
+        self._recordings[images.shape] = graph, inputs, outputs
