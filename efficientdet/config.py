@@ -13,8 +13,8 @@ class ModelConfig:
     bifpn_cells: int
     head_layers: int
     fast_attention: bool  # fast normalized fusion; D6 and larger networks use a plain sum
-    pyramid_levels: tuple[int, ...]  # level l has stride 2 ** l
-    anchor_scale: float  # side of the basic square anchor, in strides
+    pyramid_levels: tuple[int, ...] = (3, 4, 5, 6, 7)  # level l has stride 2 ** l
+    anchor_scale: float = 4.0  # side of the basic square anchor, in strides
 
     @property
     def size_divisor(self) -> int:
@@ -24,11 +24,9 @@ class ModelConfig:
     def input_shape(self, image_size: int | tuple[int, int] | None = None) -> tuple[int, int]:
         """Return the (height, width) of the input for `image_size`: one side or (height, width), in pixels.
 
-        Sides are rounded up to multiples of `size_divisor`; None selects `input_size`. Raises ValueError if a side is
-        below 1.
+        Sides are rounded up to multiples of `size_divisor`; None selects `input_size`. ValueError if a side is below 1.
         """
-        if image_size is None:
-            image_size = self.input_size
+        image_size = self.input_size if image_size is None else image_size
         sides = (image_size, image_size) if isinstance(image_size, int) else image_size
         if min(sides) < 1:
             raise ValueError(f"the sides of the input must be 1 pixel or more, not {sides[0]} x {sides[1]}")
@@ -36,20 +34,17 @@ class ModelConfig:
         return height, width
 
 
-_P3_P7 = (3, 4, 5, 6, 7)
-_P3_P8 = (3, 4, 5, 6, 7, 8)
-
 # Indexed by the compound coefficient. D7X is 8, as in the published file names.
 CONFIGS = (
-    ModelConfig(0, 512, 64, 3, 3, True, _P3_P7, 4.0),
-    ModelConfig(1, 640, 88, 4, 3, True, _P3_P7, 4.0),
-    ModelConfig(2, 768, 112, 5, 3, True, _P3_P7, 4.0),
-    ModelConfig(3, 896, 160, 6, 4, True, _P3_P7, 4.0),
-    ModelConfig(4, 1024, 224, 7, 4, True, _P3_P7, 4.0),
-    ModelConfig(5, 1280, 288, 7, 4, True, _P3_P7, 4.0),
-    ModelConfig(6, 1280, 384, 8, 5, False, _P3_P7, 4.0),
-    ModelConfig(6, 1536, 384, 8, 5, False, _P3_P7, 5.0),
-    ModelConfig(7, 1536, 384, 8, 5, False, _P3_P8, 4.0),
+    ModelConfig(0, 512, 64, 3, 3, True),
+    ModelConfig(1, 640, 88, 4, 3, True),
+    ModelConfig(2, 768, 112, 5, 3, True),
+    ModelConfig(3, 896, 160, 6, 4, True),
+    ModelConfig(4, 1024, 224, 7, 4, True),
+    ModelConfig(5, 1280, 288, 7, 4, True),
+    ModelConfig(6, 1280, 384, 8, 5, False),
+    ModelConfig(6, 1536, 384, 8, 5, False, anchor_scale=5.0),
+    ModelConfig(7, 1536, 384, 8, 5, False, pyramid_levels=(3, 4, 5, 6, 7, 8)),
 )
 
 # The anchors of the published weights: sizes within an octave, and (width, height) factors.
@@ -73,7 +68,5 @@ def check_image_size(compound_coef: int, height: int, width: int) -> None:
     """Raise ValueError unless D`compound_coef` accepts an input of `height` x `width` pixels."""
     divisor = model_config(compound_coef).size_divisor
     if height < 1 or width < 1 or height % divisor or width % divisor:
-        raise ValueError(
-            f"the sides of the input of D{compound_coef} must be multiples of {divisor} pixels, "
-            f"not {height} x {width} (height x width)"
-        )
+        sizes = f"multiples of {divisor} pixels, not {height} x {width} (height x width)"
+        raise ValueError(f"the sides of the input of D{compound_coef} must be {sizes}")

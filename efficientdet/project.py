@@ -2,11 +2,11 @@
 
 import ast
 import difflib
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import add, mul, neg, pos, sub, truediv
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, TypeGuard
 
 from utils.errors import InputError
 from utils.yaml_file import read_yaml
@@ -19,9 +19,23 @@ SHAPES_IMAGES = PROJECTS / "shapes"
 SHAPES_WEIGHTS = _BUNDLED / "weights" / "efficientdet-d0_shapes.pth"
 
 _EXAMPLE = PROJECTS / "coco.yml"
-_NAMES = ("project_name", "train_set", "val_set")
-_REQUIRED = (*_NAMES, "num_gpus", "mean", "std", "anchors_scales", "anchors_ratios", "obj_list")
-_KEYS = (*_REQUIRED, "image_size")
+
+# Whether the value of each key is valid, and what it must be. Only image_size may be omitted.
+_KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "project_name": (lambda value: _is_name(value) and value != "", "a name"),
+    "train_set": (lambda value: _is_name(value) and value != "", "a name"),
+    "val_set": (lambda value: _is_name(value) and value != "", "a name"),
+    "num_gpus": (lambda value: _is_int(value) and value >= 0, "0 (CPU) or a number of GPUs"),
+    "mean": (lambda value: _is_list(value, _is_number, 3), "three numbers (red, green, blue)"),
+    "std": (lambda value: _is_list(value, _is_positive, 3), "three numbers above 0 (red, green, blue)"),
+    "anchors_scales": (lambda value: _is_list(value, _is_positive), "a list of numbers above 0, like [1, 1.26, 1.59]"),
+    "anchors_ratios": (
+        lambda value: _is_list(value, lambda pair: _is_list(pair, _is_positive, 2)),
+        "a list of (width, height) pairs, like [[1, 1], [1.4, 0.7], [0.7, 1.4]]",
+    ),
+    "obj_list": (lambda value: isinstance(value, list) and any(name != "" for name in value), "a list of class names"),
+    "image_size": (lambda value: value is None or _is_int(value) and value > 0, "a number of pixels, or omitted"),
+}
 
 
 @dataclass(frozen=True)
@@ -52,44 +66,39 @@ def load_project(name_or_path: str | Path) -> Project:
     which names the file and the key, if the project does not exist or is invalid.
     """
     path = _find_project(name_or_path)
-    values = read_yaml(path, f"such as 'project_name: coco'; see {_EXAMPLE}")
-    _check_keys(values, path)
+    values: dict[str, Any] = {"image_size": None, **read_yaml(path, f"such as 'project_name: coco'; see {_EXAMPLE}")}
+    missing = [key for key in _KEYS if key not in values]
+    for key in values:
+        if key not in _KEYS:
+            close = difflib.get_close_matches(str(key), missing or _KEYS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"the keys are {', '.join(_KEYS)}"
+            raise InputError(f"{path}: unknown key {key!r}: {hint}")
+    if missing:
+        raise InputError(f"{path}: the key {missing[0]!r} is missing; see {_EXAMPLE} for an example")
+    for key in ("anchors_scales", "anchors_ratios"):
+        values[key] = _parse_numbers(values[key], key, path)
+    for key, (is_valid, expected) in _KEYS.items():
+        if not is_valid(values[key]):
+            raise InputError(f"{path}: {key} must be {expected}, not {values[key]!r}")
 
-    def fail(key: str, expected: str) -> NoReturn:
-        raise InputError(f"{path}: {key} must be {expected}, not {values[key]!r}")
-
-    for key in _NAMES:
-        if not _is_name(values[key]) or not str(values[key]):
-            fail(key, "a name")
-    num_gpus, image_size = values["num_gpus"], values.get("image_size")
-    if not _is_int(num_gpus) or num_gpus < 0:
-        fail("num_gpus", "0 (CPU) or a number of GPUs")
-    for key in ("mean", "std"):
-        if not _is_numbers(values[key], length=3):
-            fail(key, "three numbers (red, green, blue)")
-    if min(values["std"]) <= 0:
-        fail("std", "above 0")
-    if image_size is not None and (not _is_int(image_size) or image_size < 1):
-        fail("image_size", "a number of pixels, or omitted")
-    scales = _parse_numbers(values["anchors_scales"], "anchors_scales", path)
-    if not _is_numbers(scales) or min(scales) <= 0:
-        fail("anchors_scales", "a list of numbers above 0, for example [1, 1.26, 1.59]")
-    ratios = _parse_numbers(values["anchors_ratios"], "anchors_ratios", path)
-    if not isinstance(ratios, list) or not ratios or not all(_is_numbers(r, length=2) and min(r) > 0 for r in ratios):
-        fail("anchors_ratios", "a list of (width, height) pairs, for example [[1, 1], [1.4, 0.7], [0.7, 1.4]]")
-
+    class_names = tuple(map(str, values["obj_list"]))
+    for name in values["obj_list"]:
+        if not _is_name(name):
+            raise InputError(f"{path}: obj_list contains {name!r}, which is not text: put it in quotes")
+        if name != "" and class_names.count(str(name)) > 1:
+            raise InputError(f"{path}: obj_list contains {name!r} twice")
     return Project(
         path=path,
         name=str(values["project_name"]),
         train_set=str(values["train_set"]),
         val_set=str(values["val_set"]),
-        num_gpus=num_gpus,
+        num_gpus=values["num_gpus"],
         mean=tuple(map(float, values["mean"])),
         std=tuple(map(float, values["std"])),
-        anchor_scales=tuple(map(float, scales)),
-        anchor_ratios=tuple((float(x), float(y)) for x, y in ratios),
-        class_names=_class_names(values["obj_list"], path),
-        image_size=image_size,
+        anchor_scales=tuple(map(float, values["anchors_scales"])),
+        anchor_ratios=tuple((float(x), float(y)) for x, y in values["anchors_ratios"]),
+        class_names=class_names,
+        image_size=values["image_size"],
     )
 
 
@@ -105,39 +114,11 @@ def _find_project(name_or_path: str | Path) -> Path:
         if path.is_file():
             return path
     known = sorted({file.stem for folder in folders for file in folder.glob("*.yml")})
-    raise InputError(
-        f"the project file projects/{name_or_path}.yml does not exist: write one following {_EXAMPLE}, "
-        f"or choose from {', '.join(known)}"
-    )
+    remedy = f"write one following {_EXAMPLE}, or choose from {', '.join(known)}"
+    raise InputError(f"the project file projects/{name_or_path}.yml does not exist: {remedy}")
 
 
-def _check_keys(values: dict, path: Path) -> None:
-    missing = [key for key in _REQUIRED if key not in values]
-    for key in values:
-        if key not in _KEYS:
-            close = difflib.get_close_matches(str(key), missing or _KEYS, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"the keys are {', '.join(_KEYS)}"
-            raise InputError(f"{path}: unknown key {key!r}: {hint}")
-    if missing:
-        raise InputError(f"{path}: the key {missing[0]!r} is missing; see {_EXAMPLE} for an example")
-
-
-def _class_names(values: object, path: Path) -> tuple[str, ...]:
-    if not isinstance(values, list) or not values:
-        raise InputError(f"{path}: obj_list must be a list of class names, not {values!r}")
-    names: list[str] = []
-    for value in values:
-        if not _is_name(value):
-            raise InputError(f"{path}: obj_list contains {value!r}, which is not text: put it in quotes")
-        if str(value) and str(value) in names:
-            raise InputError(f"{path}: obj_list contains {value!r} twice")
-        names.append(str(value))
-    if not any(names):
-        raise InputError(f"{path}: obj_list contains only empty names")
-    return tuple(names)
-
-
-def _is_int(value: object) -> bool:
+def _is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -145,24 +126,21 @@ def _is_name(value: object) -> bool:
     return isinstance(value, str) or _is_int(value)
 
 
-def _is_numbers(value: object, length: int | None = None) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) > 0
-        and (length is None or len(value) == length)
-        and all((isinstance(v, float) or _is_int(v)) and abs(v) < 1e300 for v in value)
-    )
+def _is_number(value: object) -> TypeGuard[float]:
+    return (isinstance(value, float) or _is_int(value)) and abs(value) < 1e300
+
+
+def _is_positive(value: object) -> bool:
+    return _is_number(value) and value > 0
+
+
+def _is_list(value: object, is_valid: Callable[[object], bool], length: int | None = None) -> bool:
+    return isinstance(value, list) and len(value) > 0 and length in (None, len(value)) and all(map(is_valid, value))
 
 
 _OPERATORS: dict[type, Callable[..., Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.Pow: operator.pow,
-    ast.USub: operator.neg,
-    ast.UAdd: operator.pos,
-}
+    ast.Add: add, ast.Sub: sub, ast.Mult: mul, ast.Div: truediv, ast.Pow: pow, ast.USub: neg, ast.UAdd: pos
+}  # fmt: skip
 
 
 def _parse_numbers(value: object, key: str, path: Path) -> Any:

@@ -38,10 +38,7 @@ class Detections:
         count = len(self.boxes)
         shapes = tuple(self.boxes.shape), tuple(self.scores.shape), tuple(self.class_ids.shape)
         if shapes != ((count, 4), (count,), (count,)):
-            raise ValueError(
-                "boxes, scores and class_ids must have the shapes (K, 4), (K,) and (K,), "
-                f"not {shapes[0]}, {shapes[1]} and {shapes[2]}"
-            )
+            raise ValueError(f"boxes, scores and class_ids must have the shapes (K, 4), (K,) and (K,), not {shapes}")
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -53,8 +50,5 @@ class Detections:
 
 def concatenate(parts: Sequence[Detections]) -> Detections:
     """Return the detections of all `parts`, in their order."""
-    return Detections(
-        torch.cat([part.boxes for part in parts]),
-        torch.cat([part.scores for part in parts]),
-        torch.cat([part.class_ids for part in parts]),
-    )
+    fields = zip(*((part.boxes, part.scores, part.class_ids) for part in parts))
+    return Detections(*map(torch.cat, fields))

@@ -96,8 +96,8 @@ def test_decode_is_the_inverse_of_encode():
     generator = torch.Generator().manual_seed(0)
     corners = torch.rand(2, 50, 2, generator=generator, dtype=torch.float64) * 100
     sizes = torch.rand(2, 50, 2, generator=generator, dtype=torch.float64) * 100 + 1
-    wanted, anchors = torch.cat((corners, corners + sizes), dim=-1)
-    torch.testing.assert_close(decode(encode(wanted, anchors), anchors), wanted)
+    expected, anchors = torch.cat((corners, corners + sizes), dim=-1)
+    torch.testing.assert_close(decode(encode(expected, anchors), anchors), expected)
 
 
 def test_decode_accepts_a_batch_with_shared_anchors():

@@ -13,7 +13,7 @@ FUSION_EPSILON = 1e-4
 
 
 class SeparableConv(nn.Module):
-    """Depthwise 3x3 and pointwise 1x1 convolution, then batch norm if `norm`. Without an activation."""
+    """Depthwise 3x3 and pointwise 1x1 convolution, then batch norm if `norm`, without an activation."""
 
     def __init__(self, in_channels: int, out_channels: int, norm: bool = True):
         super().__init__()
@@ -26,7 +26,7 @@ class SeparableConv(nn.Module):
 
 
 def _projection(in_channels: int, out_channels: int) -> nn.Sequential:
-    """Return a 1x1 convolution and batch norm, which give a backbone feature the pyramid's number of channels."""
+    """Return a 1x1 convolution and batch norm that map a backbone feature to the pyramid's channels."""
     return nn.Sequential(SameConv2d(in_channels, out_channels, 1), nn.BatchNorm2d(out_channels, **BATCH_NORM))
 
 
@@ -41,11 +41,7 @@ class BiFPNCell(nn.Module):
     """
 
     def __init__(
-        self,
-        channels: int,
-        pyramid_levels: Sequence[int],
-        fast_attention: bool,
-        backbone_channels: Sequence[int] | None = None,
+        self, channels: int, pyramid_levels: Sequence[int], fast_attention: bool, backbone_channels: Sequence[int] = ()
     ):
         super().__init__()
         self.levels = tuple(pyramid_levels)
@@ -54,22 +50,19 @@ class BiFPNCell(nn.Module):
         self.downsample = SameMaxPool2d(3, 2)
 
         # Networks that fuse by plain sums never use these, but the published files contain them, for P3 to P7 only.
-        top_down = {"p6_w1": 2, "p5_w1": 2, "p4_w1": 2, "p3_w1": 2}  # the number of inputs of each node
-        bottom_up = {"p4_w2": 3, "p5_w2": 3, "p6_w2": 3, "p7_w2": 2}
-        for name, inputs in {**top_down, **bottom_up}.items():
-            self.register_parameter(name, nn.Parameter(torch.ones(inputs), requires_grad=fast_attention))
+        nodes = {"p6_w1": 2, "p5_w1": 2, "p4_w1": 2, "p3_w1": 2, "p4_w2": 3, "p5_w2": 3, "p6_w2": 3, "p7_w2": 2}
+        for name, num_inputs in nodes.items():
+            self.register_parameter(name, nn.Parameter(torch.ones(num_inputs), requires_grad=fast_attention))
 
         # The order of creation is the order of the keys in the published files.
-        for level in (6, 5, 4, 3):
-            self.add_module(f"conv{level}_up", SeparableConv(channels, channels))
-        for level in (4, 5, 6, 7):
-            self.add_module(f"conv{level}_down", SeparableConv(channels, channels))
+        names = ["conv6_up", "conv5_up", "conv4_up", "conv3_up", "conv4_down", "conv5_down", "conv6_down", "conv7_down"]
         if self.levels[-1] == 8:
-            self.conv7_up = SeparableConv(channels, channels)
-            self.conv8_down = SeparableConv(channels, channels)
+            names += ["conv7_up", "conv8_down"]
+        for name in names:
+            self.add_module(name, SeparableConv(channels, channels))
 
-        self.is_first = backbone_channels is not None
-        if backbone_channels is not None:
+        self.is_first = bool(backbone_channels)
+        if backbone_channels:
             c3, c4, c5 = backbone_channels
             self.p5_down_channel = _projection(c5, channels)
             self.p4_down_channel = _projection(c4, channels)
@@ -81,38 +74,29 @@ class BiFPNCell(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Map [P3, P4, P5] of the backbone (first cell) or a whole pyramid to a whole pyramid, finest level first."""
-        top_down_inputs, bottom_up_inputs = self._inputs(features)
-        bottom, *middle, top = self.levels
+        top_down_inputs = bottom_up_inputs = dict(zip(self.levels, features))
+        if self.is_first:
+            c3, c4, c5 = features
+            top_down_inputs = {3: self.p3_down_channel(c3), 4: self.p4_down_channel(c4), 5: self.p5_down_channel(c5)}
+            top_down_inputs[6] = self.p5_to_p6(c5)
+            for level in self.levels[4:]:
+                top_down_inputs[level] = self.downsample(top_down_inputs[level - 1])
+            bottom_up_inputs = {**top_down_inputs, 4: self.p4_down_channel_2(c4), 5: self.p5_down_channel_2(c5)}
 
+        top = self.levels[-1]
         top_down = {top: top_down_inputs[top]}
-        for level in (*reversed(middle), bottom):
+        for level in reversed(self.levels[:-1]):
             upsampled = F.interpolate(top_down[level + 1], scale_factor=2.0, mode="nearest")
             fused = self._fuse(f"p{level}_w1", top_down_inputs[level], upsampled)
             top_down[level] = getattr(self, f"conv{level}_up")(fused)
 
-        pyramid = [top_down[bottom]]
-        for level in (*middle, top):
+        pyramid = [top_down[self.levels[0]]]
+        for level in self.levels[1:]:
             inputs = [bottom_up_inputs[level], self.downsample(pyramid[-1])]
             if level != top:
                 inputs.insert(1, top_down[level])
             pyramid.append(getattr(self, f"conv{level}_down")(self._fuse(f"p{level}_w2", *inputs)))
         return pyramid
-
-    def _inputs(self, features: Sequence[Tensor]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-        """Return the input of each level to the top-down and to the bottom-up pass."""
-        if not self.is_first:
-            pyramid = dict(zip(self.levels, features))
-            return pyramid, pyramid
-        c3, c4, c5 = features
-        pyramid = {
-            3: self.p3_down_channel(c3),
-            4: self.p4_down_channel(c4),
-            5: self.p5_down_channel(c5),
-            6: self.p5_to_p6(c5),
-        }
-        for level in self.levels[4:]:
-            pyramid[level] = self.downsample(pyramid[level - 1])
-        return pyramid, {**pyramid, 4: self.p4_down_channel_2(c4), 5: self.p5_down_channel_2(c5)}
 
     def fusion_weights(self, name: str) -> Tensor:
         """Return the normalized weights of a node's inputs: fast normalized fusion (paper, section 3.3)."""
@@ -123,7 +107,4 @@ class BiFPNCell(nn.Module):
         """Return the swish of the sum of the inputs, weighted unless the network fuses by plain sums."""
         if self.fast_attention:
             inputs = tuple(weight * x for weight, x in zip(self.fusion_weights(weight_name).unbind(), inputs))
-        total = inputs[0] + inputs[1]
-        for x in inputs[2:]:
-            total = total + x
-        return self.swish(total)
+        return self.swish(sum(inputs[1:], start=inputs[0]))

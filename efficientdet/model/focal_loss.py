@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 FOCAL_ALPHA = 0.25
-MIN_PROBABILITY = 1e-4  # scores are clamped to [1e-4, 1 - 1e-4], as in the reference
-_MAX_LOGIT = math.log((1 - MIN_PROBABILITY) / MIN_PROBABILITY)  # the corresponding limit of the logits
+_MAX_LOGIT = math.log((1 - 1e-4) / 1e-4)  # scores are clamped to [1e-4, 1 - 1e-4], as in the reference
 CPU_CHUNK = 2**18  # logits processed at a time on a CPU, so that intermediate results fit into its cache
 
 
@@ -34,13 +33,12 @@ class _FocalLoss(torch.autograd.Function):
         on_cpu = logits.device.type == "cpu"
         shape, dtype = logits.shape, logits.dtype
         logits, class_ids, positive, weights = (x.flatten(0, 1) for x in (logits, class_ids, positive, weights))
-        gradient = None
-        if ctx.needs_input_grad[0]:
+        gradient, needs_gradient = None, ctx.needs_input_grad[0]
+        if needs_gradient:
             # float16 cannot represent small gradients before the gradient scaler has enlarged them.
             gradient = torch.empty_like(logits, dtype=torch.float32 if dtype == torch.float16 else dtype)
             ctx.save_for_backward(gradient)
             ctx.logits_shape, ctx.logits_dtype = shape, dtype
-        needs_gradient = gradient is not None
 
         # First as if every class were absent from every anchor.
         total = weights.new_zeros(())
@@ -79,10 +77,7 @@ class _FocalLoss(torch.autograd.Function):
 def _weighted_loss(
     logits: Tensor, weights: Tensor, gamma: float, present: bool, with_derivative: bool
 ) -> tuple[Tensor, Tensor]:
-    """Return the weighted sum of the losses of classes that are present, or absent, and its derivative by each logit.
-
-    Without `with_derivative` the second result is empty.
-    """
+    """Return the weighted sum of the losses of present or absent classes, and (or an empty tensor) its derivative."""
     score = logits.clamp(-_MAX_LOGIT, _MAX_LOGIT).sigmoid()
     wrong, right, alpha = (1 - score, score, FOCAL_ALPHA) if present else (score, 1 - score, 1 - FOCAL_ALPHA)
     factor = wrong.pow(gamma).mul_(alpha * weights)

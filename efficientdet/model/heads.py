@@ -27,12 +27,12 @@ class PredictionHead(nn.Module):
 
     def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
         """Map levels (N, C, h, w), finest first, to (N, A, outputs_per_anchor) in the order of the anchors."""
-        return torch.cat([self._predict_level(x, norms) for x, norms in zip(pyramid, self.bn_list)], dim=1)
-
-    def _predict_level(self, x: Tensor, norms: nn.Module) -> Tensor:
-        for conv, norm in zip(self.conv_list, norms.children()):
-            x = self.swish(norm(conv(x)))
-        return flatten_anchors(self.header(x), self.outputs_per_anchor)
+        outputs = []
+        for x, norms in zip(pyramid, self.bn_list):
+            for conv, norm in zip(self.conv_list, norms.children()):
+                x = self.swish(norm(conv(x)))
+            outputs.append(flatten_anchors(self.header(x), self.outputs_per_anchor))
+        return torch.cat(outputs, dim=1)
 
 
 def flatten_anchors(x: Tensor, outputs_per_anchor: int) -> Tensor:

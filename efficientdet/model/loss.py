@@ -16,8 +16,6 @@ from efficientdet.model.focal_loss import focal_loss
 from efficientdet.structures import PADDING_CLASS, Targets
 
 POSITIVE_IOU = 0.5  # the minimum IoU of a positive anchor with its object
-SMOOTH_L1_BETA = 1 / 9
-HUBER_DELTA = 0.1
 BOX_LOSS_WEIGHT = 50.0
 
 
@@ -54,31 +52,23 @@ def assign_anchors(
     `targets` must have room for at least one object per image.
     """
     anchors = yxyx_to_xyxy(anchors_yxyx).mT.contiguous().mT  # each coordinate contiguous, as it is read
+    assignments = []
     # Image by image: the IoUs of a whole batch (N, M, A) would take gigabytes if one image is crowded.
-    assignments = [
-        _assign_anchors(anchors, boxes, class_ids, negative_iou, force_best_anchor)
-        for boxes, class_ids in zip(targets.boxes, targets.class_ids)
-    ]
-    return Assignment(*(torch.stack(parts) for parts in zip(*assignments)))
-
-
-def _assign_anchors(
-    anchors_xyxy: Tensor, boxes: Tensor, class_ids: Tensor, negative_iou: float, force_best_anchor: bool
-) -> Assignment:
-    """Return the assignment (A,) in one image with the objects `boxes` (M, 4) xyxy and `class_ids` (M,)."""
-    iou = pairwise_iou(boxes, anchors_xyxy).masked_fill((class_ids == PADDING_CLASS)[:, None], 0.0)  # (M, A)
-    best_iou, object_index = iou.max(dim=0)
-    positive, negative = best_iou >= POSITIVE_IOU, best_iou < negative_iou
-    if force_best_anchor:
-        object_iou, best_anchor = iou.max(dim=1)
-        nobody = len(boxes)
-        objects = torch.where(object_iou > 0, torch.arange(nobody, device=boxes.device), nobody)
-        # The smallest index wins, in whatever order a GPU writes them.
-        owner = torch.full_like(object_index, nobody).scatter_reduce(0, best_anchor, objects, "amin")
-        forced = owner < nobody
-        positive, negative = positive | forced, negative & ~forced
-        object_index = torch.where(forced, owner, object_index)
-    return Assignment(positive, negative, object_index)
+    for boxes, class_ids in zip(targets.boxes, targets.class_ids):
+        iou = pairwise_iou(boxes, anchors).masked_fill((class_ids == PADDING_CLASS)[:, None], 0.0)  # (M, A)
+        best_iou, object_index = iou.max(dim=0)
+        positive, negative = best_iou >= POSITIVE_IOU, best_iou < negative_iou
+        if force_best_anchor:
+            object_iou, best_anchor = iou.max(dim=1)
+            no_object = len(boxes)
+            objects = torch.where(object_iou > 0, torch.arange(no_object, device=boxes.device), no_object)
+            # The smallest index wins, in whatever order a GPU writes them.
+            owner = torch.full_like(object_index, no_object).scatter_reduce(0, best_anchor, objects, "amin")
+            forced = owner < no_object
+            positive, negative = positive | forced, negative & ~forced
+            object_index = torch.where(forced, owner, object_index)
+        assignments.append((positive, negative, object_index))
+    return Assignment(*map(torch.stack, zip(*assignments)))
 
 
 class LossRecipe(Protocol):
@@ -107,9 +97,7 @@ class DetectionLoss:
     The defaults are the reference's loss, in values and gradients, with one exception. The reference divides the loss
     of an image *without objects* by 1, so that it outweighs an image with objects about a hundred times. Here it is
     divided by `empty_image_normalizer`, as if the image had that many positive anchors; 1 restores the reference's.
-
-    The loss of google/automl, except that scores are clamped, is `DetectionLoss(focal_gamma=1.5, negative_iou=0.5,
-    force_best_anchor=True, box_loss="huber", normalize="batch")`.
+    The recipe "official" has the loss of google/automl, except that scores are clamped.
 
     Args:
         focal_gamma: the focusing exponent of the focal loss.
@@ -118,9 +106,8 @@ class DetectionLoss:
         normalize: "image" divides the loss of each image by max(1, positive anchors) and averages over the batch;
             "batch" divides the loss of the batch by its number of positive anchors + 1.
         empty_image_normalizer: the divisor of images without objects if `normalize` is "image".
-        num_processes, all_reduce_sum: for "batch" in distributed training. The function must return the sum of a
-            scalar over all processes. The loss of each process is its share of the batch's, times `num_processes`,
-            because DistributedDataParallel averages gradients.
+        num_processes, all_reduce_sum: for "batch" in distributed training; the function sums a scalar over processes.
+            The loss of each process is its share times `num_processes`, as DistributedDataParallel averages gradients.
 
     Everything is computed in at least float32, even under autocast. Raises ValueError for another `box_loss` or
     `normalize`.
@@ -162,41 +149,33 @@ class DetectionLoss:
         class_logits, box_deltas, anchors = outputs
         with torch.autocast(class_logits.device.type, enabled=False):
             precision = torch.promote_types(class_logits.dtype, torch.float32)
-            return self._losses(class_logits, box_deltas.to(precision), anchors.to(precision), targets)
+            box_deltas, anchors = box_deltas.to(precision), anchors.to(precision)
+            boxes, class_ids = targets.boxes.to(precision), targets.class_ids
+            if class_ids.shape[1] == 0:  # indexing needs an object
+                boxes = boxes.new_zeros(len(boxes), 1, 4)
+                class_ids = class_ids.new_full((len(class_ids), 1), PADDING_CLASS)
+            assigned = assign_anchors(anchors, Targets(boxes, class_ids), self.negative_iou, self.force_best_anchor)
+            positive, object_index = assigned.positive, assigned.object_index
+            image_weights = self._image_weights(positive, class_ids, precision)
 
-    def _losses(self, class_logits: Tensor, box_deltas: Tensor, anchors: Tensor, targets: Targets) -> Losses:
-        targets = _padded(targets, anchors.dtype)
-        assigned = assign_anchors(anchors, targets, self.negative_iou, self.force_best_anchor)
-        object_classes = targets.class_ids.clamp(min=0).gather(1, assigned.object_index)  # (N, A)
-        object_boxes = targets.boxes.gather(1, assigned.object_index[..., None].expand(-1, -1, 4))  # (N, A, 4)
-        image_weights = self._image_weights(assigned.positive, targets)  # (N,)
+            anchor_classes = class_ids.clamp(min=0).gather(1, object_index)  # (N, A)
+            anchor_weights = (positive | assigned.negative) * image_weights[:, None]  # (N, A)
+            classification = focal_loss(class_logits, anchor_classes, positive, anchor_weights, self.focal_gamma)
 
-        anchor_weights = (assigned.positive | assigned.negative) * image_weights[:, None]  # (N, A)
-        classification = focal_loss(class_logits, object_classes, assigned.positive, anchor_weights, self.focal_gamma)
-        box_losses = self._box_losses(box_deltas, encode(object_boxes, anchors)).sum(dim=-1)  # (N, A)
-        regression = torch.where(assigned.positive, box_losses, 0.0).sum(dim=1) @ image_weights
-        return Losses(classification, BOX_LOSS_WEIGHT / 4 * regression)
+            target_deltas = encode(boxes.gather(1, object_index[..., None].expand(-1, -1, 4)), anchors)  # (N, A, 4)
+            if self.box_loss == "huber":
+                box_losses = F.huber_loss(box_deltas, target_deltas, reduction="none", delta=0.1)
+            else:
+                box_losses = F.smooth_l1_loss(box_deltas, target_deltas, reduction="none", beta=1 / 9)
+            image_losses = torch.where(positive, box_losses.sum(dim=-1), 0.0).sum(dim=1)  # (N,)
+            return Losses(classification, BOX_LOSS_WEIGHT / 4 * (image_losses @ image_weights))
 
-    def _box_losses(self, deltas: Tensor, target_deltas: Tensor) -> Tensor:
-        if self.box_loss == "huber":
-            return F.huber_loss(deltas, target_deltas, reduction="none", delta=HUBER_DELTA)
-        return F.smooth_l1_loss(deltas, target_deltas, reduction="none", beta=SMOOTH_L1_BETA)
-
-    def _image_weights(self, positive: Tensor, targets: Targets) -> Tensor:
+    def _image_weights(self, positive: Tensor, class_ids: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the factor of the summed losses of each image: (N,)."""
-        positives = positive.sum(dim=1, dtype=targets.boxes.dtype)
+        positives = positive.sum(dim=1, dtype=dtype)
         if self.normalize == "batch":
             normalizer = self.all_reduce_sum(positives.sum()) + 1
             return (self.num_processes / normalizer).expand_as(positives)
-        has_objects = (targets.class_ids != PADDING_CLASS).any(dim=1)
+        has_objects = (class_ids != PADDING_CLASS).any(dim=1)
         normalizers = torch.where(has_objects, positives.clamp(min=1), self.empty_image_normalizer)
         return 1 / (len(normalizers) * normalizers)
-
-
-def _padded(targets: Targets, dtype: torch.dtype) -> Targets:
-    """Return `targets` in the precision of the loss, with at least one object per image, so that indexing succeeds."""
-    boxes, class_ids = targets.boxes.to(dtype), targets.class_ids
-    if class_ids.shape[1] == 0:
-        boxes = boxes.new_zeros(len(boxes), 1, 4)
-        class_ids = class_ids.new_full((len(class_ids), 1), PADDING_CLASS)
-    return Targets(boxes, class_ids)

@@ -15,17 +15,14 @@ from efficientdet.model.heads import PredictionHead
 from efficientdet.structures import Outputs
 from efficientnet.model import EfficientNet
 
-# The convolutions that produce the outputs, by their module names. Their weights and biases are `{header}.conv.weight`
-# and `{header}.conv.bias` in the published files.
+# The convolutions that produce the outputs; `{header}.conv.weight` and `{header}.conv.bias` in the published files.
 CLASS_HEADER = "classifier.header.pointwise_conv"
 BOX_HEADER = "regressor.header.pointwise_conv"
 PRIOR_PROBABILITY = 0.01  # of an object at any anchor, before training (RetinaNet paper, section 4.1)
 
 
 class EfficientDet(nn.Module):
-    """The detection network.
-
-    The keys and shapes of its state dict are those of the published `efficientdet-d{compound_coef}.pth` files.
+    """The detection network. Its state dict has the keys and shapes of the published `efficientdet-d*.pth` files.
 
     Args:
         compound_coef: 0 (D0) to 7 (D7), 8 for D7X.
@@ -48,49 +45,30 @@ class EfficientDet(nn.Module):
         scales: Sequence[float] = ANCHOR_SCALES,
     ):
         super().__init__()
-        config = model_config(compound_coef)
+        self.config = config = model_config(compound_coef)
         if num_classes < 1 or not len(ratios) or not len(scales):
-            raise ValueError(
-                f"a detector needs at least one class, anchor ratio and anchor scale, "
-                f"not {num_classes}, {len(ratios)} and {len(scales)}"
-            )
+            counts = f"{num_classes}, {len(ratios)} and {len(scales)}"
+            raise ValueError(f"a detector needs at least one class, anchor ratio and anchor scale, not {counts}")
         self.compound_coef = compound_coef
         self.num_classes = num_classes
-        self.config = config
-        self.anchor_spec = AnchorSpec(
-            config.pyramid_levels,
-            config.anchor_scale,
-            scales=tuple(float(scale) for scale in scales),
-            ratios=tuple((float(x), float(y)) for x, y in ratios),
-        )
+        anchor_scales, anchor_ratios = tuple(map(float, scales)), tuple((float(x), float(y)) for x, y in ratios)
+        self.anchor_spec = AnchorSpec(config.pyramid_levels, config.anchor_scale, anchor_scales, anchor_ratios)
 
         backbone = EfficientNet(config.backbone)
         cell = partial(BiFPNCell, config.bifpn_channels, config.pyramid_levels, config.fast_attention)
         self.bifpn = nn.Sequential(
-            cell(backbone_channels=backbone.feature_channels),
-            *(cell() for _ in range(config.bifpn_cells - 1)),
+            cell(backbone_channels=backbone.feature_channels), *(cell() for _ in range(config.bifpn_cells - 1))
         )
-        head = partial(
-            PredictionHead,
-            channels=config.bifpn_channels,
-            num_anchors=self.anchor_spec.num_per_cell,
-            num_layers=config.head_layers,
-            num_levels=len(config.pyramid_levels),
-        )
-        self.regressor = head(outputs_per_anchor=4)
-        self.classifier = head(outputs_per_anchor=num_classes)
+        sizes = self.anchor_spec.num_per_cell, config.head_layers, len(config.pyramid_levels)
+        self.regressor = PredictionHead(config.bifpn_channels, 4, *sizes)
+        self.classifier = PredictionHead(config.bifpn_channels, num_classes, *sizes)
         self.backbone_net = nn.ModuleDict({"model": backbone})
         initialize(self)
         initialize_class_prior(self.get_submodule(CLASS_HEADER))
 
     def forward(self, images: Tensor) -> Outputs:
         """Map normalized RGB images (N, 3, H, W) to `Outputs`. Raises ValueError if H or W does not fit the pyramid."""
-        class_logits, box_deltas = self.predict(images)
-        return Outputs(
-            class_logits,  # (N, A, num_classes)
-            box_deltas,  # (N, A, 4)
-            self.anchors(images),  # (A, 4)
-        )
+        return Outputs(*self.predict(images), self.anchors(images))
 
     def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the class logits and box deltas without the anchors: all that depends on more than the shape."""
@@ -115,8 +93,7 @@ def initialize(module: nn.Module) -> None:
     """Initialize every convolution in `module`: weights normal with std sqrt(1 / fan_in), biases 0."""
     for conv in module.modules():
         if isinstance(conv, nn.Conv2d):
-            fan_in = conv.weight[0].numel()
-            nn.init.normal_(conv.weight, std=math.sqrt(1 / fan_in))
+            nn.init.normal_(conv.weight, std=math.sqrt(1 / conv.weight[0].numel()))
             if conv.bias is not None:
                 nn.init.zeros_(conv.bias)
 

@@ -26,9 +26,8 @@ def find_candidates(
 ) -> Candidates:
     """Select the anchors whose best class scores above `score_threshold` (reference behaviour) and decode their boxes.
 
-    Args:
-        outputs: class logits (N, A, C), box deltas (N, A, 4) and anchors (A, 4), as the network returns them.
-        height, width: the size of the network's input, to which the boxes are clipped.
+    `outputs` are class logits (N, A, C), box deltas (N, A, 4) and anchors (A, 4) of a `height` x `width` input, to
+    which the boxes are clipped.
     """
     class_logits, box_deltas, anchors = outputs
     best_scores = class_logits.amax(dim=-1).to(anchors.dtype).sigmoid()
@@ -54,8 +53,8 @@ def choose_detections(
         class_ids: the classes to keep; None keeps all.
     """
     if class_ids is not None:
-        wanted = torch.isin(candidates.class_ids, torch.tensor(class_ids, device=candidates.class_ids.device))
-        candidates = Candidates(*(part[wanted] for part in candidates))
+        selected = torch.isin(candidates.class_ids, torch.tensor(class_ids, device=candidates.class_ids.device))
+        candidates = Candidates(*(part[selected] for part in candidates))
     on_gpu = candidates.boxes.device.type != "cpu"
     if on_gpu:
         kept = surviving_candidates(candidates, num_images, iou_threshold)

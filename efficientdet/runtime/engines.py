@@ -25,8 +25,7 @@ def open_engine(path: Path, device: torch.device, dtype: torch.dtype) -> Engine:
         raise
     except Exception as error:  # every engine has its own exceptions
         lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Exception from")]
-        reason = lines[0].strip() if lines else type(error).__name__
-        raise InputError(f"cannot run {path}: {reason}") from error
+        raise InputError(f"cannot run {path}: {lines[0].strip() if lines else type(error).__name__}") from error
 
 
 def _open_onnx(path: Path, device: torch.device, dtype: torch.dtype) -> Engine:
@@ -35,9 +34,7 @@ def _open_onnx(path: Path, device: torch.device, dtype: torch.dtype) -> Engine:
 
     provider = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
     if provider not in onnxruntime.get_available_providers():
-        raise InputError(
-            "this build of ONNX Runtime has no GPU support: pip install onnxruntime-gpu, or pass --cuda False"
-        )
+        raise InputError("this ONNX Runtime has no GPU support: pip install onnxruntime-gpu, or pass --cuda False")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors
@@ -76,28 +73,21 @@ def _open_openvino(path: Path, device: torch.device, dtype: torch.dtype) -> Engi
     return run, texts
 
 
-def _open_torchscript(path: Path, device: torch.device, dtype: torch.dtype) -> Engine:
+def _open_torch(path: Path, device: torch.device, dtype: torch.dtype) -> Engine:
     import torchvision  # noqa: F401  (registers its operators)
 
-    files = {METADATA_FILE: ""}
-    with quietly():
-        return _run_module(torch.jit.load(path, map_location=device, _extra_files=files), device, files)
+    files = {METADATA_FILE: ""}  # filled while loading
+    if path.suffix.lower() == ".pt2":
+        from torch.export.passes import move_to_device_pass
 
+        check_pt2(path)
+        with quietly("torch"), no_pickled_code():
+            program = torch.export.load(path, extra_files=files)
+        module = (program if device.type == "cpu" else move_to_device_pass(program, device)).module()
+    else:
+        with quietly():
+            module = torch.jit.load(path, map_location=device, _extra_files=files)
 
-def _open_pt2(path: Path, device: torch.device, dtype: torch.dtype) -> Engine:
-    import torchvision  # noqa: F401  (registers its operators)
-    from torch.export.passes import move_to_device_pass
-
-    files = {METADATA_FILE: ""}
-    check_pt2(path)
-    with quietly("torch"), no_pickled_code():
-        program = torch.export.load(path, extra_files=files)
-    if device.type != "cpu":
-        program = move_to_device_pass(program, device)
-    return _run_module(program.module(), device, files)
-
-
-def _run_module(module: Callable[[Tensor], Sequence[Tensor]], device: torch.device, files: dict[str, str]) -> Engine:
     @torch.inference_mode()
     def run(images: Tensor) -> Sequence[Tensor]:
         return module(images.to(device))
@@ -105,4 +95,4 @@ def _run_module(module: Callable[[Tensor], Sequence[Tensor]], device: torch.devi
     return run, json.loads(files[METADATA_FILE] or "{}")
 
 
-_OPENERS = {".onnx": _open_onnx, ".xml": _open_openvino, ".torchscript": _open_torchscript, ".pt2": _open_pt2}
+_OPENERS = {".onnx": _open_onnx, ".xml": _open_openvino, ".torchscript": _open_torch, ".pt2": _open_torch}

@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from efficientdet.checkpoints.find import EXPORT_SUFFIXES
 from efficientdet.config import model_config
 from efficientdet.model.postprocess import Candidates, find_candidates
 from efficientdet.project import Project
@@ -30,10 +29,8 @@ class ExportedModel:
         self.path = Path(path)
         if not self.path.is_file():
             raise InputError(f"the exported file {self.path} does not exist")
-        if dtype != torch.float32 and (self.path.suffix.lower(), dtype) != (
-            EXPORT_SUFFIXES["openvino"],
-            torch.bfloat16,
-        ):
+        dtypes = (torch.float32, torch.bfloat16) if self.path.suffix.lower() == ".xml" else (torch.float32,)
+        if dtype not in dtypes:
             raise InputError(f"the precision of {self.path} is fixed: leave --amp out, or export it with --half")
         self._run, texts = open_engine(self.path, device, dtype)
         self.metadata = Metadata.from_texts(texts, self.path)
@@ -53,21 +50,17 @@ class ExportedModel:
         own = self.metadata.image_size
         canvas = own if image_size is None else model_config(self.compound_coef).input_shape(image_size)
         if canvas != own and not self.metadata.dynamic:
-            raise InputError(
-                f"{self.path} accepts {own[1]} x {own[0]} pixels, not {canvas[1]} x {canvas[0]} (width x height): "
-                "export the weights again, with that --image_size or with --dynamic"
-            )
+            sizes = f"{own[1]} x {own[0]} pixels, not {canvas[1]} x {canvas[0]} (width x height)"
+            raise InputError(f"{self.path} accepts {sizes}: export again with that --image_size or with --dynamic")
         return canvas
 
     def project(self, given: Project | None) -> Project:
         """Return the file's project. Raises InputError if a `given` one has other class names."""
         own = self.metadata.project(self.path)
         if given is not None and given.class_names != own.class_names:
-            differing = [f"{a!r} is {b!r} there" for a, b in zip(own.class_names, given.class_names) if a != b]
-            lengths = f"it has {own.num_classes} classes, the project has {given.num_classes}"
-            raise InputError(
-                f"{self.path} was not exported with {given.path}: {differing[0] if differing else lengths}; pass its -p"
-            )
+            differences = [f"{a!r} is {b!r} there" for a, b in zip(own.class_names, given.class_names) if a != b]
+            differences.append(f"it has {own.num_classes} classes, the project has {given.num_classes}")
+            raise InputError(f"{self.path} was not exported with {given.path}: {differences[0]}; pass its -p")
         return own
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -76,10 +69,9 @@ class ExportedModel:
         Raises InputError if they do not match the metadata.
         """
         outputs = tuple(self._run(self.graph_input(images)))
-        expected = RAW_OUTPUTS if self.limits is None else DETECTION_OUTPUTS
-        if len(outputs) != len(expected) or (
-            self.limits is None and outputs[0].shape[-1] != len(self.metadata.class_names)
-        ):
+        is_raw, num_classes = self.limits is None, len(self.metadata.class_names)
+        expected = RAW_OUTPUTS if is_raw else DETECTION_OUTPUTS
+        if len(outputs) != len(expected) or (is_raw and outputs[0].shape[-1] != num_classes):
             raise InputError(f"the outputs of {self.path} do not match its metadata: export the weights again")
         return outputs
 

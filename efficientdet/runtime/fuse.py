@@ -1,8 +1,7 @@
 """Turn a trained network into an equivalent one that runs faster, for inference only."""
 
 import copy
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from efficientdet.model.bifpn import BiFPNCell, SeparableConv
-from efficientdet.model.heads import PredictionHead, flatten_anchors
+from efficientdet.model.heads import PredictionHead
 from efficientdet.model.network import EfficientDet
 from efficientnet.layers import SameConv2d, SameMaxPool2d, same_padding
 from efficientnet.model import EfficientNet, MBConvBlock
@@ -44,10 +43,14 @@ def fuse_for_inference(network: EfficientDet, device: torch.device) -> Efficient
                         child.bn = _fold(child.pointwise_conv, child.bn)
                     elif isinstance(child, nn.Sequential):  # the projection of a backbone feature
                         child[1] = _fold(child[0], child[1])
+            case PredictionHead():  # levels share convolutions but not norms; folded, each has its own
+                for norms in module.bn_list.children():
+                    for (name, norm), conv in zip(norms.named_children(), copy.deepcopy(module.conv_list)):
+                        _fold(conv.pointwise_conv, norm)
+                        setattr(norms, name, conv)
+                module.conv_list = nn.ModuleList(nn.Identity() for _ in module.conv_list)
             case nn.SiLU():
                 module.inplace = True
-    fused.regressor = _FusedHead(fused.regressor)
-    fused.classifier = _FusedHead(fused.classifier)
     for module in list(fused.modules()):
         for name, child in module.named_children():
             if isinstance(child, SameConv2d | SameMaxPool2d):
@@ -91,36 +94,13 @@ def _with_fixed_padding(layer: SameConv2d | SameMaxPool2d) -> nn.Module:
 
 def _constant_fusion(cell: BiFPNCell) -> Callable[..., Tensor]:
     """Return `BiFPNCell._fuse` with precomputed weights and one pass over memory less per input."""
-    nodes = [name for name, _ in cell.named_parameters(recurse=False)]
-    return partial(_weighted_swish, {name: cell.fusion_weights(name).tolist() for name in nodes})
+    weights = {name: cell.fusion_weights(name).tolist() for name, _ in cell.named_parameters(recurse=False)}
 
+    def fuse(weight_name: str, first: Tensor, *others: Tensor) -> Tensor:
+        first_weight, *other_weights = weights[weight_name]
+        total = first * first_weight
+        for weight, x in zip(other_weights, others):
+            total.add_(x, alpha=weight)
+        return F.silu(total, inplace=True)
 
-def _weighted_swish(weights: dict[str, list[float]], name: str, first: Tensor, *others: Tensor) -> Tensor:
-    first_weight, *other_weights = weights[name]
-    total = first * first_weight
-    for weight, x in zip(other_weights, others):
-        total.add_(x, alpha=weight)
-    return F.silu(total, inplace=True)
-
-
-class _FusedHead(nn.Module):
-    """A `PredictionHead` with the batch norms of each level folded into separate pointwise convolutions."""
-
-    def __init__(self, head: PredictionHead):
-        super().__init__()
-        self.outputs_per_anchor = head.outputs_per_anchor
-        self.levels = nn.ModuleList(copy.deepcopy(head.conv_list) for _ in head.bn_list)
-        for convs, norms in zip(self.levels, head.bn_list):
-            for conv, norm in zip(convs.children(), norms.children()):
-                _fold(conv.pointwise_conv, norm)
-        self.header = head.header
-        self.swish = nn.SiLU(inplace=True)
-
-    def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
-        """See `PredictionHead.forward`."""
-        outputs = []
-        for x, convs in zip(pyramid, self.levels):
-            for conv in convs.children():
-                x = self.swish(conv(x))
-            outputs.append(flatten_anchors(self.header(x), self.outputs_per_anchor))
-        return torch.cat(outputs, dim=1)
+    return fuse

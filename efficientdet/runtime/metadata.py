@@ -46,6 +46,17 @@ class Metadata:
     anchor_scales: tuple[float, ...]
     anchor_ratios: tuple[tuple[float, float], ...]
 
+    def __post_init__(self) -> None:
+        for values, length in (self.mean, 3), (self.std, 3), (self.padding, 3), (self.image_size, 2):
+            if len(values) != length or not all(isinstance(value, int | float) for value in values):
+                raise ValueError(f"{values} are not {length} numbers")
+        if model_config(self.compound_coef).input_shape(self.image_size) != self.image_size:
+            raise ValueError(f"image_size {self.image_size}")
+        if not self.class_names or not all(isinstance(name, str) for name in self.class_names):
+            raise ValueError("class_names")
+        if self.normalization not in ("inside", "outside") or self.precision not in ("float32", "float16", "int8"):
+            raise ValueError("normalization or precision")
+
     def to_texts(self) -> dict[str, str]:
         """Return entry -> JSON."""
         return {name: json.dumps(value, ensure_ascii=False) for name, value in asdict(self).items()}
@@ -57,25 +68,10 @@ class Metadata:
             values: dict[str, Any] = {field.name: _as_tuples(json.loads(texts[field.name])) for field in fields(cls)}
             if values["suppression"] is not None:
                 values["suppression"] = Suppression(**values["suppression"])
-            metadata = cls(**values)
-            metadata._check()
+            return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{path} has no valid metadata ({error}): export the weights with python -m efficientdet.export"
-            ) from error
-        return metadata
-
-    def _check(self) -> None:
-        """Raise ValueError or TypeError for invalid entries."""
-        for values, length in (self.mean, 3), (self.std, 3), (self.padding, 3), (self.image_size, 2):
-            if len(values) != length or not all(isinstance(value, int | float) for value in values):
-                raise ValueError(f"{values} are not {length} numbers")
-        if model_config(self.compound_coef).input_shape(self.image_size) != self.image_size:
-            raise ValueError(f"image_size {self.image_size}")
-        if not self.class_names or not all(isinstance(name, str) for name in self.class_names):
-            raise ValueError("class_names")
-        if self.normalization not in ("inside", "outside") or self.precision not in ("float32", "float16", "int8"):
-            raise ValueError("normalization or precision")
+            remedy = "export the weights with python -m efficientdet.export"
+            raise InputError(f"{path} has no valid metadata ({error}): {remedy}") from error
 
     def project(self, path: Path) -> Project:
         """Return the part of a project that detection needs. `path` is the exported file."""

@@ -24,8 +24,8 @@ def optimize(
     """Return a copy of `network` that is ready for inference on `device`.
 
     Args:
-        dtype: of weights and activations. In half precision the first convolution stays in float32, because it sees
-            the image itself. In bfloat16 the last convolutions of the heads do as well: eight bits are too coarse for
+        dtype: of weights and activations. In half precision the first convolution stays in float32, because its input
+            is the image. In bfloat16 the last convolutions of the heads do as well: eight bits are too coarse for
             logits and box deltas.
         mode: "plain" is the network as trained. "fused" folds batch norms and saves memory traffic
             (`fuse_for_inference`). "compiled" also passes the network and the choice of candidates to torch.compile,
@@ -38,25 +38,18 @@ def optimize(
     if mode == "cudagraph" and device.type != "cuda":
         raise ValueError("CUDA graphs need a GPU")
     network = copy.deepcopy(network).eval().to(device) if mode == "plain" else fuse_for_inference(network, device)
+    stem, heads = network.backbone_net["model"].get_submodule("_conv_stem"), (network.classifier, network.regressor)
+    exact_stem, *exact_headers = copy.deepcopy([stem, *(head.header for head in heads)])
+    network.to(dtype)
     if dtype in (torch.bfloat16, torch.float16):
-        _convert_to_half(network, dtype)
-    else:
-        network.to(dtype)
+        network.backbone_net["model"].register_module("_conv_stem", _InFloat32(exact_stem, dtype))
+    if dtype == torch.bfloat16:
+        for head, header in zip(heads, exact_headers):
+            head.register_module("header", _InFloat32(header, torch.float32))
     runner = CompiledRunner(network, dtype) if mode == "compiled" else NetworkRunner(network, dtype)
     if mode == "cudagraph":
         runner.network = CudaGraphs(network)
     return runner
-
-
-def _convert_to_half(network: EfficientDet, dtype: torch.dtype) -> None:
-    """Convert all weights but those of the outermost layers to `dtype`; images stay float32."""
-    backbone, heads = network.backbone_net["model"], (network.classifier, network.regressor)
-    exact_stem, *exact_headers = copy.deepcopy([backbone.get_submodule("_conv_stem"), *(head.header for head in heads)])
-    network.to(dtype)
-    backbone.register_module("_conv_stem", _InFloat32(exact_stem, dtype))
-    if dtype == torch.bfloat16:
-        for head, header in zip(heads, exact_headers):
-            head.register_module("header", _InFloat32(header, torch.float32))
 
 
 class _InFloat32(nn.Module):
@@ -64,8 +57,7 @@ class _InFloat32(nn.Module):
 
     def __init__(self, module: nn.Module, output_dtype: torch.dtype):
         super().__init__()
-        self.module = module.float()
-        self.output_dtype = output_dtype
+        self.module, self.output_dtype = module.float(), output_dtype
 
     def forward(self, x: Tensor) -> Tensor:
         return self.module(x.float()).to(self.output_dtype)
@@ -75,6 +67,7 @@ class NetworkRunner:
     """A network run by PyTorch, as `Runner`."""
 
     padding = (0, 0, 0)
+    takes_any_shape = True
     limits: Suppression | None = None
 
     def __init__(self, network: EfficientDet, dtype: torch.dtype):
@@ -82,7 +75,6 @@ class NetworkRunner:
         self.compound_coef = network.compound_coef
         self.size_divisor = network.config.size_divisor
         self.input_dtype = torch.promote_types(dtype, torch.float32)
-        self.takes_any_shape = True
         self._config = network.config
 
     def canvas(self, image_size: int | tuple[int, int] | None, project: Project) -> tuple[int, int]:
@@ -91,40 +83,37 @@ class NetworkRunner:
 
     def find(self, images: Tensor, score_threshold: float, stopwatch: Stopwatch | None = None) -> Candidates:
         """See `Runner.find`."""
-        height, width = images.shape[-2:]
         with measuring(stopwatch, "network", images.device):
             outputs = self.network(images)
         with measuring(stopwatch, "post-processing", images.device):
+            height, width = images.shape[-2:]
             return find_candidates(outputs, height, width, score_threshold)
 
 
-class _CompiledNetwork(nn.Module):
-    def __init__(self, network: EfficientDet):
-        super().__init__()
-        self.network = network
-        self._predict = torch.compile(network.predict, fullgraph=True)
-
-    def forward(self, images: Tensor) -> Outputs:
-        return Outputs(*self._predict(images), self.network.anchors(images))
-
-
-def compile_network(network: EfficientDet) -> nn.Module:
-    """Return a module with the parameters of `network` that runs it through torch.compile, for inference or training.
+def compile_network(network: EfficientDet) -> EfficientDet:
+    """Return a network that shares all modules with `network`, but runs through torch.compile, to train or to infer.
 
     Only the anchors, which depend on the shape of the input alone, are looked up outside the graph. `network` itself
     stays uncompiled. PyTorch caches compiled code on disk, so that the next process waits about a quarter as long.
     """
-    return _CompiledNetwork(network)
+    compiled = copy.copy(network)
+    compiled.predict = torch.compile(network.predict, fullgraph=True)  # type: ignore[method-assign]
+    return compiled
 
 
 class CompiledRunner(NetworkRunner):
     """The network and the choice of candidates, compiled: one graph for single images, another for batches."""
 
+    takes_any_shape = False
+
     def __init__(self, network: EfficientDet, dtype: torch.dtype):
+        def find(images: Tensor, anchors: Tensor, score_threshold: Tensor) -> Candidates:
+            height, width = images.shape[-2:]
+            return find_candidates((*network.predict(images), anchors), height, width, score_threshold)
+
         super().__init__(network, dtype)
-        self.takes_any_shape = False
         self._anchors = network.anchors
-        self._find = torch.compile(_CandidateFinder(network), fullgraph=True, dynamic=False)
+        self._find = torch.compile(find, fullgraph=True, dynamic=False)
         self._compiled_for: set[str] = set()
 
     def find(self, images: Tensor, score_threshold: float, stopwatch: Stopwatch | None = None) -> Candidates:
@@ -141,18 +130,6 @@ class CompiledRunner(NetworkRunner):
             return self._find(images, self._anchors(images), torch.tensor(score_threshold))
 
 
-class _CandidateFinder(nn.Module):
-    """What `CompiledRunner` compiles: images (N, 3, H, W), anchors and a scalar tensor -> `Candidates`."""
-
-    def __init__(self, network: EfficientDet):
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor, anchors: Tensor, score_threshold: Tensor) -> Candidates:
-        height, width = images.shape[-2:]
-        return find_candidates((*self.network.predict(images), anchors), height, width, score_threshold)
-
-
 class CudaGraphs(nn.Module):
     """A network recorded as a CUDA graph for each input shape: a replay launches all kernels at once."""
 
@@ -167,23 +144,22 @@ class CudaGraphs(nn.Module):
         if images.shape not in self._recordings:
             if len(self._recordings) == _MAX_GRAPHS:
                 return self.network(images)
-            with torch.cuda.device(images.device):
-                self._recordings[images.shape] = self._record(images)
+            self._record(images)
         graph, inputs, outputs = self._recordings[images.shape]
         inputs.copy_(images)
         graph.replay()
         return outputs
 
-    def _record(self, images: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Outputs]:
-        inputs = images.clone(memory_format=torch.channels_last)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # libraries initialise before the recording
-            for _ in range(2):
-                self.network(inputs)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads prepare images meanwhile, and may allocate memory.
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
-            outputs = self.network(inputs)
-        torch.cuda.current_stream().wait_stream(stream)
-        return graph, inputs, outputs
+    def _record(self, images: Tensor) -> None:
+        with torch.cuda.device(images.device):
+            inputs, stream = images.clone(memory_format=torch.channels_last), torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(2):  # libraries initialise before the recording
+                    self.network(inputs)
+            graph = torch.cuda.CUDAGraph()
+            # Other threads prepare images meanwhile, and may allocate memory.
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+                outputs = self.network(inputs)
+            torch.cuda.current_stream().wait_stream(stream)
+        self._recordings[images.shape] = graph, inputs, outputs

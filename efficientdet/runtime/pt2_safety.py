@@ -27,29 +27,22 @@ _SIZE_FUNCTIONS = {"Symbol", "Integer", "Add", "Mul", "GreaterThan"}
 
 def check_pt2(path: Path) -> None:
     """Raise InputError if loading or running the file would execute anything but the operators of a detector."""
+    pairs: list[tuple[str, object]] = []  # the keys and values of all objects in the graph's JSON, nested ones too
     with zipfile.ZipFile(path) as archive:
         entries = {name.partition("/")[2]: name for name in archive.namelist()}
-        strange = [repr(entry) for entry in entries if not _ENTRY.fullmatch(entry)]
-        graph = json.loads(archive.read(entries["models/model.json"])) if not strange else {}
-    strange += [repr(guard) for guard in graph.get("guards_code", [])]
-    for key, value in _texts(graph):
-        if key == "expr_str" and not _is_size(value) or key == "target" and not _OPERATOR.fullmatch(value):
-            strange.append(repr(value))
+        strange = [entry for entry in entries if not _ENTRY.fullmatch(entry)]
+        if not strange:
+            json.loads(archive.read(entries["models/model.json"]), object_pairs_hook=pairs.extend)
+    for pair in pairs:
+        match pair:
+            case "guards_code", guards if guards != []:
+                strange.append(str(guards))
+            case "expr_str", str(text) if not _is_size(text):
+                strange.append(text)
+            case "target", str(text) if not _OPERATOR.fullmatch(text):
+                strange.append(text)
     if strange:
-        raise InputError(f"{path} contains {strange[0]}, which no exported detector has: not loaded")
-
-
-def _texts(content: object) -> Iterator[tuple[str, str]]:
-    """Yield the strings in decoded JSON with their keys."""
-    if isinstance(content, dict):
-        for key, value in content.items():
-            if isinstance(value, str):
-                yield key, value
-            else:
-                yield from _texts(value)
-    elif isinstance(content, list):
-        for value in content:
-            yield from _texts(value)
+        raise InputError(f"{path} contains {strange[0]!r}, which no exported detector has: not loaded")
 
 
 def _is_size(text: str) -> bool:
@@ -60,22 +53,19 @@ def _is_size(text: str) -> bool:
         return False
     for node in nodes:
         match node:
-            case ast.Expression() | ast.keyword() | ast.Load() | ast.UnaryOp() | ast.USub():
-                pass
-            case ast.Call(func=ast.Name()):
-                pass
+            case ast.Expression() | ast.keyword() | ast.Load() | ast.UnaryOp() | ast.USub() | ast.Call(func=ast.Name()):
+                continue
             case ast.Name(id=name) if name in _SIZE_FUNCTIONS:
-                pass
+                continue
             case ast.Constant(value=value) if isinstance(value, int) or _SYMBOL.fullmatch(str(value)):
-                pass
-            case _:
-                return False
+                continue
+        return False
     return True
 
 
 @contextmanager
 def no_pickled_code() -> Iterator[None]:
-    """Let PyTorch unpickle nothing but tensors within the block, even where it is told to."""
+    """Let PyTorch unpickle nothing but tensors within the block, whatever `weights_only` is."""
     variable = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(variable)
     os.environ[variable] = "1"

@@ -1,7 +1,7 @@
 """What the detector needs of a network, whichever way it runs."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Protocol
 
 import torch
@@ -39,10 +39,7 @@ class Runner(Protocol):
 @contextmanager
 def measuring(stopwatch: Stopwatch | None, activity: str, device: torch.device) -> Iterator[None]:
     """Add the time that the block takes on `device` to `stopwatch`. Without one, do not wait for the device."""
-    if stopwatch is None:
+    with stopwatch.measuring(activity) if stopwatch else nullcontext():
         yield
-        return
-    with stopwatch.measuring(activity):
-        yield
-        if device.type == "cuda":
+        if stopwatch and device.type == "cuda":
             torch.cuda.synchronize(device)

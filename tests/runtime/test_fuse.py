@@ -20,13 +20,13 @@ def d0() -> EfficientDet:
     return network_with_statistics(0)
 
 
-def assert_same_outputs(plain: EfficientDet, fused: nn.Module, batch: Tensor) -> None:
+def assert_same_outputs(plain: EfficientDet, fast: nn.Module, batch: Tensor) -> None:
     with torch.no_grad():
-        expected, outputs = plain(batch), fused(batch)
+        expected, outputs = plain(batch), fast(batch)
     for name in ("class_logits", "box_deltas"):
-        wanted, got = getattr(expected, name), getattr(outputs, name)
-        assert wanted.std() > 1e-3, f"{name} hardly varies"
-        assert ((got - wanted).abs().max() / wanted.std()).item() < 1e-9
+        original, fused = getattr(expected, name), getattr(outputs, name)
+        assert original.std() > 1e-3, f"{name} hardly varies"
+        assert ((fused - original).abs().max() / original.std()).item() < 1e-9
     assert torch.equal(outputs.anchors, expected.anchors)
 
 
@@ -51,10 +51,10 @@ def test_fused_equals_plain_in_float32(compound_coef):
     with torch.no_grad():
         expected, outputs = plain(batch), fuse_for_inference(plain, CPU)(batch)
     for name in ("class_logits", "box_deltas"):
-        wanted, got = getattr(expected, name), getattr(outputs, name)
+        original, fused = getattr(expected, name), getattr(outputs, name)
         # The largest difference is 2e-5, in D6 and D8, where plain float32 differs from float64 by 1e-5.
-        assert ((got - wanted).abs().max() / wanted.std()).item() < 5e-5
-        assert ((got - wanted).square().mean().sqrt() / wanted.std()).item() < 1e-5
+        assert ((fused - original).abs().max() / original.std()).item() < 5e-5
+        assert ((fused - original).square().mean().sqrt() / original.std()).item() < 1e-5
 
 
 def test_fused_equals_plain_on_a_rectangular_batch(d0):
