@@ -106,16 +106,9 @@ def coco_content(images: list[LabelledImage], file_names: list[str], class_names
         for box in image.boxes:
             x1, y1, x2, y2 = box.xyxy
             xywh = [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)]
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": category_ids[box.class_name],
-                    "bbox": xywh,
-                    "area": round(xywh[2] * xywh[3], 3),
-                    "iscrowd": int(box.is_crowd),
-                }
-            )
+            area, category_id = round(xywh[2] * xywh[3], 3), category_ids[box.class_name]
+            annotation = {"id": len(annotations) + 1, "image_id": image_id, "category_id": category_id}
+            annotations.append({**annotation, "bbox": xywh, "area": area, "iscrowd": int(box.is_crowd)})
     categories = [{"id": number, "name": name} for name, number in category_ids.items()]
     return {"images": entries, "annotations": annotations, "categories": categories}
 
