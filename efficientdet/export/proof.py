@@ -47,8 +47,6 @@ _ANCHOR_TOLERANCE = 1e-5  # in standard deviations, at any precision: the networ
 
 
 class Difference(NamedTuple):
-    """A row of the proof."""
-
     name: str
     largest: float
     allowed: float
@@ -135,19 +133,15 @@ def prove(exported: ExportedModel, network: EfficientDet, inputs: Sequence[Tenso
 def _detections(outputs: Sequence[Tensor], suppression: Suppression | None, height: int, width: int) -> Detections:
     """Return the detections in a graph's outputs for one image."""
     if suppression is not None:
-        boxes, scores, classes, counts = outputs
-        count = int(counts)
-        return Detections(boxes[0, :count], scores[0, :count], classes[0, :count])
+        *fields, count = outputs
+        return Detections(*(values[0, : int(count)] for values in fields))
     limits = EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD
     (detections,) = postprocess(Outputs(*outputs), height, width, *limits)
     return detections[:_MAX_DETECTIONS]
 
 
 def measure_speed(paths: Sequence[Path], network: EfficientDet, images: Tensor, runs: int) -> dict[str, float]:
-    """Return the median seconds of PyTorch and of exported files on one image (1, 3, H, W), by names to print.
-
-    They run in separate processes that take turns.
-    """
+    """Return name -> median seconds of PyTorch and of exported files, in separate processes, on one (1, 3, H, W)."""
     exported = {path: ExportedModel(path, _CPU) for path in paths}
     metadata = replace(exported[paths[0]].metadata, precision="float32")
     pixels = exported[paths[0]].graph_input(images)
@@ -163,9 +157,4 @@ def measure_speed(paths: Sequence[Path], network: EfficientDet, images: Tensor, 
 def _workload(make_model: Callable[[], Callable[[Tensor], object]], images: Tensor) -> Workload:
     keep_freed_memory()
     model = make_model()
-
-    @torch.inference_mode()
-    def run_once() -> None:
-        model(images)
-
-    return Workload(run_once, 1, _CPU)
+    return Workload(torch.inference_mode()(lambda: model(images)), 1, _CPU)
