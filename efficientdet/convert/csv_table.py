@@ -125,16 +125,13 @@ def _parse_row(
         raise Fault(place, "a set other than train, val and test", repr(set_name))
     sides = [int(finite_number(row[key], place)) for key in ("image height", "image width") if row.get(key)]
     size = (sides[0], sides[1]) if len(sides) == 2 and all(sides) else None
-    return SET_NAMES.get(set_name.lower()), size, _parse_box(place, row)
-
-
-def _parse_box(place: str, row: dict[str, str]) -> LabelledBox | None:
     is_xyxy = row.keys() >= set(XYXY)
     texts = [row[key] for key in (XYXY if is_xyxy else XYWH)]
-    if not any(texts) and not row["class"]:
-        return None
-    if not row["class"]:
-        raise Fault(place, "an object without a class")
-    x1, y1, *rest = (finite_number(text, place) for text in texts)
-    x2, y2 = rest if is_xyxy else (x1 + rest[0], y1 + rest[1])
-    return LabelledBox(row["class"], (x1, y1, x2, y2), place)
+    box = None
+    if any(texts) or row["class"]:
+        if not row["class"]:
+            raise Fault(place, "an object without a class")
+        x1, y1, *rest = (finite_number(text, place) for text in texts)
+        x2, y2 = rest if is_xyxy else (x1 + rest[0], y1 + rest[1])
+        box = LabelledBox(row["class"], (x1, y1, x2, y2), place)
+    return SET_NAMES.get(set_name.lower()), size, box

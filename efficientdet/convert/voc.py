@@ -82,12 +82,9 @@ def _read_annotation(
     xml_file: Path, place: str, set_name: str | None, by_name: dict[str, list[Path]], zero_based: bool, difficult: str
 ) -> LabelledImage:
     faults: list[Fault] = []
-    if not os.path.isfile(xml_file):
-        faults.append(Fault(place, "a listed image without an XML file", str(xml_file)))
-        return LabelledImage(None, place, set_name, faults=faults)
-    root = call_or_record(faults, _parse, xml_file)
+    root = call_or_record(faults, _parse, xml_file, place)
     if root is None:
-        return LabelledImage(None, faults[0].place, set_name, faults=faults)
+        return LabelledImage(None, place, set_name, faults=faults)
     boxes = []
     for element in root.iterfind("object"):
         is_difficult = element.findtext("difficult", "").strip() == "1"
@@ -99,8 +96,10 @@ def _read_annotation(
     return LabelledImage(path, _place(root), set_name, size, [*filter(None, boxes)], faults)
 
 
-def _parse(path: Path) -> Element:
+def _parse(path: Path, listed_at: str) -> Element:
     """Return the root of an annotation file. Its elements have their place as their only attribute."""
+    if not os.path.isfile(path):
+        raise Fault(listed_at, "a listed image without an XML file", str(path))
     builder, parser = TreeBuilder(), expat.ParserCreate()
 
     def place() -> str:

@@ -75,12 +75,14 @@ def write_project(
         unfinished_file.write_text(project_text(folder.name, class_names), encoding="utf-8")
         (unfinished / "annotations").mkdir()
         for set_name, images in sets.items():
-            names = _file_names(images)
-            for image, name in zip(tqdm(images, f"writing {set_name}", unit="img", dynamic_ncols=True), names):
-                assert image.path is not None  # else it had a fault
+            # Short, unique names: paths relative to the deepest folder that holds all images.
+            paths = [os.path.abspath(str(image.path)) for image in images]
+            root = os.path.commonpath([os.path.dirname(path) for path in paths])
+            names = [os.path.relpath(path, root) for path in paths]
+            for path, name in zip(tqdm(paths, f"writing {set_name}", unit="img", dynamic_ncols=True), names):
                 target = unfinished / set_name / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                copy(image.path, target)
+                copy(Path(path), target)
             content = json.dumps(coco_content(images, names, class_names))
             (unfinished / "annotations" / f"instances_{set_name}.json").write_text(content, encoding="utf-8")
 
@@ -111,13 +113,6 @@ def coco_content(images: list[LabelledImage], file_names: list[str], class_names
             annotations.append({**annotation, "bbox": xywh, "area": area, "iscrowd": int(box.is_crowd)})
     categories = [{"id": number, "name": name} for name, number in category_ids.items()]
     return {"images": entries, "annotations": annotations, "categories": categories}
-
-
-def _file_names(images: list[LabelledImage]) -> list[str]:
-    """Return short, unique names: paths relative to the deepest folder that holds all images."""
-    paths = [os.path.abspath(str(image.path)) for image in images]
-    folder = os.path.commonpath([os.path.dirname(path) for path in paths])
-    return [os.path.relpath(path, folder) for path in paths]
 
 
 def link_image(path: Path, target: Path) -> None:

@@ -4,7 +4,7 @@ import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +16,6 @@ from efficientdet.model.network import EfficientDet
 from efficientdet.runtime.metadata import CONVOLUTIONS, DETECTION_OUTPUTS, METADATA_FILE, RAW_OUTPUTS, RT_INFO, Metadata
 from efficientdet.runtime.modes import optimize
 from utils.optional import quietly
-
-if TYPE_CHECKING:
-    import openvino
 
 PACKAGES = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
@@ -96,6 +93,7 @@ def _onnx_nms(max_detections: int) -> dict[Any, Any]:
 def _write_openvino(network: EfficientDet, metadata: Metadata, path: Path) -> None:
     """Convert from ONNX. Half precision applies to the stored weights; the engine chooses its own for computing."""
     import openvino
+    from openvino import opset13 as op
 
     with tempfile.TemporaryDirectory() as folder:
         onnx_path = Path(folder) / "model.onnx"
@@ -103,23 +101,16 @@ def _write_openvino(network: EfficientDet, metadata: Metadata, path: Path) -> No
         model = openvino.convert_model(onnx_path)  # read_model would skip some fusions
         for name, text in metadata.to_texts().items():
             model.set_rt_info(text, [RT_INFO, name])
-        if metadata.precision == "float16":
-            _halve_weights(model)
+        # OpenVINO's own compression to float16 would also round the anchors: halve the convolutions' weights only.
+        halved: dict[str, Any] = {}  # the pyramid levels share the heads' weights
+        for operation in model.get_ordered_ops() if metadata.precision == "float16" else []:
+            if operation.get_type_name() in CONVOLUTIONS:
+                weights = operation.input_value(1).get_node()
+                name = weights.get_friendly_name()
+                if name not in halved:
+                    halved[name] = op.convert(op.constant(weights.get_data().astype(np.float16)), "f32")
+                operation.input(1).replace_source_output(halved[name].output(0))
         openvino.save_model(model, path, compress_to_fp16=False)
-
-
-def _halve_weights(model: "openvino.Model") -> None:
-    """Store the convolutions' weights in float16. OpenVINO's own compression would also round the anchors."""
-    from openvino import opset13 as op
-
-    halved: dict[str, Any] = {}  # the pyramid levels share the heads' weights
-    for operation in model.get_ordered_ops():
-        if operation.get_type_name() in CONVOLUTIONS:
-            weights = operation.input_value(1).get_node()
-            name = weights.get_friendly_name()
-            if name not in halved:
-                halved[name] = op.convert(op.constant(weights.get_data().astype(np.float16)), "f32")
-            operation.input(1).replace_source_output(halved[name].output(0))
 
 
 def _write_torchscript(network: EfficientDet, metadata: Metadata, path: Path) -> None:
