@@ -47,7 +47,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     add("--clip", **flag, help="clip boxes that reach beyond their image; otherwise these are faults")
     add("--skip_faulty", **flag, help="report images with faults and leave them out with all their boxes")
     add("--zero_based", **flag, help="VOC: coordinates start at 0 and xmax is the edge, as some tools write them")
-    text = "VOC: training and evaluation ignore difficult objects (iscrowd), keep them as any other, or drop them"
+    text = "VOC's difficult objects: ignored in training and evaluation (iscrowd), kept as any other, or dropped"
     add("--difficult", choices=DIFFICULT, help=f"{text} (default: {DIFFICULT[0]})")
     add_flags(parser, "data_path")
     return parser.parse_args(args)

@@ -37,10 +37,8 @@ def read_csv(source: Path, images_folder: Path | None = None) -> Labels:
 
     The header names columns of `COLUMNS`; without a header the columns are `path,x1,y1,x2,y2,class`. A row with
     neither box nor class is an image without objects. Coordinates are pixels from the image's left and upper edge.
-    The set is in a column, or else in the name of the file or of a folder.
-
-    Args:
-        images_folder: where the images' paths start, if not in the CSV file's folder.
+    The set is in a column, or else in the name of the file or of a folder. The images' paths start in `images_folder`,
+    or else in the CSV file's folder.
 
     Raises InputError for a file that is not such a table. Faults of a row are recorded with its image.
     """

@@ -73,10 +73,7 @@ def check_images(labels: Labels, clip: bool, num_threads: int) -> list[LabelledI
     """Open every image and check its boxes. Returns the images with true sizes, boxes in pixels, and all faults.
 
     An image's size is the one in its labels if the stored pixels have that size, else its size with the EXIF
-    orientation applied.
-
-    Args:
-        clip: clip boxes that reach beyond their image instead of reporting them as faults.
+    orientation applied. With `clip`, boxes that reach beyond their image are clipped instead of reported.
     """
     by_key: dict[tuple[str, str], LabelledImage] = {}  # the first of those with the same set and path
     keys = [(image.set_name or "train", os.path.abspath(image.path) if image.path else "") for image in labels.images]

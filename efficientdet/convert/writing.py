@@ -65,10 +65,7 @@ def write_project(
 ) -> None:
     """Write images and annotations into `folder`, and the YAML file. Both appear only once both are complete.
 
-    Args:
-        copy: called with an image's path and its new path, such as `shutil.copyfile`.
-
-    Raises InputError if they cannot be written.
+    `copy(path, new_path)` is called for each image. Raises InputError if a file cannot be written.
     """
     make_writable_folder(folder.parent)
     with atomic_write(project_file) as unfinished_file, atomic_folder(folder) as unfinished:

@@ -23,13 +23,9 @@ def read_yolo(source: Path, class_names: list[str] | None = None) -> Labels:
     The YAML file names the classes and each set's images. Without it, all images in `images/`, or else in `source`,
     are read; folders named train, val or test define the sets, `classes.txt` or `obj.names` the classes.
     The labels of `.../images/.../a.jpg` are in `.../labels/.../a.txt`, or next to it. An image without a label file has
-    no objects.
+    no objects. `class_names`, by class index, override the data's own.
 
-    Args:
-        class_names: class index -> name, which overrides the data's own.
-
-    Raises InputError if images, labels or classes cannot be located. Faults of a label file are recorded with its
-    image.
+    Raises InputError if images, labels or classes cannot be located. Faults of a label file stay with its image.
     """
     yaml_file = _find_yaml(source)
     folder = source.parent if source.is_file() else source

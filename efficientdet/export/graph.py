@@ -26,9 +26,7 @@ def scores_after_nms(
 ) -> Tensor:
     """Return the scores (N, K) with zeros for those below the threshold or suppressed within their class.
 
-    Args:
-        boxes_xyxy: (N, K, 4), no coordinate below 0.
-        class_ids: (N, K), below num_classes.
+    The boxes are (N, K, 4), with no coordinate below 0; the class ids (N, K) are below num_classes.
     """
     # 0, 1, ...: an exported graph would fix the number of len(), and the device of arange().
     image_ids = torch.ones_like(class_ids[:, :1]).cumsum(dim=0) - 1
