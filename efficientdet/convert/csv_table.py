@@ -8,18 +8,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from efficientdet.convert.labels import (
-    SET_NAMES,
-    Fault,
-    LabelledBox,
-    LabelledImage,
-    Labels,
-    call_or_record,
-    files_below,
-    finite_number,
-    read_text,
-    set_named_in,
-)
+from efficientdet.convert.labels import Fault, LabelledBox, LabelledImage, Labels, call_or_record
+from efficientdet.convert.reading import SET_NAMES, files_below, finite_number, read_text, set_named_in
 from utils.errors import InputError
 
 # Content of a column -> its names in headers, in any case; blanks and dashes count as underscores.
@@ -38,7 +28,7 @@ COLUMNS = {
     "image height": ("image_height", "img_height"),
     "set": ("split", "set", "subset"),
 }
-HEADERLESS = ("image", "x1", "y1", "x2", "y2", "class")
+HEADERLESS = ["image", "x1", "y1", "x2", "y2", "class"]
 XYXY, XYWH = ("x1", "y1", "x2", "y2"), ("x", "y", "width", "height")
 
 
@@ -47,113 +37,99 @@ def read_csv(source: Path, images_folder: Path | None = None) -> Labels:
 
     The header names columns of `COLUMNS`; without a header the columns are `path,x1,y1,x2,y2,class`. A row with
     neither box nor class is an image without objects. Coordinates are pixels from the image's left and upper edge.
-    The set is in a column, or else in the name of the file or of a folder.
-
-    Args:
-        images_folder: where the images' paths start, if not in the CSV file's folder.
+    The set is in a column, or else in the name of the file or of a folder. The images' paths start in `images_folder`,
+    or else in the CSV file's folder.
 
     Raises InputError for a file that is not such a table. Faults of a row are recorded with its image.
     """
+    root = source if source.is_dir() else source.parent
     files = files_below(source, {".csv"}) if source.is_dir() else [source]
     if not files:
         raise InputError(f"no CSV files in {source}: name the folder that holds them")
     images: dict[tuple[str | None, Path | None], LabelledImage] = {}
     for file in files:
         words = re.split(r"[\W_]+", file.stem.lower())
-        set_name = next((SET_NAMES[word] for word in words if word in SET_NAMES), None)
-        if source.is_dir():
-            set_name = set_name or set_named_in(file, source)
-        for line, columns, cells in _rows(file):
-            row = _read_row(file, line, columns, cells, images_folder or file.parent, set_name)
-            image = images.setdefault((row.set_name, row.path), row)
-            if image is not row:
-                if row.size and image.size and row.size != image.size:
-                    problem = "a row with another image size than the image's first row"
-                    image.faults.append(Fault(file, line, problem, str(row.path)))
-                image.faults.extend(row.faults)
-                image.boxes.extend(row.boxes)
-    root = images_folder or (source if source.is_dir() else source.parent)
+        named = next((SET_NAMES[word] for word in words if word in SET_NAMES), None) or set_named_in(file, root)
+        for place, columns, cells in _rows(file):
+            faults: list[Fault] = []
+            parsed = call_or_record(faults, _parse_row, place, columns, cells)
+            own_set, size, box = parsed or (None, None, None)
+            file_name = dict(zip(columns, cells)).get("image", "").replace("\\", "/")
+            path = Path(os.path.normpath((images_folder or file.parent) / file_name)) if file_name else None
+            set_name = own_set or named
+            image = images.setdefault((set_name, path), LabelledImage(path, place, set_name, size))
+            if size and image.size and size != image.size:
+                faults.append(Fault(place, "a row with another image size than the image's first row", str(path)))
+            image.faults.extend(faults)
+            image.boxes.extend([box] if box else [])
     listed = {os.path.abspath(image.path) for image in images.values() if image.path}
+    root = images_folder or root
     unlisted = sum(os.path.abspath(path) not in listed for path in files_below(root))
     notes = [f"{unlisted} images of {root} are in no row: left out"] if unlisted else []
     return Labels(list(images.values()), notes=notes)
 
 
-def _rows(file: Path) -> Iterator[tuple[int, list[str], list[str]]]:
-    """Yield (line, content of the columns, cells) for every non-empty row."""
+def _rows(file: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Yield (place, content of the columns, cells) for every non-empty row."""
     text = read_text(file)
     delimiter = max(",;\t", key=text.partition("\n")[0].count)
     rows = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
     try:
         first = next(rows, [])
-        columns, has_header = _columns(file, first)
+        columns, has_header = _columns(f"{file}, line 1", first)
         for cells in rows if has_header else itertools.chain([first], rows):
             if any(cells):
-                yield rows.line_num, columns, [cell.strip() for cell in cells]
+                yield f"{file}, line {rows.line_num}", columns, [cell.strip() for cell in cells]
     except csv.Error as error:
         raise InputError(f"{file}, line {rows.line_num}: invalid CSV: {error}") from error
 
 
-def _columns(file: Path, first: list[str]) -> tuple[list[str], bool]:
+def _columns(place: str, first: list[str]) -> tuple[list[str], bool]:
     """Return the content of each column, given the table's first row, and whether that row is a header."""
     names = [re.sub(r"[\s_-]+", "_", cell.strip().lower()) for cell in first]
     columns = [next((key for key, known in COLUMNS.items() if name in known), "") for name in names]
     if "image" not in columns:
         if len(first) == len(HEADERLESS) and not any(re.search("[^-+.0-9e]", cell.strip()) for cell in first[1:5]):
-            return list(HEADERLESS), False
+            return HEADERLESS, False
         raise InputError(
-            f"{file}, line 1: neither a header with a column of file names ({', '.join(COLUMNS['image'])}) nor a row "
+            f"{place}: neither a header with a column of file names ({', '.join(COLUMNS['image'])}) nor a row "
             "path,x1,y1,x2,y2,class: name the CSV files that hold boxes, or add a header"
         )
     if set(XYXY) <= set(columns):
         columns = [f"image {column}" if column in ("width", "height") else column for column in columns]
     elif not set(XYWH) <= set(columns):
-        raise InputError(f"{file}, line 1: the header has neither xmin, ymin, xmax, ymax nor x, y, width, height")
+        raise InputError(f"{place}: the header has neither xmin, ymin, xmax, ymax nor x, y, width, height")
     if "class" not in columns:
-        raise InputError(f"{file}, line 1: the header has no column of classes ({', '.join(COLUMNS['class'])})")
+        raise InputError(f"{place}: the header has no column of classes ({', '.join(COLUMNS['class'])})")
     for key in set(columns) - {""}:
         if columns.count(key) > 1:
             both = " and ".join(cell for cell, column in zip(first, columns) if column == key)
-            raise InputError(f"{file}, line 1: the columns {both} both hold the {key}: rename the one to ignore")
+            raise InputError(f"{place}: the columns {both} both hold the {key}: rename the one to ignore")
     return columns, True
 
 
-def _read_row(
-    file: Path, line: int, columns: list[str], cells: list[str], images_folder: Path, set_name: str | None
-) -> LabelledImage:
-    """Return the image of one row, with one box or fault at most; `set_name` is for rows that name no set."""
-    faults: list[Fault] = []
-    file_name = dict(zip(columns, cells)).get("image", "").replace("\\", "/")
-    path = Path(os.path.normpath(images_folder / file_name)) if file_name else None
-    own_set, size, box = call_or_record(faults, _parse_row, file, line, columns, cells) or (None, None, None)
-    return LabelledImage(path, file, line, own_set or set_name, size, [box] if box else [], faults)
-
-
 def _parse_row(
-    file: Path, line: int, columns: list[str], cells: list[str]
+    place: str, columns: list[str], cells: list[str]
 ) -> tuple[str | None, tuple[int, int] | None, LabelledBox | None]:
     """Return a row's set, image size (height, width) and box, each None if unspecified."""
     row = dict(zip(columns, cells))
     if len(cells) < len(columns) or any(cells[len(columns) :]):
         problem = "a row with another number of columns than the first row"
-        raise Fault(file, line, problem, f"{len(cells)} instead of {len(columns)}")
+        raise Fault(place, problem, f"{len(cells)} instead of {len(columns)}")
     if not row["image"]:
-        raise Fault(file, line, "a row without the name of an image")
+        raise Fault(place, "a row without the name of an image")
     set_name = row.get("set", "")
     if set_name and set_name.lower() not in SET_NAMES:
-        raise Fault(file, line, "a set other than train, val and test", repr(set_name))
-    sides = [int(finite_number(row[key], file, line)) for key in ("image height", "image width") if row.get(key)]
+        raise Fault(place, "a set other than train, val and test", repr(set_name))
+    sides = [int(finite_number(row[key], place)) for key in ("image height", "image width") if row.get(key)]
     size = (sides[0], sides[1]) if len(sides) == 2 and all(sides) else None
-    return SET_NAMES.get(set_name.lower()), size, _parse_box(file, line, row)
-
-
-def _parse_box(file: Path, line: int, row: dict[str, str]) -> LabelledBox | None:
     is_xyxy = row.keys() >= set(XYXY)
     texts = [row[key] for key in (XYXY if is_xyxy else XYWH)]
-    if not any(texts) and not row["class"]:
-        return None
-    if not row["class"]:
-        raise Fault(file, line, "an object without a class")
-    x1, y1, *rest = (finite_number(text, file, line) for text in texts)
-    x2, y2 = rest if is_xyxy else (x1 + rest[0], y1 + rest[1])
-    return LabelledBox(row["class"], (x1, y1, x2, y2), line)
+    box = None
+    if any(texts) or row["class"]:
+        if not row["class"]:
+            raise Fault(place, "an object without a class")
+        x1, y1, *rest = (finite_number(text, place) for text in texts)
+        x2, y2 = rest if is_xyxy else (x1 + rest[0], y1 + rest[1])
+        box = LabelledBox(row["class"], (x1, y1, x2, y2), place)
+    return SET_NAMES.get(set_name.lower()), size, box

@@ -1,25 +1,15 @@
 """Read Pascal VOC: an XML file for each image."""
 
 import os
+from collections import defaultdict
 from pathlib import Path, PureWindowsPath
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from tqdm import tqdm
 
-from efficientdet.convert.labels import (
-    MISSING_IMAGE,
-    SET_NAMES,
-    Fault,
-    LabelledBox,
-    LabelledImage,
-    Labels,
-    call_or_record,
-    files_below,
-    finite_number,
-    read_lines,
-    set_named_in,
-)
+from efficientdet.convert.labels import MISSING_IMAGE, Fault, LabelledBox, LabelledImage, Labels, call_or_record
+from efficientdet.convert.reading import files_below, finite_number, read_lines, set_named_in
 from utils.errors import InputError
 
 DIFFICULT = ("ignore", "keep", "drop")  # what to do with objects marked as difficult
@@ -49,105 +39,91 @@ def read_voc(
         xml_files = files_below(root, {".xml"})
         if not xml_files:
             raise InputError(f"no XML files in {root}: name the folder that holds them")
-        if listed := _read_set_lists(root):
-            used, absent = listed
-            images += absent
-            if unlisted := len(set(xml_files) - {xml_file for xml_file, _ in used}):
-                notes.append(f"{unlisted} XML files of {root} are in no list of ImageSets/Main: left out")
-        else:
-            used = [(xml_file, set_named_in(xml_file, source)) for xml_file in xml_files]
+        used = _read_set_lists(root)
+        if used is None:
+            used = [(file, str(file), set_named_in(file, source)) for file in xml_files]
+        elif unlisted := len(set(xml_files) - {file for file, _, _ in used}):
+            notes.append(f"{unlisted} XML files of {root} are in no list of ImageSets/Main: left out")
         inner = root / "JPEGImages"
         image_paths = files_below(images_folder or (inner if inner.is_dir() else root))
-        by_name = _by_name(image_paths)
-        for xml_file, set_name in tqdm(used, desc=f"reading {root.name}", unit="file", dynamic_ncols=True):
-            images.append(_read_annotation(xml_file, set_name, by_name, zero_based, difficult))
+        by_name = defaultdict(list)  # with and without suffix
+        for path in image_paths:
+            for name in {path.name, path.stem}:
+                by_name[name].append(path)
+        for file, place, set_name in tqdm(used, desc=f"reading {root.name}", unit="file", dynamic_ncols=True):
+            images.append(_read_annotation(file, place, set_name, by_name, zero_based, difficult))
         if unused := len(set(image_paths) - {image.path for image in images}):
             notes.append(f"{unused} images of {root} have no XML file in use: left out")
     return Labels(images, notes=notes)
 
 
-def _read_set_lists(root: Path) -> tuple[list[tuple[Path, str | None]], list[LabelledImage]] | None:
-    """Return the XML files that ImageSets/Main lists, with their sets, and a faulty image for each that is missing.
+def _read_set_lists(root: Path) -> list[tuple[Path, str, str | None]] | None:
+    """Return (XML file, place in the list, set) for each line of the lists in ImageSets/Main, or None without lists.
 
-    The list trainval, whose images belong to no set, counts only if there is neither train nor val. None without lists.
+    The list trainval, whose images belong to no set, counts only if there is neither train nor val.
     """
-    folder = root / "ImageSets" / "Main"
-    names = [name for name in ("train", "val", "test", "trainval") if (folder / f"{name}.txt").is_file()]
-    if "train" in names or "val" in names:
-        names = [name for name in names if name != "trainval"]
-    present, absent = [], []
-    for name in names:
-        list_file, set_name = folder / f"{name}.txt", SET_NAMES.get(name)
+    list_files = {name: root / "ImageSets" / "Main" / f"{name}.txt" for name in ("train", "val", "test", "trainval")}
+    sets = {name: file for name, file in list_files.items() if file.is_file()}
+    if "train" in sets or "val" in sets:
+        sets.pop("trainval", None)
+    listed = []
+    for name, list_file in sets.items():
+        set_name = None if name == "trainval" else name
         for line, text in enumerate(read_lines(list_file), 1):
-            if not text:
-                continue
-            # Names may contain blanks; lists of one class append 1 or -1.
-            candidates = [root / "Annotations" / f"{stem}.xml" for stem in (text, text.split()[0])]
-            xml_file = next(filter(os.path.isfile, candidates), None)
-            if xml_file:
-                present.append((xml_file, set_name))
-            else:
-                fault = Fault(list_file, line, "a listed image without an XML file", str(candidates[0]))
-                absent.append(LabelledImage(None, list_file, line, set_name, faults=[fault]))
-    return (present, absent) if names else None
-
-
-def _by_name(paths: list[Path]) -> dict[str, list[Path]]:
-    """Index images by file name, with and without suffix."""
-    found: dict[str, list[Path]] = {}
-    for path in paths:
-        for name in {path.name, path.stem}:
-            found.setdefault(name, []).append(path)
-    return found
+            if text:
+                # Names may contain blanks; lists of one class append 1 or -1.
+                candidates = [root / "Annotations" / f"{stem}.xml" for stem in (text, text.split()[0])]
+                xml_file = next(filter(os.path.isfile, candidates), candidates[0])
+                listed.append((xml_file, f"{list_file}, line {line}", set_name))
+    return listed if sets else None
 
 
 def _read_annotation(
-    xml_file: Path, set_name: str | None, by_name: dict[str, list[Path]], zero_based: bool, difficult: str
+    xml_file: Path, place: str, set_name: str | None, by_name: dict[str, list[Path]], zero_based: bool, difficult: str
 ) -> LabelledImage:
     faults: list[Fault] = []
-    root = call_or_record(faults, _parse, xml_file)
+    root = call_or_record(faults, _parse, xml_file, place)
     if root is None:
-        return LabelledImage(None, xml_file, faults[0].line, set_name, faults=faults)
+        return LabelledImage(None, place, set_name, faults=faults)
     boxes = []
     for element in root.iterfind("object"):
         is_difficult = element.findtext("difficult", "").strip() == "1"
         if not (is_difficult and difficult == "drop"):
             is_crowd = is_difficult and difficult == "ignore"
-            boxes.append(call_or_record(faults, _read_object, xml_file, element, zero_based, is_crowd))
-    return LabelledImage(
-        path=call_or_record(faults, _find_image, xml_file, root, by_name),
-        file=xml_file,
-        line=_line(root),
-        set_name=set_name,
-        size=call_or_record(faults, _read_size, xml_file, root),
-        boxes=[box for box in boxes if box],
-        faults=faults,
-    )
+            boxes.append(call_or_record(faults, _read_object, element, zero_based, is_crowd))
+    path = call_or_record(faults, _find_image, xml_file, root, by_name)
+    size = call_or_record(faults, _read_size, root)
+    return LabelledImage(path, _place(root), set_name, size, [*filter(None, boxes)], faults)
 
 
-def _parse(path: Path) -> Element:
-    """Return the root of an annotation file. Its elements have their line as their only attribute."""
+def _parse(path: Path, listed_at: str) -> Element:
+    """Return the root of an annotation file. Its elements have their place as their only attribute."""
+    if not os.path.isfile(path):
+        raise Fault(listed_at, "a listed image without an XML file", str(path))
     builder, parser = TreeBuilder(), expat.ParserCreate()
+
+    def place() -> str:
+        return f"{path}, line {parser.CurrentLineNumber}"
 
     def refuse(*declaration: object) -> None:
         # A document type can declare entities that fetch files or grow without bound.
-        raise Fault(path, parser.CurrentLineNumber, "an XML file with a document type: remove <!DOCTYPE ...>")
+        raise Fault(place(), "an XML file with a document type: remove <!DOCTYPE ...>")
 
     parser.StartDoctypeDeclHandler = refuse
-    parser.StartElementHandler = lambda tag, _: builder.start(tag, {"line": parser.CurrentLineNumber})
+    parser.StartElementHandler = lambda tag, _: builder.start(tag, {"place": place()})
     parser.EndElementHandler = builder.end
     parser.CharacterDataHandler = builder.data
     try:
         parser.Parse(path.read_bytes(), True)
     except OSError as error:
-        raise Fault(path, None, "an unreadable file", error.strerror or "") from error
+        raise Fault(str(path), "an unreadable file", error.strerror or "") from error
     except expat.ExpatError as error:
-        raise Fault(path, error.lineno, "invalid XML", expat.ErrorString(error.code)) from error
+        raise Fault(f"{path}, line {error.lineno}", "invalid XML", expat.ErrorString(error.code)) from error
     except (ValueError, LookupError) as error:  # an encoding unknown to Python or expat
-        raise Fault(path, parser.CurrentLineNumber, "invalid XML", str(error)) from error
+        raise Fault(place(), "invalid XML", str(error)) from error
     root = builder.close()
     if root.tag != "annotation":
-        raise Fault(path, _line(root), "an XML file that is not a Pascal VOC annotation", f"<{root.tag}>")
+        raise Fault(_place(root), "an XML file that is not a Pascal VOC annotation", f"<{root.tag}>")
     return root
 
 
@@ -156,6 +132,7 @@ def _find_image(xml_file: Path, root: Element, by_name: dict[str, list[Path]]) -
 
     Of several, the one in the nearest folder. Raises Fault if there is none, or no nearest one.
     """
+    element = root.find("filename")
     filename = PureWindowsPath(root.findtext("filename", "").strip())  # accepts both kinds of slashes
 
     def nearness(path: Path) -> tuple[int, bool, bool]:
@@ -167,48 +144,45 @@ def _find_image(xml_file: Path, root: Element, by_name: dict[str, list[Path]]) -
     nearest = [path for path in found if nearness(path) == best]
     if len(nearest) == 1:
         return nearest[0]
-    element = root.find("filename")
-    line = _line(root if element is None else element)
+    place = _place(root if element is None else element)
     if nearest:
         problem = "a file that may belong to several images: give them different names"
-        raise Fault(xml_file, line, problem, " or ".join(map(str, nearest)))
-    names = [f"{xml_file.stem}.*", *([filename.name] if filename.name else [])]
-    raise Fault(xml_file, line, MISSING_IMAGE, " or ".join(names))
+        raise Fault(place, problem, " or ".join(map(str, nearest)))
+    raise Fault(place, MISSING_IMAGE, " or ".join(filter(None, (f"{xml_file.stem}.*", filename.name))))
 
 
-def _read_size(xml_file: Path, root: Element) -> tuple[int, int] | None:
+def _read_size(root: Element) -> tuple[int, int] | None:
     """Return (height, width), or None if <size> is missing or holds zeros, as some tools write."""
     if (element := root.find("size")) is None:
         return None
-    height, width = (int(_number(xml_file, element, tag)) for tag in ("height", "width"))
+    height, width = (int(_number(element, tag)) for tag in ("height", "width"))
     return (height, width) if height and width else None
 
 
-def _read_object(xml_file: Path, element: Element, zero_based: bool, is_crowd: bool) -> LabelledBox:
-    line = _line(element)
-    class_name = (_child(xml_file, element, "name").text or "").strip()
+def _read_object(element: Element, zero_based: bool, is_crowd: bool) -> LabelledBox:
+    class_name = (_child(element, "name").text or "").strip()
     if not class_name:
-        raise Fault(xml_file, line, "an object without a class")
-    box = _child(xml_file, element, "bndbox")
-    x1, y1, x2, y2 = (_number(xml_file, box, tag) for tag in ("xmin", "ymin", "xmax", "ymax"))
+        raise Fault(_place(element), "an object without a class")
+    box = _child(element, "bndbox")
+    x1, y1, x2, y2 = (_number(box, tag) for tag in ("xmin", "ymin", "xmax", "ymax"))
     if not zero_based:
         if 0 <= x1 < 1 or 0 <= y1 < 1:
             problem = "a coordinate below 1, where Pascal VOC starts: pass --zero_based if yours start at 0"
-            raise Fault(xml_file, _line(box), problem, f"xmin {x1:g}, ymin {y1:g}")
+            raise Fault(_place(box), problem, f"xmin {x1:g}, ymin {y1:g}")
         x1, y1 = x1 - 1, y1 - 1
-    return LabelledBox(class_name, (x1, y1, x2, y2), line, is_crowd)
+    return LabelledBox(class_name, (x1, y1, x2, y2), _place(element), is_crowd)
 
 
-def _line(element: Element) -> int:
-    return int(element.attrib["line"])  # recorded by `_parse`
+def _place(element: Element) -> str:
+    return element.attrib["place"]  # recorded by `_parse`
 
 
-def _child(xml_file: Path, element: Element, tag: str) -> Element:
+def _child(element: Element, tag: str) -> Element:
     if (child := element.find(tag)) is None:
-        raise Fault(xml_file, _line(element), f"an element <{element.tag}> without <{tag}>")
+        raise Fault(_place(element), f"an element <{element.tag}> without <{tag}>")
     return child
 
 
-def _number(xml_file: Path, element: Element, tag: str) -> float:
-    child = _child(xml_file, element, tag)
-    return finite_number((child.text or "").strip(), xml_file, _line(child))
+def _number(element: Element, tag: str) -> float:
+    child = _child(element, tag)
+    return finite_number((child.text or "").strip(), _place(child))

@@ -65,22 +65,21 @@ def write_project(
 ) -> None:
     """Write images and annotations into `folder`, and the YAML file. Both appear only once both are complete.
 
-    Args:
-        copy: called with an image's path and its new path, such as `shutil.copyfile`.
-
-    Raises InputError if they cannot be written.
+    `copy(path, new_path)` is called for each image. Raises InputError if a file cannot be written.
     """
     make_writable_folder(folder.parent)
     with atomic_write(project_file) as unfinished_file, atomic_folder(folder) as unfinished:
         unfinished_file.write_text(project_text(folder.name, class_names), encoding="utf-8")
         (unfinished / "annotations").mkdir()
         for set_name, images in sets.items():
-            names = _file_names(images)
-            for image, name in zip(tqdm(images, f"writing {set_name}", unit="img", dynamic_ncols=True), names):
-                assert image.path is not None  # else it had a fault
+            # Short, unique names: paths relative to the deepest folder that holds all images.
+            paths = [os.path.abspath(str(image.path)) for image in images]
+            root = os.path.commonpath([os.path.dirname(path) for path in paths])
+            names = [os.path.relpath(path, root) for path in paths]
+            for path, name in zip(tqdm(paths, f"writing {set_name}", unit="img", dynamic_ncols=True), names):
                 target = unfinished / set_name / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                copy(image.path, target)
+                copy(Path(path), target)
             content = json.dumps(coco_content(images, names, class_names))
             (unfinished / "annotations" / f"instances_{set_name}.json").write_text(content, encoding="utf-8")
 
@@ -106,25 +105,11 @@ def coco_content(images: list[LabelledImage], file_names: list[str], class_names
         for box in image.boxes:
             x1, y1, x2, y2 = box.xyxy
             xywh = [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)]
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": category_ids[box.class_name],
-                    "bbox": xywh,
-                    "area": round(xywh[2] * xywh[3], 3),
-                    "iscrowd": int(box.is_crowd),
-                }
-            )
+            area, category_id = round(xywh[2] * xywh[3], 3), category_ids[box.class_name]
+            annotation = {"id": len(annotations) + 1, "image_id": image_id, "category_id": category_id}
+            annotations.append({**annotation, "bbox": xywh, "area": area, "iscrowd": int(box.is_crowd)})
     categories = [{"id": number, "name": name} for name, number in category_ids.items()]
     return {"images": entries, "annotations": annotations, "categories": categories}
-
-
-def _file_names(images: list[LabelledImage]) -> list[str]:
-    """Return short, unique names: paths relative to the deepest folder that holds all images."""
-    paths = [os.path.abspath(str(image.path)) for image in images]
-    folder = os.path.commonpath([os.path.dirname(path) for path in paths])
-    return [os.path.relpath(path, folder) for path in paths]
 
 
 def link_image(path: Path, target: Path) -> None:

@@ -22,7 +22,7 @@ same graph without NMS. If an output differs by more than the tolerance, the com
 import argparse
 import signal
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,7 +38,7 @@ from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.shapes import draw_if_absent
 from efficientdet.evaluation.coco import score
 from efficientdet.export.formats import PACKAGES, write_exported
-from efficientdet.export.proof import Proof, measure_speed, prove
+from efficientdet.export.proof import measure_speed, prove
 from efficientdet.export.quantization import CALIBRATION_IMAGES, quantize
 from efficientdet.export.quantization import PACKAGES as QUANTIZATION_PACKAGES
 from efficientdet.inference.dataset import detect_dataset
@@ -67,12 +67,10 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     weights = {"help": "weights file (default: the project's own in weights/)"}
     add_flags(parser.add_argument_group("what to export"), *names, weights=weights)
     group = parser.add_argument_group("how")
-    group.add_argument(
-        "--format", nargs="+", choices=EXPORT_SUFFIXES, default=["onnx"], help="one or several (default: onnx)"
-    )
-    group.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: next to the weights, by its format")
-    add_flags(group, "image_size")
     add = group.add_argument
+    add("--format", nargs="+", choices=EXPORT_SUFFIXES, default=["onnx"], help="one or several (default: onnx)")
+    add("-o", "--output", type=Path, metavar="FILE", help="default: next to the weights, by its format")
+    add_flags(group, "image_size")
     add("--dynamic", **flag, help="accept any height and width that the pyramid accepts (onnx, openvino)")
     add("--normalization", choices=("inside", "outside"), default="inside", help="see above (default: inside)")
     add("--half", **flag, help="weights in float16: half the size")
@@ -157,13 +155,13 @@ def check_args(args: argparse.Namespace) -> None:
 
 def given_suppression(args: argparse.Namespace) -> dict[str, Any]:
     """Return the fields of `Suppression` that the user set."""
-    thresholds = {"score_threshold": args.score_threshold, "iou_threshold": args.iou_threshold}
-    values = {**thresholds, "max_detections": args.max_detections}
-    return {name: value for name, value in values.items() if value is not None}
+    names = {field.name for field in fields(Suppression)}
+    return {name: value for name, value in vars(args).items() if name in names and value is not None}
 
 
 def make_metadata(args: argparse.Namespace, network: EfficientDet, project: Project) -> Metadata:
     """Return what the exported files say about themselves."""
+    config = network.config
     red, green, blue = (round(255 * value) for value in project.mean)
     return Metadata(
         compound_coef=args.compound_coef,
@@ -171,14 +169,14 @@ def make_metadata(args: argparse.Namespace, network: EfficientDet, project: Proj
         mean=project.mean,
         std=project.std,
         normalization=args.normalization,
-        image_size=network.config.input_shape(args.image_size or project.image_size),
+        image_size=config.input_shape(args.image_size or project.image_size),
         dynamic=args.dynamic,
-        size_divisor=network.config.size_divisor,
+        size_divisor=config.size_divisor,
         padding=(red, green, blue),  # the nearest to zero when normalised
         precision="float16" if args.half else "float32",
         suppression=replace(_SUPPRESSION, **given_suppression(args)) if args.nms else None,
-        pyramid_levels=network.config.pyramid_levels,
-        anchor_scale=network.config.anchor_scale,
+        pyramid_levels=config.pyramid_levels,
+        anchor_scale=config.anchor_scale,
         anchor_scales=project.anchor_scales,
         anchor_ratios=project.anchor_ratios,
     )
@@ -200,19 +198,19 @@ def read_frames(entries: Iterable[Entry | Failure]) -> Iterator[Frame]:
         yield frame
 
 
+def make_detector(exported: ExportedModel, project: Project) -> tuple[Detector, DetectionOptions]:
+    """Return a detector with the options of evaluation, within the thresholds of the file's own NMS."""
+    limits = exported.metadata.suppression or _SUPPRESSION
+    score_threshold = max(EVALUATION_SCORE_THRESHOLD, limits.score_threshold)
+    iou_threshold = min(EVALUATION_IOU_THRESHOLD, limits.iou_threshold)
+    return Detector(exported, project, _CPU), DetectionOptions(score_threshold, iou_threshold)
+
+
 def network_inputs(exported: ExportedModel, project: Project, frames: Iterable[Frame]) -> Iterator[Tensor]:
     """Yield each image letterboxed for the exported file: (1, 3, H, W)."""
-    detector, options = Detector(exported, project, _CPU), evaluation_options(exported)
+    detector, options = make_detector(exported, project)
     for frame in frames:
         yield from (batch.images for batch in detector.prepare([frame.image], options, 1).batches)
-
-
-def evaluation_options(exported: ExportedModel) -> DetectionOptions:
-    """Return the options of evaluation, within the thresholds of the file's own NMS."""
-    limits = exported.metadata.suppression or _SUPPRESSION
-    return DetectionOptions(
-        max(EVALUATION_SCORE_THRESHOLD, limits.score_threshold), min(EVALUATION_IOU_THRESHOLD, limits.iou_threshold)
-    )
 
 
 def check_file(path: Path, network: EfficientDet, project: Project, frames: Sequence[Frame]) -> list[Tensor]:
@@ -223,30 +221,22 @@ def check_file(path: Path, network: EfficientDet, project: Project, frames: Sequ
     exported = ExportedModel(path, _CPU)
     inputs = list(network_inputs(exported, project, frames))
     proof = prove(exported, network, inputs)
-    print_proof(proof, len(frames))
-    if not proof.matches.found:
-        if exported.metadata.suppression is not None:
-            raise InputError(
-                "nothing is detected in these images, which proves nothing about --nms: name others with --images, or "
-                "lower --score_threshold"
-            )
-        print("  (nothing is detected in these images: the proof rests on the raw outputs)")
-    failure = proof.first_failure
-    if failure is not None:
-        raise InputError(
-            f"{path.name} does not compute what PyTorch computes, so it is not kept: {failure.name} differs by "
-            f"{failure.largest:.2g}, above {failure.allowed:.2g}; leave --half out, or try another --format"
-        )
-    return inputs
-
-
-def print_proof(proof: Proof, num_images: int) -> None:
-    print(f"  {f'compared with PyTorch on {num_images} images':<38} largest difference      allowed")
+    print(f"  {f'compared with PyTorch on {len(frames)} images':<38} largest difference      allowed")
     for difference in proof.differences:
         print(f"  {difference.name:<38} {difference.largest:>18.1e} {difference.allowed:>12.1e}")
     found, clear = proof.matches.found, proof.matches.clear
     missed, clear_missed = found - proof.matches.matched, clear - proof.matches.clear_matched
     print(f"  detections of both: {found}, {missed} without a match; of {clear} clear ones {clear_missed}")
+    if not found:
+        if exported.metadata.suppression is not None:
+            remedy = "name others with --images, or lower --score_threshold"
+            raise InputError(f"nothing is detected in these images, which proves nothing about --nms: {remedy}")
+        print("  (nothing is detected in these images: the proof rests on the raw outputs)")
+    if failure := proof.first_failure:
+        difference_found = f"{failure.name} differs by {failure.largest:.2g}, above {failure.allowed:.2g}"
+        remedy = "leave --half out, or try another --format"
+        raise InputError(f"{path.name} does not match PyTorch, so it is not kept: {difference_found}; {remedy}")
+    return inputs
 
 
 def int8_validation_set(args: argparse.Namespace, project: Project, metadata: Metadata) -> CocoDataset:
@@ -272,17 +262,14 @@ def quantize_within_loss(args: argparse.Namespace, path: Path, project: Project,
     print(f"  AP on the {len(dataset)} images of {dataset.set_name}: float32 {before:.4f}, INT8 {after:.4f}")
     allowed = _MAX_AP_LOSS if args.max_ap_loss is None else args.max_ap_loss
     if not before - after <= allowed:
-        raise InputError(
-            f"{path.name} loses {before - after:.4f} AP by --int8, above --max_ap_loss {allowed:g}, so it is not kept: "
-            "leave --int8 out, or allow more"
-        )
+        loss = f"{path.name} loses {before - after:.4f} AP by --int8, above --max_ap_loss {allowed:g}"
+        raise InputError(f"{loss}, so it is not kept: leave --int8 out, or allow more")
     return quantized
 
 
 def average_precision(path: Path, project: Project, dataset: CocoDataset) -> float:
     """Return the AP of an exported file, as coco_eval.py reports it."""
-    exported = ExportedModel(path, _CPU)
-    detector, options = Detector(exported, project, _CPU), evaluation_options(exported)
+    detector, options = make_detector(ExportedModel(path, _CPU), project)
     results = detect_dataset(detector, dataset, options, 1, default_workers(), Stopwatch())
     return score(dataset, results).numbers[0]
 

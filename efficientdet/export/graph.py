@@ -11,7 +11,7 @@ from efficientdet.boxes import clip_boxes, decode
 from efficientdet.model.anchors import make_anchors
 from efficientdet.model.network import EfficientDet
 from efficientdet.model.postprocess import nms
-from efficientdet.runtime.metadata import Metadata, Suppression
+from efficientdet.runtime.metadata import Metadata
 
 _MAX_CANDIDATES = 5000  # anchors per image that enter NMS, as in google/automl
 
@@ -26,9 +26,7 @@ def scores_after_nms(
 ) -> Tensor:
     """Return the scores (N, K) with zeros for those below the threshold or suppressed within their class.
 
-    Args:
-        boxes_xyxy: (N, K, 4), no coordinate below 0.
-        class_ids: (N, K), below num_classes.
+    The boxes are (N, K, 4), with no coordinate below 0; the class ids (N, K) are below num_classes.
     """
     # 0, 1, ...: an exported graph would fix the number of len(), and the device of arange().
     image_ids = torch.ones_like(class_ids[:, :1]).cumsum(dim=0) - 1
@@ -74,8 +72,8 @@ class ExportGraph(nn.Module):
         if self.accepts_pixels:
             self.register_buffer("mean", 255 * torch.tensor(metadata.mean).view(3, 1, 1))
             self.register_buffer("std", 255 * torch.tensor(metadata.std).view(3, 1, 1))
-        smallest = metadata.size_divisor, metadata.size_divisor
-        anchors = self._anchors(*(smallest if metadata.dynamic else metadata.image_size))
+        height, width = (metadata.size_divisor,) * 2 if metadata.dynamic else metadata.image_size
+        anchors = make_anchors(height, width, network.anchor_spec).float()
         self.register_buffer("fixed_anchors", None if metadata.dynamic else anchors)
         self.num_candidates = min(_MAX_CANDIDATES, len(anchors))
 
@@ -91,25 +89,20 @@ class ExportGraph(nn.Module):
         pyramid = self.network.features(images)
         class_logits, box_deltas = self.network.classifier(pyramid).float(), self.network.regressor(pyramid).float()
         height, width = images.shape[-2:]
-        anchors = self._anchors(height, width) if self.fixed_anchors is None else self.fixed_anchors
-        if self.suppression is None:
+        anchors = self.fixed_anchors
+        if anchors is None:
+            anchors = make_anchors(height, width, self.network.anchor_spec).float()
+        limits = self.suppression
+        if limits is None:
             return class_logits, box_deltas, anchors
         best = class_logits.amax(dim=-1).topk(self.num_candidates).indices
         boxes = clip_boxes(decode(_gather_rows(box_deltas, best), anchors[best]), height, width)
-        return self._suppress(_gather_rows(class_logits, best), boxes, self.suppression)
-
-    def _anchors(self, height: int, width: int) -> Tensor:
-        return make_anchors(height, width, self.network.anchor_spec).float()
-
-    def _suppress(self, class_logits: Tensor, boxes: Tensor, limits: Suppression) -> tuple[Tensor, ...]:
-        """Return DETECTION_OUTPUTS from the candidates' logits (N, K, classes) and boxes (N, K, 4)."""
-        scores, classes = class_logits.sigmoid().max(dim=-1)
+        scores, classes = _gather_rows(class_logits, best).sigmoid().max(dim=-1)
         # Clipping inverts boxes outside the image. They overlap nothing; nor do these boxes without area.
         corner = boxes[..., :2]
         proper = torch.cat((corner, torch.maximum(corner, boxes[..., 2:])), dim=-1)
         thresholds = limits.score_threshold, limits.iou_threshold
         surviving = self.run_nms(proper, scores, classes, self.network.num_classes, *thresholds)
-
         scores, order = surviving.topk(min(limits.max_detections, self.num_candidates))
         found = scores > 0
         boxes = torch.where(found.unsqueeze(-1), _gather_rows(boxes, order), 0)

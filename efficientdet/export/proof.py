@@ -27,28 +27,22 @@ _MAX_DETECTIONS = 100  # per image, as COCO counts
 _MATCH_FRACTION, _MIN_MATCH_PIXELS = 0.05, 2.0
 _CLEAR_SCORE = DEMO_SCORE_THRESHOLD
 
-
-@dataclass(frozen=True)
-class Tolerance:
-    """How far a file may deviate from PyTorch in float32."""
-
-    outputs: float  # largest difference of a raw output, in its standard deviations
-    scores: float  # of matching detections
-    boxes: float  # of matching detections, as a fraction of the input's longer side
-    unmatched: float  # fraction of all detections
-    clear_unmatched: float  # fraction of clear ones: NMS may keep another box if scores are nearly equal
-
-
+# Row of the proof -> how far a file may deviate from PyTorch in float32, by the file's precision.
 TOLERANCES = {
-    "float32": Tolerance(outputs=1e-3, scores=1e-3, boxes=1e-4, unmatched=0.2, clear_unmatched=0.01),
-    "float16": Tolerance(outputs=0.1, scores=0.02, boxes=5e-3, unmatched=0.4, clear_unmatched=0.05),
+    # The largest difference, in standard deviations of the output. The network does not compute the anchors.
+    "class_logits": {"float32": 1e-3, "float16": 0.1},
+    "box_deltas": {"float32": 1e-3, "float16": 0.1},
+    "anchors": {"float32": 1e-5, "float16": 1e-5},
+    # Fractions. Not zero: NMS may keep another box if scores are nearly equal.
+    "share of detections unmatched": {"float32": 0.2, "float16": 0.4},
+    "share of clear ones unmatched": {"float32": 0.01, "float16": 0.05},
+    # The largest difference of matching detections; of boxes as a fraction of the input's longer side.
+    "scores of detections": {"float32": 1e-3, "float16": 0.02},
+    "boxes of detections (pixels)": {"float32": 1e-4, "float16": 5e-3},
 }
-_ANCHOR_TOLERANCE = 1e-5  # in standard deviations, at any precision: the network does not compute anchors
 
 
 class Difference(NamedTuple):
-    """A row of the proof."""
-
     name: str
     largest: float
     allowed: float
@@ -100,13 +94,8 @@ class Proof:
 
 @torch.inference_mode()
 def prove(exported: ExportedModel, network: EfficientDet, inputs: Sequence[Tensor]) -> Proof:
-    """Run the exported file and, in PyTorch and float32, `network` on the same inputs, and compare.
-
-    Args:
-        inputs: images (1, 3, H, W), as `ExportedModel` accepts them.
-    """
+    """Compare the exported file with `network` in PyTorch and float32, on inputs (1, 3, H, W) for the file."""
     metadata = exported.metadata
-    tolerance = TOLERANCES[metadata.precision]
     reference = make_graph(network, replace(metadata, precision="float32"))
     raw: dict[str, list[Tensor]] = {name: [] for name in RAW_OUTPUTS} if metadata.suppression is None else {}
     matches = Matches()
@@ -117,37 +106,30 @@ def prove(exported: ExportedModel, network: EfficientDet, inputs: Sequence[Tenso
         height, width = images.shape[-2:]
         matches.add(*(_detections(outputs, metadata.suppression, height, width) for outputs in (expected, got)))
 
-    differences = []
-    for name, values in raw.items():
-        allowed = _ANCHOR_TOLERANCE if name == "anchors" else tolerance.outputs
-        differences.append(Difference(name, torch.stack(values).max().item(), allowed))
-    unmatched = (matches.found - matches.matched) / max(1, matches.found)
-    clear_unmatched = (matches.clear - matches.clear_matched) / max(1, matches.clear)
-    differences += [
-        Difference("share of detections unmatched", unmatched, tolerance.unmatched),
-        Difference("share of clear ones unmatched", clear_unmatched, tolerance.clear_unmatched),
-        Difference("scores of detections", matches.scores, tolerance.scores),
-        Difference("boxes of detections (pixels)", matches.boxes, tolerance.boxes * max(metadata.image_size)),
-    ]
-    return Proof(differences, matches)
+    largest = {name: torch.stack(values).max().item() for name, values in raw.items()}
+    largest |= {
+        "share of detections unmatched": (matches.found - matches.matched) / max(1, matches.found),
+        "share of clear ones unmatched": (matches.clear - matches.clear_matched) / max(1, matches.clear),
+        "scores of detections": matches.scores,
+        "boxes of detections (pixels)": matches.boxes,
+    }
+    allowed = {name: by_precision[metadata.precision] for name, by_precision in TOLERANCES.items()}
+    allowed["boxes of detections (pixels)"] *= max(metadata.image_size)
+    return Proof([Difference(name, value, allowed[name]) for name, value in largest.items()], matches)
 
 
 def _detections(outputs: Sequence[Tensor], suppression: Suppression | None, height: int, width: int) -> Detections:
     """Return the detections in a graph's outputs for one image."""
     if suppression is not None:
-        boxes, scores, classes, counts = outputs
-        count = int(counts)
-        return Detections(boxes[0, :count], scores[0, :count], classes[0, :count])
+        *fields, count = outputs
+        return Detections(*(values[0, : int(count)] for values in fields))
     limits = EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD
     (detections,) = postprocess(Outputs(*outputs), height, width, *limits)
     return detections[:_MAX_DETECTIONS]
 
 
 def measure_speed(paths: Sequence[Path], network: EfficientDet, images: Tensor, runs: int) -> dict[str, float]:
-    """Return the median seconds of PyTorch and of exported files on one image (1, 3, H, W), by names to print.
-
-    They run in separate processes that take turns.
-    """
+    """Return name -> median seconds of PyTorch and of exported files, in separate processes, on one (1, 3, H, W)."""
     exported = {path: ExportedModel(path, _CPU) for path in paths}
     metadata = replace(exported[paths[0]].metadata, precision="float32")
     pixels = exported[paths[0]].graph_input(images)
@@ -163,9 +145,4 @@ def measure_speed(paths: Sequence[Path], network: EfficientDet, images: Tensor, 
 def _workload(make_model: Callable[[], Callable[[Tensor], object]], images: Tensor) -> Workload:
     keep_freed_memory()
     model = make_model()
-
-    @torch.inference_mode()
-    def run_once() -> None:
-        model(images)
-
-    return Workload(run_once, 1, _CPU)
+    return Workload(torch.inference_mode()(lambda: model(images)), 1, _CPU)

@@ -231,7 +231,7 @@ def test_test_set_remains_separate(folder):
 
 
 def labelled(*sets: str | None) -> list[LabelledImage]:
-    return [LabelledImage(Path(f"{number}.jpg"), Path("x"), 1, set_name) for number, set_name in enumerate(sets)]
+    return [LabelledImage(Path(f"{number}.jpg"), "x, line 1", set_name) for number, set_name in enumerate(sets)]
 
 
 def test_validation_set_depends_on_the_seed_only():

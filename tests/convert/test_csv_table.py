@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from efficientdet.convert.csv_table import read_csv
-from efficientdet.convert.labels import Labels
+from efficientdet.convert.labels import Fault, LabelledBox, LabelledImage, Labels
 from utils.errors import InputError
 
 
@@ -14,8 +14,12 @@ def read(folder: Path, text: str, name: str = "boxes.csv", **options) -> Labels:
     return read_csv(folder / name, **options)
 
 
+def line_of(found: LabelledImage | LabelledBox | Fault) -> int:
+    return int(found.place.split(", line ")[1])
+
+
 def boxes(labels: Labels) -> list[tuple]:
-    return [(box.class_name, box.xyxy, box.line) for image in labels.images for box in image.boxes]
+    return [(box.class_name, box.xyxy, line_of(box)) for image in labels.images for box in image.boxes]
 
 
 def test_no_files_and_no_rows(tmp_path):
@@ -34,7 +38,7 @@ def test_rows_of_an_image_are_merged(tmp_path):
         "sub/b.jpg,50,30,dog,0,0,7.5,8\n\n"
         "a.jpg,60,40,dog,5,6,7,8\n",
     )
-    assert [(image.path, image.size, image.line) for image in labels.images] == [
+    assert [(image.path, image.size, line_of(image)) for image in labels.images] == [
         (tmp_path / "a.jpg", (40, 60), 2),
         (tmp_path / "sub" / "b.jpg", (30, 50), 3),
     ]
@@ -99,6 +103,13 @@ def test_sets_from_file_names(tmp_path, name, set_name):
     assert read(tmp_path, "a.jpg,,,,,\n", name).images[0].set_name == set_name
 
 
+def test_boxes_of_one_image_in_two_files_name_their_own_file(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.csv").write_text("a.jpg,1,2,10,20,cat\n")
+    (image,) = read_csv(tmp_path).images
+    assert [box.place for box in image.boxes] == [f"{tmp_path}/{name}.csv, line 1" for name in "ab"]
+
+
 def test_folder_of_csv_files(tmp_path):
     for folder in ("train", "valid"):
         (tmp_path / folder).mkdir()
@@ -127,7 +138,7 @@ def test_faults_name_their_line(tmp_path, row, words):
     good = "a.jpg,60,40,cat,1,2,10,20"
     labels = read(tmp_path, f"filename,width,height,class,xmin,ymin,xmax,ymax\n{good}\n{row}\n{good},,\n")
     (fault,) = [fault for image in labels.images for fault in image.faults]
-    assert fault.file == tmp_path / "boxes.csv" and fault.line == 3
+    assert fault.place == f"{tmp_path}/boxes.csv, line 3"
     assert words.format(folder=tmp_path) in f"{fault.problem}: {fault.detail}"
     assert {2, 4} <= {line for _, _, line in boxes(labels)}
 
@@ -135,7 +146,7 @@ def test_faults_name_their_line(tmp_path, row, words):
 def test_unknown_set_is_a_fault(tmp_path):
     labels = read(tmp_path, "filename,xmin,ymin,xmax,ymax,class,set\na.jpg,,,,,,holdout\n")
     (fault,) = labels.images[0].faults
-    assert fault.line == 2 and "a set other than" in fault.problem and fault.detail == "'holdout'"
+    assert line_of(fault) == 2 and "a set other than" in fault.problem and fault.detail == "'holdout'"
 
 
 @pytest.mark.parametrize(

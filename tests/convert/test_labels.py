@@ -1,4 +1,4 @@
-"""What all label formats share: finding files and names, and checking labels against the images."""
+"""Checking labels against the images."""
 
 from pathlib import Path
 
@@ -7,19 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficientdet.convert.labels import (
-    Fault,
-    LabelledBox,
-    LabelledImage,
-    Labels,
-    check_images,
-    files_below,
-    read_class_names,
-    set_named_in,
-)
-from utils.errors import InputError
+from efficientdet.convert.labels import Fault, LabelledBox, LabelledImage, Labels, check_images
 
-LABELS = Path("labels.txt")
+PLACE = "labels.txt, line 7"
 
 
 @pytest.fixture
@@ -31,8 +21,8 @@ def path(tmp_path) -> Path:
 
 def check(path: Path | None, *boxes, class_names=None, clip=False, **labels) -> LabelledImage:
     """Check an image with a cat in each of the xyxy boxes, which are on lines 1, 2, ..."""
-    cats = [LabelledBox("cat", box, line) for line, box in enumerate(boxes, 1)]
-    labelled = LabelledImage(path, LABELS, 7, boxes=cats, **labels)
+    cats = [LabelledBox("cat", box, f"labels.txt, line {line}") for line, box in enumerate(boxes, 1)]
+    labelled = LabelledImage(path, PLACE, boxes=cats, **labels)
     (checked,) = check_images(Labels([labelled], class_names), clip, num_threads=1)
     return checked
 
@@ -61,7 +51,7 @@ def test_boxes_within_the_tolerance_are_clipped(path):
 def test_boxes_beyond_the_image_are_faults(path, box):
     checked = check(path, (1, 1, 2, 2), box)
     (fault,) = checked.faults
-    assert fault.line == 2 and "pass --clip" in fault.problem
+    assert fault.place == "labels.txt, line 2" and "pass --clip" in fault.problem
     assert fault.detail == "x1 y1 x2 y2 = {:g} {:g} {:g} {:g} in 60 x 40 pixels".format(*box)
     assert len(checked.boxes) == 1
 
@@ -69,21 +59,22 @@ def test_boxes_beyond_the_image_are_faults(path, box):
 def test_clip_applies_to_boxes_beyond_the_image(path):
     checked = check(path, (-30, 10, 30, 90), (70, 0, 80, 9), clip=True)
     assert [box.xyxy for box in checked.boxes] == [(0, 10, 30, 40)]
-    assert [(fault.line, fault.problem) for fault in checked.faults] == [
-        (2, "a box without width or height inside its image")
+    assert [(fault.place, fault.problem) for fault in checked.faults] == [
+        ("labels.txt, line 2", "a box without width or height inside its image")
     ]
 
 
 @pytest.mark.parametrize("box", [(5, 5, 5, 9), (5, 5, 9, 5), (9, 5, 5, 9), (60, 5, 60.5, 9)])
 def test_boxes_without_width_or_height_are_faults(path, box):
     (fault,) = check(path, box).faults
-    assert fault.problem == "a box without width or height inside its image" and fault.line == 1
+    assert fault.problem == "a box without width or height inside its image" and fault.place == "labels.txt, line 1"
 
 
 def test_unlisted_classes_are_faults(path):
     assert check(path, (0, 0, 9, 9), class_names=["dog", "cat"]).faults == []
     (fault,) = check(path, (0, 0, 9, 9), class_names=["dog"]).faults
-    assert fault.line == 1 and "not in the list of classes" in fault.problem and fault.detail == "'cat'"
+    assert fault.place == "labels.txt, line 1" and "not in the list of classes" in fault.problem
+    assert fault.detail == "'cat'"
 
 
 def test_exif_orientation_applies_unless_the_labels_give_the_stored_size(tmp_path):
@@ -106,61 +97,27 @@ def test_unusable_images_are_faults(path, tmp_path):
         (path, {"size": (60, 40)}, ("unusable", "a.png", "60 x 40", "40 x 60")),
     ):
         (fault,) = check(unusable, (0, 0, 9, 9), **labels).faults
-        assert (fault.file, fault.line) == (LABELS, 7)
+        assert fault.place == PLACE
         assert all(word in f"{fault.problem}: {fault.detail}" for word in words)
 
 
 def test_faults_of_the_reader_are_kept(path):
-    fault = Fault(LABELS, 3, "a mistake")
+    fault = Fault("labels.txt, line 3", "a mistake")
     assert check(None, faults=[fault]).faults == [fault]
     assert check(path, (9, 9, 9, 9), faults=[fault]).faults[0] is fault
 
 
 def test_image_labelled_twice_is_a_fault(path):
     def labelled(path: Path, line: int, set_name: str | None) -> LabelledImage:
-        return LabelledImage(path, LABELS, line, set_name)
+        return LabelledImage(path, f"labels.txt, line {line}", set_name)
 
     again = path.parent / "." / "sub" / ".." / path.name
     images = [labelled(path, 1, "train"), labelled(again, 2, None), labelled(path, 3, "val")]
     faults = [image.faults for image in check_images(Labels(images), clip=False, num_threads=1)]
     assert [len(found) for found in faults] == [0, 1, 0]
-    assert faults[1][0].line == 2 and "twice" in faults[1][0].problem
+    assert faults[1][0].place == "labels.txt, line 2" and "twice" in faults[1][0].problem
 
 
 def test_fault_names_its_place():
-    assert str(Fault(LABELS, 3, "a mistake", "this")) == "labels.txt, line 3: this"
-    assert str(Fault(LABELS, None, "a mistake")) == "labels.txt"
-
-
-def test_files_below_skips_hidden_files_and_follows_links(tmp_path):
-    assert files_below(tmp_path) == []
-    for name in ("b.JPG", "deep/a.png", ".trash/c.png", "._d.png", "notes.txt", "../other/e.webp"):
-        name = f"data/{name}"
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    data = tmp_path / "data"
-    (data / "link").symlink_to(tmp_path / "other")
-    assert files_below(data) == [data / "b.JPG", data / "deep" / "a.png", data / "link" / "e.webp"]
-    assert files_below(data, {".txt"}) == [data / "notes.txt"]
-
-
-@pytest.mark.parametrize(
-    ("path", "set_name"),
-    [
-        ("a.jpg", None),
-        ("train.jpg", None),
-        ("train/a.jpg", "train"),
-        ("images/Valid/a.jpg", "val"),
-        ("testing/train/a.jpg", "test"),
-        ("training_2/a.jpg", None),
-    ],
-)
-def test_set_named_by_folders(path, set_name):
-    assert set_named_in(Path("val") / path, Path("val")) == set_name
-
-
-def test_class_names_are_one_per_line(tmp_path):
-    (tmp_path / "names").write_bytes(b"\xef\xbb\xbfcat\r\nblue whale \r\n\r\n")
-    assert read_class_names(tmp_path / "names") == ["cat", "blue whale"]
-    with pytest.raises(InputError, match="absent"):
-        read_class_names(tmp_path / "absent")
+    assert str(Fault("labels.txt, line 3", "a mistake", "this")) == "labels.txt, line 3: this"
+    assert str(Fault("labels.txt", "a mistake")) == "labels.txt"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from efficientdet.convert.labels import Fault, LabelledImage
+from efficientdet.convert.labels import Fault, LabelledBox, LabelledImage
 from efficientdet.convert.voc import read_voc
 from utils.errors import InputError
 
@@ -34,8 +34,12 @@ def only_image(folder: Path, **options) -> LabelledImage:
     return image
 
 
-def described(faults: list[Fault]) -> list[tuple[str, int | None, str]]:
-    return [(fault.problem, fault.line, fault.detail) for fault in faults]
+def line_of(found: LabelledBox | Fault) -> int:
+    return int(found.place.split(", line ")[1])
+
+
+def described(faults: list[Fault]) -> list[tuple[str, int, str]]:
+    return [(fault.problem, line_of(fault), fault.detail) for fault in faults]
 
 
 def test_folder_without_xml_files(tmp_path):
@@ -47,7 +51,7 @@ def test_folder_without_xml_files(tmp_path):
 def test_annotation_without_objects(tmp_path):
     write_pair(tmp_path, "a", "")
     image = only_image(tmp_path)
-    assert image.path == tmp_path / "a.jpg" and image.file == tmp_path / "a.xml" and image.line == 1
+    assert image.path == tmp_path / "a.jpg" and image.place == f"{tmp_path}/a.xml, line 1"
     assert image.boxes == [] and image.faults == [] and image.size is None and image.set_name is None
 
 
@@ -55,7 +59,7 @@ def test_coordinates_are_pixel_numbers_from_one(tmp_path):
     """Columns 1 to 10 are the first ten, from the image's edge to 10. Rows 2 to 20 are nineteen."""
     write_pair(tmp_path, "a")
     (box,) = only_image(tmp_path).boxes
-    assert box.class_name == "cat" and box.xyxy == (0, 1, 10, 20) and box.line == 2 and not box.is_crowd
+    assert box.class_name == "cat" and box.xyxy == (0, 1, 10, 20) and line_of(box) == 2 and not box.is_crowd
 
 
 def test_zero_based_coordinates_are_distances_from_the_edge(tmp_path):
@@ -68,7 +72,7 @@ def test_objects_keep_the_order_of_the_file(tmp_path):
     dog = f"<object>\n  <part><name>head</name>{BOX}</part><name> dog </name>{BOX.replace('10', '45.5')}</object>"
     write_pair(tmp_path, "a", f"<size><width>60</width><height>40</height><depth>3</depth></size>{CAT}\n{dog}")
     image = only_image(tmp_path)
-    assert [(box.class_name, box.xyxy, box.line) for box in image.boxes] == [
+    assert [(box.class_name, box.xyxy, line_of(box)) for box in image.boxes] == [
         ("cat", (0, 1, 10, 20), 2),
         ("dog", (0, 1, 45.5, 20), 3),
     ]
@@ -156,7 +160,7 @@ def test_folders_name_the_sets(tmp_path):
 
 def test_listed_image_without_xml_file_is_a_fault_of_the_list(tmp_path):
     write_voc(tmp_path, "a", train="a\nlost\n")
-    lost = read_voc(tmp_path).images[0]
+    _, lost = read_voc(tmp_path).images
     assert str(lost.faults[0]) == f"{tmp_path}/ImageSets/Main/train.txt, line 2: {tmp_path}/Annotations/lost.xml"
 
 
@@ -200,7 +204,7 @@ def test_missing_and_ambiguous_images_are_faults(tmp_path):
     write(tmp_path / "a.jpg")
     write(tmp_path / "a.png")
     (fault, _) = only_image(tmp_path).faults
-    assert "several images" in fault.problem and fault.line == 3 and "a.jpg or " in fault.detail
+    assert "several images" in fault.problem and line_of(fault) == 3 and "a.jpg or " in fault.detail
 
 
 @pytest.mark.parametrize(

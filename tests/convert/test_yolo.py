@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from efficientdet.convert.labels import Fault, LabelledBox
 from efficientdet.convert.yolo import read_yolo
 from utils.errors import InputError
 
@@ -22,6 +23,10 @@ def write_yolo(folder: Path, labels: dict[str, str | None], names: str = "cat\nd
             write(folder / "labels" / f"{name}.txt", text)
     write(folder / "classes.txt", names)
     return folder
+
+
+def line_of(found: LabelledBox | Fault) -> int:
+    return int(found.place.split(", line ")[1])
 
 
 def sets(labels, folder: Path) -> list[tuple[str, str | None]]:
@@ -53,11 +58,11 @@ def test_boxes_computed_by_hand(tmp_path):
     labels = read_yolo(tmp_path)
     (image,) = labels.images
     assert labels.class_names == ["cat", "dog"] and image.normalised and image.size is None
-    assert [(box.class_name, box.xyxy, box.line) for box in image.boxes] == [
+    assert [(box.class_name, box.xyxy, line_of(box)) for box in image.boxes] == [
         ("dog", (0.25, 0.125, 0.75, 0.375), 1),
         ("cat", (0.5, 0, 1, 1), 3),
     ]
-    assert image.file == tmp_path / "labels" / "a.txt" and image.line == 1
+    assert image.place == f"{tmp_path}/labels/a.txt, line 1"
 
 
 def test_polygons_become_their_bounding_boxes(tmp_path):
@@ -86,9 +91,9 @@ def test_faults_name_their_line(tmp_path, line, words):
     write_yolo(tmp_path, {"a": f"0 0.5 0.5 1.0005 1\n\n{line}\n1 0.5 0.5 1 1\n"})
     (image,) = read_yolo(tmp_path).images
     (fault,) = image.faults
-    assert fault.file == tmp_path / "labels" / "a.txt" and fault.line == 3
+    assert fault.place == f"{tmp_path}/labels/a.txt, line 3"
     assert words in f"{fault.problem}: {fault.detail}"
-    assert [box.line for box in image.boxes] == [1, 4]
+    assert [line_of(box) for box in image.boxes] == [1, 4]
 
 
 def test_label_file_that_is_not_text(tmp_path):
@@ -194,7 +199,7 @@ def test_class_indices_may_have_gaps(tmp_path):
     labels = read_yolo(tmp_path)
     (image,) = labels.images
     assert labels.class_names == ["cat", "dog"]
-    assert [box.class_name for box in image.boxes] == ["dog"] and image.faults[0].line == 2
+    assert [box.class_name for box in image.boxes] == ["dog"] and line_of(image.faults[0]) == 2
 
 
 def test_missing_test_folder_is_noted(tmp_path):
@@ -215,8 +220,8 @@ def test_list_files_name_the_images(tmp_path):
         ("images/lost.jpg", "train"),
         ("images/b.jpg", "val"),
     ]
-    assert [(image.file.name, image.line) for image in labels.images] == [
-        ("a.txt", 1),
-        ("train.txt", 3),
-        ("val.txt", 1),
+    assert [image.place for image in labels.images] == [
+        f"{tmp_path}/labels/a.txt, line 1",
+        f"{tmp_path}/lists/train.txt, line 3",
+        f"{tmp_path}/lists/val.txt, line 1",
     ]

@@ -55,7 +55,7 @@ def test_batch_equals_single_images(tmp_path, export_format, changes):
     for name, outputs, *singles in zip(names, together, *one_by_one):
         expected = singles[0] if name == "anchors" else torch.cat(singles)
         assert outputs.shape == expected.shape
-        largest = TOLERANCES[model.metadata.precision].outputs * expected.float().std()
+        largest = TOLERANCES["class_logits"][model.metadata.precision] * expected.float().std()
         assert (outputs - expected).abs().max() <= largest, name
     if model.metadata.suppression == RARE:
         assert {0, 1} < set(together[DETECTION_OUTPUTS.index("count")].tolist())

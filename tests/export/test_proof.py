@@ -73,7 +73,7 @@ class Changed(ExportedModel):
     """An exported file with one output changed."""
 
     def __init__(self, metadata, number: int, change):
-        self.metadata = metadata
+        self.metadata, self.input_dtype = metadata, torch.uint8
         self._graph = make_graph(network_that_finds(), metadata)
         self._number, self._change = number, change
 
