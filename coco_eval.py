@@ -58,11 +58,8 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     add("--report", **BOOLEAN, default=False, help=report)
     add("--set", dest="set_name", help="the set to evaluate (default: the project's val_set)")
     add_flags(parser, "saved_path", "data_path", "image_size", "max_images")
-    add_flags(
-        parser,
-        batch_size={"default": 4, "help": "images per pass (default: 4)"},
-        num_workers={"help": f"loading threads (default: {WORKERS})"},
-    )
+    threads = f"loading threads (default: {WORKERS})"
+    add_flags(parser, batch_size={"default": 4, "help": "images per pass (default: 4)"}, num_workers={"help": threads})
     return parser.parse_args(args)
 
 

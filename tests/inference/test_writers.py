@@ -10,16 +10,9 @@ import pytest
 import torch
 from pycocotools.coco import COCO
 
+from efficientdet.inference.report import Report, text_table
 from efficientdet.inference.sources import Failure, Frame, Source
-from efficientdet.inference.writers import (
-    SAVE_FORMATS,
-    JsonLines,
-    ResultWriters,
-    annotate,
-    check_folder,
-    check_json_target,
-    text_table,
-)
+from efficientdet.inference.writers import SAVE_FORMATS, ResultWriters, annotate, check_folder, check_json_target
 from efficientdet.structures import Detections
 from utils.errors import InputError
 from utils.images import read_image, write_image
@@ -256,11 +249,10 @@ def test_json_lines(tmp_path, capsys):
         {"file": "c.jpg", "error": "c.jpg is empty"},
     ]  # fmt: skip
     for target in (str(tmp_path / "lines.jsonl"), "-"):
-        lines = JsonLines(target, NAMES)
-        lines.write(photo(), CAT)
-        lines.write(film()[0], found())
-        lines.write_failure(Failure("c.jpg", "c.jpg is empty"))
-        lines.close()
+        report = Report(NAMES, tmp_path, (), target, show=False)
+        for result in ((photo(), CAT), (film()[0], found()), Failure("c.jpg", "c.jpg is empty")):
+            report.add(result, quiet=True)
+        report.close()
     for text in ((tmp_path / "lines.jsonl").read_text(), capsys.readouterr().out):
         assert [json.loads(line) for line in text.splitlines()] == expected
 
