@@ -34,7 +34,7 @@ from efficientdet.inference.options import DetectionOptions, class_indices
 from efficientdet.inference.pipeline import detect_frames
 from efficientdet.inference.report import Report
 from efficientdet.inference.sources import Entry, Failure, list_sources, open_sources
-from efficientdet.inference.writers import SAVE_FORMATS, check_folder, check_json_target
+from efficientdet.inference.writers import SAVE_FORMATS, check_targets
 from efficientdet.project import SHAPES_IMAGES, load_project
 from utils.cli import BOOLEAN, add_flags, make_parser, non_negative_int, positive_int
 from utils.device import inference_dtype, keep_freed_memory, network_mode, select_device
@@ -54,11 +54,8 @@ def formats(text: str) -> tuple[str, ...]:
 
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
-    sources = (
-        "image, video, folder, pattern, URL (http, https, rtsp and others), number of a camera, or - for a list of "
-        "these on stdin, one per line (default: projects/shapes/)"
-    )
-    parser.add_argument("sources", nargs="*", metavar="SOURCE", help=sources)
+    sources = "image, video, folder, pattern, URL (http, rtsp, ...), camera number, or - for a list of these on stdin"
+    parser.add_argument("sources", nargs="*", metavar="SOURCE", help=f"{sources} (default: projects/shapes/)")
     group = parser.add_argument_group("detector")
     project = "name in projects/, or a YAML file (default: coco; without sources, shapes)"
     add_flags(group, project={"default": None, "help": project})
@@ -75,10 +72,8 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("output")
     add_flags(group, output={"default": Path("test"), "help": "folder of all files written (default: test/)"})
     add = group.add_argument
-    save = (
-        f"{', '.join(SAVE_FORMATS)} or none: annotated images and videos, COCO results, a table, YOLO labels, a "
-        "crop of each detection (default: image)"
-    )
+    save = "annotated images and videos, COCO results, a table, YOLO labels, a crop of each detection (default: image)"
+    save = f"{', '.join(SAVE_FORMATS)} or none: {save}"
     add("--save", type=formats, default=("image",), metavar="FORMAT,FORMAT", help=save)
     add("--json", metavar="FILE|-", help="one JSON object per line and image; with - to stdout, all else to stderr")
     add("--quiet", **BOOLEAN, default=False, help="print only the summary and errors")
@@ -134,10 +129,7 @@ def usable_entries(args: argparse.Namespace) -> list[Entry | Failure]:
     reasons = [entry.reason for entry in entries if isinstance(entry, Failure)]
     if len(reasons) == len(entries):
         raise InputError("; ".join(reasons) or "the list of sources on stdin is empty")
-    if args.json:
-        check_json_target(args.json, args.output)
-    if "image" in args.save:  # no other format is named like a source
-        check_folder(args.output, entries)
+    check_targets(args.output, args.save, args.json, entries)
     if args.save:
         make_writable_folder(args.output)
     return entries
@@ -154,8 +146,7 @@ def make_detector(args: argparse.Namespace) -> Detector:
     mode = network_mode(args.compile, device)
     if device.type == "cpu":
         keep_freed_memory()
-    project_name = "" if project is None else project.name
-    weights = resolve_weights(args.weights, project_name, args.compound_coef, args.saved_path)
+    weights = resolve_weights(args.weights, project.name if project else "", args.compound_coef, args.saved_path)
     return load_detector(args.compound_coef, weights, project, device, args.image_size, dtype, mode)
 
 

@@ -29,13 +29,12 @@ def detect_dataset(
     runs; with 0, loading alternates with it. `stopwatch` receives the time of "loading" (as far as the network waits
     for it), "network" and "post-processing". Raises InputError for an unusable image.
     """
-    share = range(distributed.rank(), len(dataset), distributed.world_size())
+    share = dataset.image_ids[distributed.rank() :: distributed.world_size()]
     whole_images = replace(options, tile=None)
 
     def load(start: int) -> tuple[list[int | str], Prepared]:
-        image_ids = [dataset.image_ids[index] for index in share[start : start + batch_size]]
-        arrays = [dataset.load_image(image_id) for image_id in image_ids]
-        return image_ids, detector.prepare(arrays, whole_images, batch_size)
+        image_ids = share[start : start + batch_size]
+        return image_ids, detector.prepare(list(map(dataset.load_image, image_ids)), whole_images, batch_size)
 
     starts = range(0, len(share), batch_size)
     # Threads, because the processes of `BatchLoader` take longer to start than detection in a small set.

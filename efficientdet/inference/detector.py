@@ -44,11 +44,7 @@ class Prepared(NamedTuple):
 
 
 class Detector:
-    """A network ready for inference, with a project's normalisation and class names. `load_detector` makes one.
-
-    Attributes:
-        canvas: (height, width) of the network's input, in pixels.
-    """
+    """A network ready for inference, with a project's normalisation and class names. `load_detector` makes one."""
 
     def __init__(
         self,
@@ -63,10 +59,9 @@ class Detector:
         self.device = device
         self.runner: Runner = optimize(network, device, dtype, mode) if isinstance(network, EfficientDet) else network
         self.compound_coef = self.runner.compound_coef
-        self.canvas = self.runner.canvas(image_size, project)
-        self._mean_255, self._std_255 = (
-            255 * torch.tensor(values, device=device).view(3, 1, 1) for values in (project.mean, project.std)
-        )
+        self.canvas = self.runner.canvas(image_size, project)  # (height, width) of the network's input, in pixels
+        self._mean_255 = 255 * torch.tensor(project.mean, device=device).view(3, 1, 1)
+        self._std_255 = 255 * torch.tensor(project.std, device=device).view(3, 1, 1)
 
     def __call__(
         self,
@@ -93,8 +88,7 @@ class Detector:
             rect: pad no more than the images of a batch need. Faster; results differ by the padding's effect only.
             tile: also detect in overlapping square tiles of this side, in pixels of the image. For small objects.
 
-        Raises InputError for a file that is no image and for an unknown class, ValueError for an array of another
-        shape or type.
+        Raises InputError for a file that is no image and for an unknown class, ValueError for an unsuitable array.
         """
         if isinstance(images, str | Path | np.ndarray):
             raise ValueError("the detector accepts a list of images: pass [image]")
@@ -108,7 +102,7 @@ class Detector:
         return detections
 
     def prepare(self, arrays: Sequence[np.ndarray], options: DetectionOptions, batch_size: int) -> Prepared:
-        """Return (H, W, 3) uint8 RGB arrays as `detect` accepts them, in batches of up to `batch_size` tiles.
+        """Prepare (H, W, 3) uint8 RGB arrays for `detect`, in batches of up to `batch_size` tiles.
 
         May run in another thread than `detect`. Raises InputError for options that the network cannot follow.
         """
@@ -175,7 +169,7 @@ class Detector:
             if options.flip:
                 limits = options.iou_threshold, options.max_detections
                 found = [join_mirrored(*parts, *limits) for parts in zip(views[0], views[1], batch.letterboxes)]
-            return [letterbox.detections_to_image(raw) for raw, letterbox in zip(found, batch.letterboxes)]
+            return list(map(Letterbox.detections_to_image, batch.letterboxes, found))
 
 
 def _as_array(image: str | Path | np.ndarray) -> np.ndarray:
@@ -205,7 +199,7 @@ def load_detector(
 
     Args:
         compound_coef: 0 (D0) to 7 (D7), 8 for D7X. Exported files contain their own.
-        weights: a weights file (published ones are downloaded to `weights/` on first use), or a file written by
+        weights: a weights file (published ones are downloaded on first use), or a file written by
             `efficientdet.export`, which runs in its own engine. None leaves the weights random, for benchmarks.
         project: a name in `projects/`, a YAML file, or a `Project`. None means an exported file's own, else "coco".
         device: None means the first GPU if there is one, else the CPU.
@@ -224,8 +218,7 @@ def load_detector(
             raise InputError(f"{weights} is an exported graph, which cannot be compiled: leave --compile out")
         exported = ExportedModel(weights, device, dtype)
         return Detector(exported, exported.project(project), device, image_size)
-    if project is None:
-        project = load_project("coco")
+    project = project or load_project("coco")
     network = EfficientDet(compound_coef, project.num_classes, project.anchor_ratios, project.anchor_scales)
     if weights is not None:
         load_weights(network, find_weights(weights))

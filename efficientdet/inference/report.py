@@ -33,7 +33,7 @@ class Report:
         self.messages = sys.stderr if json_target == "-" else sys.stdout
         self.counts: Counter[str] = Counter()
         self.frame: Frame | None = None  # the latest one
-        self._drawn: np.ndarray | None = None  # the same, annotated, until it is shown
+        self._drawn: np.ndarray | None = None  # the same, annotated
         self._class_names = class_names
         self._formats = formats
         self._start = time.perf_counter()

@@ -1,7 +1,4 @@
-"""Frames from images, folders, patterns, videos, cameras, streams, and lists of these on stdin.
-
-Anything unusable becomes a `Failure` among the frames, and the rest continues.
-"""
+"""Frames from images, folders, patterns, videos, cameras, streams. Anything unusable becomes a `Failure` among them."""
 
 import base64
 import glob
@@ -24,7 +21,6 @@ from utils.images import IMAGE_SUFFIXES, decode_image, read_image
 from utils.video import VIDEO_SUFFIXES, VideoReader
 
 _SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
-_MAX_CAMERA_DIGITS = 4  # of OpenCV's camera numbers, whose hundreds may select a driver
 _MAX_DOWNLOAD = 2**28  # bytes of an image
 _TIMEOUT = 10.0  # seconds that a server may be silent
 _MAX_RECONNECTIONS = 2  # in succession, when a live source breaks
@@ -59,8 +55,7 @@ class Failure:
     reason: str  # a sentence
 
 
-# What a user named: a file, the number of a camera, or a URL.
-Entry = Path | int | str
+Entry = Path | int | str  # what a user named: a file, the number of a camera, or a URL
 
 
 def list_sources(arguments: Iterable[str], stdin: Iterable[str] = ()) -> Iterator[Entry | Failure]:
@@ -77,7 +72,7 @@ def list_sources(arguments: Iterable[str], stdin: Iterable[str] = ()) -> Iterato
             yield from _list_files(argument, os.path.join(glob.escape(argument), "*"))
         elif os.path.exists(argument):
             yield Path(argument)
-        elif argument.isdecimal() and len(argument) <= _MAX_CAMERA_DIGITS:
+        elif argument.isdecimal() and len(argument) <= 4:  # OpenCV's cameras; hundreds may select a driver
             yield int(argument)
         elif glob.has_magic(argument):
             yield from _list_files(argument, argument)
@@ -100,10 +95,10 @@ def open_sources(entries: Iterable[Entry | Failure]) -> Iterator[Path | Frame | 
     for entry in entries:
         if isinstance(entry, int):
             yield from _read_video(entry, f"camera {entry}", f"camera{entry}")
-        elif isinstance(entry, Path) and entry.suffix.lower() in VIDEO_SUFFIXES:
-            yield from _read_video(str(entry), str(entry), entry.stem, live=False)
         elif isinstance(entry, str):
             yield from _read_url(entry)
+        elif isinstance(entry, Path) and entry.suffix.lower() in VIDEO_SUFFIXES:
+            yield from _read_video(str(entry), str(entry), entry.stem, live=False)
         else:
             yield entry
 
@@ -147,9 +142,9 @@ def _read_video(address: str | int, name: str, stem: str, live: bool = True) -> 
                 frames += 1
         expected = reader.frame_count
         if not live or expected is not None:  # a URL may be of a file, too
-            if frames == 0 or (expected is not None and frames < (1 - _MAX_MISSING) * expected):
-                ending = f"ends after {frames} of {expected or 'its'} frames: it is damaged or cut short"
-                yield Failure(name, f"{name} {ending}")
+            if frames == 0 or frames < (1 - _MAX_MISSING) * (expected or 0):
+                missing = f"{frames} of {expected or 'its'} frames"
+                yield Failure(name, f"{name} ends after {missing}: it is damaged or cut short")
             return
         if time.monotonic() - start > _STABLE_SECONDS:
             attempts = 1

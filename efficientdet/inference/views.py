@@ -44,7 +44,6 @@ class Tile(NamedTuple):
     width: int
 
     def crop(self, image: np.ndarray) -> np.ndarray:
-        """Return this part of an image (H, W, 3), as a view."""
         return image[self.top : self.top + self.height, self.left : self.left + self.width]
 
 
@@ -88,16 +87,9 @@ def join_tiles(
         cut.append(cut_on_axis.any(dim=1)[kept])
     together, is_cut = concatenate(moved), torch.cat(cut)
     kept = ~is_cut
-    kept[is_cut] = ~_covered(together[is_cut], together[~is_cut])
+    for class_id in together.class_ids[is_cut].unique():
+        of_class = together.class_ids == class_id
+        boxes = together.boxes[of_class & is_cut]
+        shared = pairwise_intersection(boxes, together.boxes[of_class & ~is_cut])
+        kept[of_class & is_cut] = (shared < _COVERED * box_area(boxes)[:, None]).all(dim=1)
     return suppress(together[kept], iou_threshold, max_detections)
-
-
-def _covered(cut: Detections, uncut: Detections) -> Tensor:
-    """Return (C,) bool: which of the `cut` boxes lie mostly inside an `uncut` one of their class."""
-    covered = torch.zeros(len(cut), dtype=torch.bool)
-    for class_id in cut.class_ids.unique():  # all classes at once could need too much memory
-        of_class = cut.class_ids == class_id
-        boxes = cut.boxes[of_class]
-        shared = pairwise_intersection(boxes, uncut.boxes[uncut.class_ids == class_id])
-        covered[of_class] = (shared >= _COVERED * box_area(boxes)[:, None]).any(dim=1)
-    return covered

@@ -32,22 +32,21 @@ def annotate(image: np.ndarray, found: Detections, class_names: Sequence[str]) -
     return draw_boxes(image, weakest_first.boxes.numpy(), class_ids, labels)
 
 
-def check_folder(folder: Path, entries: Iterable) -> None:
-    """Raise InputError if results in `folder` might replace one of the files in `entries`, as of `list_sources`."""
+def check_targets(folder: Path, formats: Collection[str], json_target: str | None, entries: Iterable[object]) -> None:
+    """Raise InputError if results in `folder` or the file of JSON lines might replace a file that they must not.
+
+    Those are the files among `entries`, as of `list_sources`; for the JSON lines, any image, video or other result.
+    """
     folder = folder.resolve()
-    for entry in entries:
+    for entry in entries if "image" in formats else ():  # no other format is named like a source
         # The file may be a symbolic link in the folder, or lie there and be linked from elsewhere.
         if isinstance(entry, Path) and folder in (entry.parent.resolve(), entry.resolve().parent):
             raise InputError(f"{entry} is in the folder of the results, and might be replaced: choose another --output")
-
-
-def check_json_target(target: str, folder: Path) -> None:
-    """Raise InputError if the file of JSON lines would replace an image, a video or a table in `folder`."""
-    path = Path(target)
+    path = Path(json_target or "-")
     if path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
-        raise InputError(f"--json {target} is an image or video: pass the name of a file to write, or - for stdout")
-    if path.resolve() in (folder.resolve() / _COCO_FILE, folder.resolve() / _CSV_FILE):
-        raise InputError(f"--json {target} is a file that --save json or csv writes: choose another name")
+        raise InputError(f"--json {path} is an image or video: pass the name of a file to write, or - for stdout")
+    if path.resolve() in (folder / _COCO_FILE, folder / _CSV_FILE):
+        raise InputError(f"--json {path} is a file that --save json or csv writes: choose another name")
 
 
 class ResultWriters:
@@ -94,11 +93,7 @@ class ResultWriters:
             self._stack = stack.pop_all()
 
     def write(self, frame: Frame, found: Detections, drawn: np.ndarray | None = None) -> Path | None:
-        """Write one frame. Return the annotated file, if any.
-
-        Args:
-            drawn: the annotated image, for the format `image`.
-        """
+        """Write one frame; `drawn` is the annotated image, for the format `image`. Return its file, if any."""
         if frame.source is not self._source:
             self._video_stack.close()
             self._video: VideoWriter | None = None
@@ -139,10 +134,8 @@ class ResultWriters:
 
     def _write_table(self, frame: Frame, name: str, found: Detections, drawn: np.ndarray | None) -> None:
         for class_id, score, box in rows(found):
-            corners = (f"{value:.2f}" for value in box)
-            self._table.writerow(
-                (frame.source.name, frame.number, self._class_names[class_id], f"{score:.4f}", *corners)
-            )
+            numbers = (f"{score:.4f}", *(f"{value:.2f}" for value in box))
+            self._table.writerow((frame.source.name, frame.number, self._class_names[class_id], *numbers))
 
     def _write_yolo(self, frame: Frame, name: str, found: Detections, drawn: np.ndarray | None) -> None:
         height, width = frame.image.shape[:2]
