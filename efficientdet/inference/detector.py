@@ -13,7 +13,7 @@ from efficientdet.checkpoints.find import find_weights, is_exported
 from efficientdet.checkpoints.loading import load_weights
 from efficientdet.config import DEMO_IOU_THRESHOLD, DEMO_SCORE_THRESHOLD
 from efficientdet.data.transforms import Letterbox
-from efficientdet.inference.options import DetectionOptions, check_options, class_indices
+from efficientdet.inference.options import DetectionOptions, class_indices
 from efficientdet.inference.views import Tile, join_mirrored, join_tiles, make_tiles, mirror
 from efficientdet.model.network import EfficientDet
 from efficientdet.model.postprocess import choose_detections
@@ -106,7 +106,18 @@ class Detector:
 
         May run in another thread than `detect`. Raises InputError for options that the network cannot follow.
         """
-        check_options(options, self.runner, self.project)
+        if options.rect and not self.runner.takes_any_shape:
+            raise InputError("--rect changes the input's shape from batch to batch; this network accepts one: omit it")
+        limits = self.runner.limits
+        if limits is not None and (
+            options.score_threshold < limits.score_threshold
+            or options.iou_threshold > limits.iou_threshold
+            or (options.max_detections or 0) > limits.max_detections
+        ):
+            raise InputError(
+                f"{self.project.path} was exported with --nms: pass a score threshold from {limits.score_threshold:g}, "
+                f"an IoU threshold up to {limits.iou_threshold:g}, and max_detections up to {limits.max_detections}"
+            )
         sizes = [array.shape[:2] for array in arrays]
         tiles = [(n, tile) for n, (h, w) in enumerate(sizes) for tile in make_tiles(h, w, options.tile)]
         parts = (tiles[start : start + batch_size] for start in range(0, len(tiles), batch_size))

@@ -21,10 +21,8 @@ from utils.video import Window
 class Report:
     """Prints, writes, shows and counts results. `close` completes its files.
 
-    Args:
-        folder, formats: as for `ResultWriters`.
-        json_target: a file, whole or absent, or `-` for stdout, which then receives nothing else. Each line is one JSON
-            object: a frame with its objects (boxes xyxy in pixels), or a failure with its error.
+    `json_target` is a file, whole or absent, or `-` for stdout, which then receives nothing else. Each line is one JSON
+    object: a frame with its objects (boxes xyxy in pixels), or a failure with its error.
     """
 
     def __init__(
@@ -33,7 +31,7 @@ class Report:
         self.messages = sys.stderr if json_target == "-" else sys.stdout
         self.counts: Counter[str] = Counter()
         self.frame: Frame | None = None  # the latest one
-        self._drawn: np.ndarray | None = None  # the same, annotated
+        self._drawn: np.ndarray | None = None  # the same, annotated, until it is shown
         self._class_names = class_names
         self._formats = formats
         self._start = time.perf_counter()
@@ -62,15 +60,14 @@ class Report:
             self._drawn = annotate(self.frame.image, found, self._class_names)
         path = self._writers.write(self.frame, found, self._drawn)
         height, width = self.frame.image.shape[:2]
-        names = self._class_names
         objects = [
-            {"class": names[n], "class_id": n, "score": round(score, 4), "box": [round(x, 2) for x in xyxy]}
+            {"class": self._class_names[n], "class_id": n, "score": round(score, 4), "box": [round(x, 2) for x in xyxy]}
             for n, score, xyxy in rows(found)
         ]
-        name = self.frame.source.name
-        self._write_json(name, frame=self.frame.number, width=width, height=height, objects=objects)
+        facts = {"frame": self.frame.number, "width": width, "height": height, "objects": objects}
+        self._write_json(self.frame.source.name, **facts)
         if not quiet:
-            print(text_table(self.frame, found, names, path), file=self.messages, flush=True)
+            print(text_table(self.frame, found, self._class_names, path), file=self.messages, flush=True)
 
     def _write_json(self, name: str, **facts: object) -> None:
         if self._json is not None:

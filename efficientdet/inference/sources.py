@@ -143,8 +143,7 @@ def _read_video(address: str | int, name: str, stem: str, live: bool = True) -> 
         expected = reader.frame_count
         if not live or expected is not None:  # a URL may be of a file, too
             if frames == 0 or frames < (1 - _MAX_MISSING) * (expected or 0):
-                missing = f"{frames} of {expected or 'its'} frames"
-                yield Failure(name, f"{name} ends after {missing}: it is damaged or cut short")
+                yield Failure(name, f"{name} ends after {frames} of {expected or 'its'} frames: damaged or cut short")
             return
         if time.monotonic() - start > _STABLE_SECONDS:
             attempts = 1

@@ -62,9 +62,7 @@ def _tile_starts(length: int, side: int) -> list[int]:
     return [0] + [step * room // steps for step in range(1, steps + 1)]
 
 
-def join_tiles(
-    parts: Sequence[tuple[Tile, Detections]], iou_threshold: float, max_detections: int | None
-) -> Detections:
+def join_tiles(parts: list[tuple[Tile, Detections]], iou_threshold: float, max_detections: int | None) -> Detections:
     """Return the detections in an image, given those in its tiles (as of `make_tiles`), in pixels of the tile.
 
     Detections of several tiles are joined by NMS within each class. A box at an inner edge of its tile may be part of

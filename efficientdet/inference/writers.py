@@ -33,10 +33,7 @@ def annotate(image: np.ndarray, found: Detections, class_names: Sequence[str]) -
 
 
 def check_targets(folder: Path, formats: Collection[str], json_target: str | None, entries: Iterable[object]) -> None:
-    """Raise InputError if results in `folder` or the file of JSON lines might replace a file that they must not.
-
-    Those are the files among `entries`, as of `list_sources`; for the JSON lines, any image, video or other result.
-    """
+    """Raise InputError if results might replace one of `entries` (as of `list_sources`), or JSON lines another file."""
     folder = folder.resolve()
     for entry in entries if "image" in formats else ():  # no other format is named like a source
         # The file may be a symbolic link in the folder, or lie there and be linked from elsewhere.
