@@ -51,18 +51,12 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     add("--float16", **BOOLEAN, default=False, help="the same as --amp fp16: half precision, on a GPU")
     add("--override", **BOOLEAN, default=True, help="False scores the results file of an earlier run (default: True)")
     add("--results", type=Path, metavar="FILE", help="score this COCO results file; needs no weights")
-    report = (
-        "also write logs/{project}/eval-.../ with report.html (classes, thresholds, confusions, causes of errors, "
-        "worst images), its images, and report.json (default: False)"
-    )
+    report = "also write logs/{project}/eval-.../ with report.html (classes, thresholds, errors) and report.json"
     add("--report", **BOOLEAN, default=False, help=report)
     add("--set", dest="set_name", help="the set to evaluate (default: the project's val_set)")
     add_flags(parser, "saved_path", "data_path", "image_size", "max_images")
-    add_flags(
-        parser,
-        batch_size={"default": 4, "help": "images per pass (default: 4)"},
-        num_workers={"help": f"loading threads (default: {WORKERS})"},
-    )
+    threads = f"loading threads (default: {WORKERS})"
+    add_flags(parser, batch_size={"default": 4, "help": "images per pass (default: 4)"}, num_workers={"help": threads})
     return parser.parse_args(args)
 
 
@@ -105,9 +99,7 @@ def evaluate(args: argparse.Namespace, project: Project, device: torch.device) -
         facts = {"weights": str(weights), "input": f"{width} x {height}"}
         if args.compile:
             distributed.print_rank0("compiling the network with the first batch ...")
-        options = DetectionOptions(
-            EVALUATION_SCORE_THRESHOLD, args.iou_threshold, max_detections=args.max_detections, flip=args.flip
-        )
+        options = DetectionOptions(EVALUATION_SCORE_THRESHOLD, args.iou_threshold, args.max_detections, flip=args.flip)
         results = detect_dataset(detector, dataset, options, args.batch_size, args.num_workers, stopwatch)
         if distributed.rank() == 0:
             write_results(results_path, results)

@@ -19,7 +19,6 @@ import os
 import signal
 import sys
 import time
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -32,50 +31,31 @@ from efficientdet import Detector, load_detector
 from efficientdet.checkpoints.find import is_exported, resolve_weights
 from efficientdet.config import DEMO_IOU_THRESHOLD, DEMO_SCORE_THRESHOLD
 from efficientdet.inference.options import DetectionOptions, class_indices
-from efficientdet.inference.pipeline import Result, detect_frames
-from efficientdet.inference.sources import Entry, Failure, Frame, list_sources, open_sources
-from efficientdet.inference.writers import (
-    SAVE_FORMATS,
-    JsonLines,
-    ResultWriters,
-    annotate,
-    check_folder,
-    check_json_target,
-    text_table,
-)
+from efficientdet.inference.pipeline import detect_frames
+from efficientdet.inference.report import Report
+from efficientdet.inference.sources import Entry, Failure, list_sources, open_sources
+from efficientdet.inference.writers import SAVE_FORMATS, check_targets
 from efficientdet.project import SHAPES_IMAGES, load_project
 from utils.cli import BOOLEAN, add_flags, make_parser, non_negative_int, positive_int
 from utils.device import inference_dtype, keep_freed_memory, network_mode, select_device
 from utils.errors import InputError, exit_on_input_error
 from utils.files import make_writable_folder
 from utils.stop import StopRequest
-from utils.video import Window
-
-TILE = 640  # pixels, for --tile without a number
 
 
 def formats(text: str) -> tuple[str, ...]:
     """Parse `csv,crops` to names of formats, and `none` to none of them."""
     chosen = () if text == "none" else tuple(dict.fromkeys(text.split(",")))
     if not set(chosen) <= set(SAVE_FORMATS):
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: choose from {', '.join(SAVE_FORMATS)}, separated by commas, or none"
-        )
+        choices = ", ".join(SAVE_FORMATS)
+        raise argparse.ArgumentTypeError(f"{text!r}: choose from {choices}, separated by commas, or none")
     return chosen
-
-
-def names(text: str) -> tuple[str, ...]:
-    """Parse `person, traffic light` to the two."""
-    return tuple(name.strip() for name in text.split(","))
 
 
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
-    sources = (
-        "image, video, folder, pattern, URL (http, https, rtsp and others), number of a camera, or - for a list of "
-        "these on stdin, one per line (default: projects/shapes/)"
-    )
-    parser.add_argument("sources", nargs="*", metavar="SOURCE", help=sources)
+    sources = "image, video, folder, pattern, URL (http, rtsp, ...), camera number, or - for a list of these on stdin"
+    parser.add_argument("sources", nargs="*", metavar="SOURCE", help=f"{sources} (default: projects/shapes/)")
     group = parser.add_argument_group("detector")
     project = "name in projects/, or a YAML file (default: coco; without sources, shapes)"
     add_flags(group, project={"default": None, "help": project})
@@ -85,17 +65,15 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     add_flags(group, score_threshold={"default": DEMO_SCORE_THRESHOLD}, iou_threshold={"default": DEMO_IOU_THRESHOLD})
     add_flags(group, "max_detections", "flip")
     add = group.add_argument
-    add("--classes", type=names, metavar="NAME,NAME", help="detect these only (default: all)")
+    add("--classes", metavar="NAME,NAME", help="detect these only (default: all)")
     add("--rect", **BOOLEAN, default=False, help="less padding: faster for images that are not square")
-    tile = f"also detect in overlapping tiles of this side, for small objects in large images (alone: {TILE})"
-    add("--tile", type=positive_int, nargs="?", const=TILE, metavar="PIXELS", help=tile)
+    tile = "also detect in overlapping tiles of this side, for small objects in large images (alone: %(const)s)"
+    add("--tile", type=positive_int, nargs="?", const=640, metavar="PIXELS", help=tile)
     group = parser.add_argument_group("output")
     add_flags(group, output={"default": Path("test"), "help": "folder of all files written (default: test/)"})
     add = group.add_argument
-    save = (
-        f"{', '.join(SAVE_FORMATS)} or none: annotated images and videos, COCO results, a table, YOLO labels, a "
-        "crop of each detection (default: image)"
-    )
+    save = "annotated images and videos, COCO results, a table, YOLO labels, a crop of each detection (default: image)"
+    save = f"{', '.join(SAVE_FORMATS)} or none: {save}"
     add("--save", type=formats, default=("image",), metavar="FORMAT,FORMAT", help=save)
     add("--json", metavar="FILE|-", help="one JSON object per line and image; with - to stdout, all else to stderr")
     add("--quiet", **BOOLEAN, default=False, help="print only the summary and errors")
@@ -108,20 +86,22 @@ def main(args: argparse.Namespace) -> int:
     """Return the exit status."""
     entries = usable_entries(args)
     detector = make_detector(args)
+    classes = None if args.classes is None else [name.strip() for name in args.classes.split(",")]
+    class_indices(classes or (), detector.project)  # reports an unknown name before the work begins
     options = DetectionOptions(
-        args.score_threshold, args.iou_threshold, args.max_detections, args.classes, args.flip, args.rect, args.tile
+        args.score_threshold, args.iou_threshold, args.max_detections, classes, args.flip, args.rect, args.tile
     )
-    class_indices(args.classes or (), detector.project)  # reports an unknown name before the work begins
     if args.compile:
         print("compiling the network with the first batch ...", file=sys.stderr)
     interrupted = False
     with ExitStack() as stack:
-        report = Report(args, detector.project.class_names, stack)
+        class_names = detector.project.class_names
+        report = stack.enter_context(closing(Report(class_names, args.output, args.save, args.json, args.show)))
         results = stack.enter_context(closing(detect_frames(detector, open_sources(entries), options, args.batch_size)))
         try:
             for result in results:
                 with StopRequest() as stop:  # Ctrl+C waits until the frame is written
-                    report.add(result)
+                    report.add(result, args.quiet)
                 if stop.received:
                     raise KeyboardInterrupt
                 if not report.show():
@@ -130,22 +110,16 @@ def main(args: argparse.Namespace) -> int:
             interrupted = True
         except torch.OutOfMemoryError as error:
             less = "a smaller --image_size or --amp bf16" if args.batch_size == 1 else "a smaller one"
-            raise InputError(
-                f"--batch_size {args.batch_size} does not fit into the GPU's memory: pass {less}"
-            ) from error
+            message = f"--batch_size {args.batch_size} does not fit into the GPU's memory: pass {less}"
+            raise InputError(message) from error
         with StopRequest():  # Ctrl+C waits until all files are complete
             stack.close()
-    print(report.summary(), file=report.messages)
+    written = f"; results in {args.output}/" if args.save else ""
+    print(f"{report.summary()}{written}", file=report.messages)
     if interrupted:
         return 130  # the shell's convention for Ctrl+C
     if report.frame is not None and args.speed_runs and not args.quiet:
-        seconds = time_runs(detector, report.frame.image, options, args.speed_runs)
-        height, width = detector.canvas
-        print(
-            f"speed of D{detector.compound_coef} at {width} x {height} on {detector.device}: {seconds:.4f} s an image, "
-            f"{1 / seconds:.2f} FPS (batch 1, network and post-processing, mean of {args.speed_runs} runs)",
-            file=report.messages,
-        )
+        print(measure_speed(detector, report.frame.image, options, args.speed_runs), file=report.messages)
     return 1 if report.counts["failure"] else 0
 
 
@@ -155,10 +129,7 @@ def usable_entries(args: argparse.Namespace) -> list[Entry | Failure]:
     reasons = [entry.reason for entry in entries if isinstance(entry, Failure)]
     if len(reasons) == len(entries):
         raise InputError("; ".join(reasons) or "the list of sources on stdin is empty")
-    if args.json:
-        check_json_target(args.json, args.output)
-    if "image" in args.save:  # no other format is named like a source
-        check_folder(args.output, entries)
+    check_targets(args.output, args.save, args.json, entries)
     if args.save:
         make_writable_folder(args.output)
     return entries
@@ -175,72 +146,24 @@ def make_detector(args: argparse.Namespace) -> Detector:
     mode = network_mode(args.compile, device)
     if device.type == "cpu":
         keep_freed_memory()
-    project_name = "" if project is None else project.name
-    weights = resolve_weights(args.weights, project_name, args.compound_coef, args.saved_path)
+    weights = resolve_weights(args.weights, project.name if project else "", args.compound_coef, args.saved_path)
     return load_detector(args.compound_coef, weights, project, device, args.image_size, dtype, mode)
 
 
-class Report:
-    """Prints, writes, shows and counts results. Closes its files and window with `stack`."""
-
-    def __init__(self, args: argparse.Namespace, class_names: tuple[str, ...], stack: ExitStack):
-        self.messages = sys.stderr if args.json == "-" else sys.stdout
-        self.counts: Counter[str] = Counter()
-        self.frame: Frame | None = None  # the last one
-        self._drawn: np.ndarray | None = None  # the same, annotated, until it is shown
-        self._args = args
-        self._class_names = class_names
-        self._start = time.perf_counter()
-        self._window = stack.enter_context(closing(Window("EfficientDet"))) if args.show else None
-        self._writers = stack.enter_context(closing(ResultWriters(args.output, args.save, class_names)))
-        self._lines = stack.enter_context(closing(JsonLines(args.json, class_names))) if args.json else None
-
-    def add(self, result: Result) -> None:
-        if isinstance(result, Failure):
-            self.counts["failure"] += 1
-            print(f"error: {result.reason}", file=sys.stderr)
-            if self._lines is not None:
-                self._lines.write_failure(result)
-            return
-        self.frame, found = result
-        self.counts["image" if self.frame.number is None else "video frame"] += 1
-        self.counts["object"] += len(found)
-        if self._args.show or "image" in self._args.save:
-            self._drawn = annotate(self.frame.image, found, self._class_names)
-        path = self._writers.write(self.frame, found, self._drawn)
-        if self._lines is not None:
-            self._lines.write(self.frame, found)
-        if not self._args.quiet:
-            print(text_table(self.frame, found, self._class_names, path), file=self.messages, flush=True)
-
-    def show(self) -> bool:
-        """Show the last frame, once, in the window, if any. Return False if the user closed it."""
-        drawn, self._drawn = self._drawn, None
-        if drawn is None or self._window is None or self.frame is None:
-            return True
-        return self._window.show(drawn, wait=self.frame.number is None)
-
-    def summary(self) -> str:
-        seconds = time.perf_counter() - self._start
-        parts = [plural(self.counts[noun], noun) for noun in ("image", "video frame", "object", "failure")]
-        rate = (self.counts["image"] + self.counts["video frame"]) / seconds
-        written = f"; results in {self._args.output}/" if self._args.save else ""
-        return f"{', '.join(parts)} in {seconds:.1f} s ({rate:.1f} images and frames a second){written}"
-
-
-def plural(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def time_runs(detector: Detector, image: np.ndarray, options: DetectionOptions, runs: int) -> float:
-    """Return mean seconds from a prepared image to its detections, as the reference's speed test measures them."""
+def measure_speed(detector: Detector, image: np.ndarray, options: DetectionOptions, runs: int) -> str:
+    """Return a line on the time from a prepared image to its detections, as the reference's speed test measures it."""
     options = replace(options, flip=False, rect=False, tile=None)
     prepared = detector.prepare([image], options, batch_size=1)
     detector.detect(prepared, options)  # the first pass of a single image may compile
     start = time.perf_counter()
     for _ in range(runs):
         detector.detect(prepared, options)
-    return (time.perf_counter() - start) / runs
+    seconds = (time.perf_counter() - start) / runs
+    height, width = detector.canvas
+    return (
+        f"speed of D{detector.compound_coef} at {width} x {height} on {detector.device}: {seconds:.4f} s an image, "
+        f"{1 / seconds:.2f} FPS (batch 1, network and post-processing, mean of {runs} runs)"
+    )
 
 
 def command() -> None:

@@ -23,32 +23,26 @@ def detect_dataset(
     num_threads: int,
     stopwatch: Stopwatch,
 ) -> list[dict]:
-    """Return the COCO results of all images, in the data set's order.
+    """Return the COCO results of all images, in the data set's order. `options.tile` has no effect.
 
-    Processes share the images; each returns the results of all.
-
-    Args:
-        options: `tile` has no effect.
-        num_threads: threads that load the next batches while the network runs; 0 loads between batches.
-        stopwatch: receives the time of "loading" (as far as the network waits for it), "network", "post-processing".
-
-    Raises InputError for an unusable image.
+    Processes share the images; each returns the results of all. `num_threads` load the next batches while the network
+    runs; with 0, loading alternates with it. `stopwatch` receives the time of "loading" (as far as the network waits
+    for it), "network" and "post-processing". Raises InputError for an unusable image.
     """
-    share = range(distributed.rank(), len(dataset), distributed.world_size())
+    share = dataset.image_ids[distributed.rank() :: distributed.world_size()]
     whole_images = replace(options, tile=None)
 
     def load(start: int) -> tuple[list[int | str], Prepared]:
-        image_ids = [dataset.image_ids[index] for index in share[start : start + batch_size]]
-        arrays = [dataset.load_image(image_id) for image_id in image_ids]
-        return image_ids, detector.prepare(arrays, whole_images, batch_size)
+        image_ids = share[start : start + batch_size]
+        return image_ids, detector.prepare(list(map(dataset.load_image, image_ids)), whole_images, batch_size)
 
     starts = range(0, len(share), batch_size)
     # Threads, because the processes of `BatchLoader` take longer to start than detection in a small set.
     loaded = ordered_map(load, starts, num_threads, num_threads) if num_threads else (load(start) for start in starts)
-    description, silent = f"{dataset.set_name} on {detector.device}", distributed.rank() > 0
-    bar = tqdm(desc=description, total=len(share), unit="image", dynamic_ncols=True, disable=silent)
+    description, disable = f"{dataset.set_name} on {detector.device}", distributed.rank() > 0
+    bar = tqdm(desc=description, total=len(share), unit="image", dynamic_ncols=True, disable=disable)
     found: dict[int | str, list[dict]] = {}
-    problem: str | None = None
+    problem = None
     with bar, closing(loaded) as batches:
         try:
             while True:

@@ -13,9 +13,8 @@ from efficientdet.checkpoints.find import find_weights, is_exported
 from efficientdet.checkpoints.loading import load_weights
 from efficientdet.config import DEMO_IOU_THRESHOLD, DEMO_SCORE_THRESHOLD
 from efficientdet.data.transforms import Letterbox
-from efficientdet.inference.flip import join_mirrored, mirror
-from efficientdet.inference.options import DetectionOptions, check_options, class_indices
-from efficientdet.inference.tiling import Tile, join_tiles, make_tiles
+from efficientdet.inference.options import DetectionOptions, class_indices
+from efficientdet.inference.views import Tile, join_mirrored, join_tiles, make_tiles, mirror
 from efficientdet.model.network import EfficientDet
 from efficientdet.model.postprocess import choose_detections
 from efficientdet.project import Project, load_project
@@ -45,11 +44,7 @@ class Prepared(NamedTuple):
 
 
 class Detector:
-    """A network ready for inference, with a project's normalisation and class names. `load_detector` makes one.
-
-    Attributes:
-        canvas: (height, width) of the network's input, in pixels.
-    """
+    """A network ready for inference, with a project's normalisation and class names. `load_detector` makes one."""
 
     def __init__(
         self,
@@ -64,11 +59,9 @@ class Detector:
         self.device = device
         self.runner: Runner = optimize(network, device, dtype, mode) if isinstance(network, EfficientDet) else network
         self.compound_coef = self.runner.compound_coef
-        self.limits = self.runner.limits
-        self.canvas = self.runner.canvas(image_size, project)
-        self._mean_255, self._std_255 = (
-            255 * torch.tensor(values, device=device).view(3, 1, 1) for values in (project.mean, project.std)
-        )
+        self.canvas = self.runner.canvas(image_size, project)  # (height, width) of the network's input, in pixels
+        self._mean_255 = 255 * torch.tensor(project.mean, device=device).view(3, 1, 1)
+        self._std_255 = 255 * torch.tensor(project.std, device=device).view(3, 1, 1)
 
     def __call__(
         self,
@@ -95,8 +88,7 @@ class Detector:
             rect: pad no more than the images of a batch need. Faster; results differ by the padding's effect only.
             tile: also detect in overlapping square tiles of this side, in pixels of the image. For small objects.
 
-        Raises InputError for a file that is no image and for an unknown class, ValueError for an array of another
-        shape or type.
+        Raises InputError for a file that is no image and for an unknown class, ValueError for an unsuitable array.
         """
         if isinstance(images, str | Path | np.ndarray):
             raise ValueError("the detector accepts a list of images: pass [image]")
@@ -110,17 +102,26 @@ class Detector:
         return detections
 
     def prepare(self, arrays: Sequence[np.ndarray], options: DetectionOptions, batch_size: int) -> Prepared:
-        """Return (H, W, 3) uint8 RGB arrays as `detect` accepts them, in batches of up to `batch_size` tiles.
+        """Prepare (H, W, 3) uint8 RGB arrays for `detect`, in batches of up to `batch_size` tiles.
 
         May run in another thread than `detect`. Raises InputError for options that the network cannot follow.
         """
-        check_options(options, self.runner, self.project)
+        if options.rect and not self.runner.takes_any_shape:
+            raise InputError("--rect changes the input's shape from batch to batch; this network accepts one: omit it")
+        limits = self.runner.limits
+        if limits is not None and (
+            options.score_threshold < limits.score_threshold
+            or options.iou_threshold > limits.iou_threshold
+            or (options.max_detections or 0) > limits.max_detections
+        ):
+            raise InputError(
+                f"{self.project.path} was exported with --nms: pass a score threshold from {limits.score_threshold:g}, "
+                f"an IoU threshold up to {limits.iou_threshold:g}, and max_detections up to {limits.max_detections}"
+            )
         sizes = [array.shape[:2] for array in arrays]
         tiles = [(n, tile) for n, (h, w) in enumerate(sizes) for tile in make_tiles(h, w, options.tile)]
-        batches = (
-            self._prepare_batch(tiles[start : start + batch_size], arrays, options.rect)
-            for start in range(0, len(tiles), batch_size)
-        )
+        parts = (tiles[start : start + batch_size] for start in range(0, len(tiles), batch_size))
+        batches = (self._prepare_batch(part, arrays, options.rect) for part in parts)
         # A large image has thousands of tiles: those are prepared when they are due.
         return Prepared(sizes, list(batches) if options.tile is None else batches)
 
@@ -131,10 +132,9 @@ class Detector:
             needed = (max(letterbox.resized[axis] for letterbox in letterboxes) for axis in (0, 1))
             height, width = (-(-side // divisor) * divisor for side in needed)
             letterboxes = [replace(letterbox, canvas=(height, width)) for letterbox in letterboxes]
-        images = [
-            self._network_input(tile.crop(arrays[n]), letterbox) for (n, tile), letterbox in zip(tiles, letterboxes)
-        ]
-        return PreparedBatch(torch.stack(images).permute(0, 3, 1, 2), letterboxes, tiles)
+        crops = (tile.crop(arrays[n]) for n, tile in tiles)
+        images = torch.stack(list(map(self._network_input, crops, letterboxes)))
+        return PreparedBatch(images.permute(0, 3, 1, 2), letterboxes, tiles)
 
     def _network_input(self, image: np.ndarray, letterbox: Letterbox) -> Tensor:
         """Return an image (H, W, 3), uint8 RGB, as the network's input (canvas height, canvas width, 3)."""
@@ -160,34 +160,27 @@ class Detector:
         for batch in prepared.batches:
             for (n, tile), found in zip(batch.tiles, self._detect_batch(batch, in_tiles, stopwatch)):
                 parts[n].append((tile, found))
-        return [
-            join_tiles(of_image, *size, options.iou_threshold, options.max_detections)
-            for of_image, size in zip(parts, prepared.sizes)
-        ]
+        return [join_tiles(of_image, options.iou_threshold, options.max_detections) for of_image in parts]
 
     @torch.inference_mode()
     def _detect_batch(
-        self, batch: PreparedBatch, options: DetectionOptions, stopwatch: Stopwatch | None = None
+        self, batch: PreparedBatch, options: DetectionOptions, stopwatch: Stopwatch | None
     ) -> list[Detections]:
         """Return the detections in each tile of a batch, with boxes in pixels of the tile."""
-        images = batch.images.to(self.device, self.runner.input_dtype)
-        found = self._detect_on_canvas(images, options, stopwatch)
-        if options.flip:
-            mirrored = self._detect_on_canvas(mirror(images, batch.letterboxes), options, stopwatch)
-            limits = options.iou_threshold, options.max_detections
-            found = [join_mirrored(*views, *limits) for views in zip(found, mirrored, batch.letterboxes)]
-        with measuring(stopwatch, "post-processing", self.device):
-            return [letterbox.detections_to_image(raw) for raw, letterbox in zip(found, batch.letterboxes)]
-
-    def _detect_on_canvas(
-        self, images: Tensor, options: DetectionOptions, stopwatch: Stopwatch | None
-    ) -> list[Detections]:
-        """Return the detections in each image of a batch, in pixels of the canvas."""
         class_ids = None if options.classes is None else class_indices(options.classes, self.project)
-        max_detections = None if options.flip else options.max_detections  # applied once both directions are joined
-        candidates = self.runner.find(images, options.score_threshold, stopwatch)
+        max_detections = None if options.flip else options.max_detections  # applied once both views are joined
+        images = batch.images.to(self.device, self.runner.input_dtype)
+        views = []
+        for view in [images, mirror(images, batch.letterboxes)] if options.flip else [images]:
+            candidates = self.runner.find(view, options.score_threshold, stopwatch)
+            with measuring(stopwatch, "post-processing", self.device):
+                views.append(choose_detections(candidates, len(view), options.iou_threshold, max_detections, class_ids))
         with measuring(stopwatch, "post-processing", self.device):
-            return choose_detections(candidates, len(images), options.iou_threshold, max_detections, class_ids)
+            found = views[0]
+            if options.flip:
+                limits = options.iou_threshold, options.max_detections
+                found = [join_mirrored(*parts, *limits) for parts in zip(views[0], views[1], batch.letterboxes)]
+            return list(map(Letterbox.detections_to_image, batch.letterboxes, found))
 
 
 def _as_array(image: str | Path | np.ndarray) -> np.ndarray:
@@ -217,7 +210,7 @@ def load_detector(
 
     Args:
         compound_coef: 0 (D0) to 7 (D7), 8 for D7X. Exported files contain their own.
-        weights: a weights file (published ones are downloaded to `weights/` on first use), or a file written by
+        weights: a weights file (published ones are downloaded on first use), or a file written by
             `efficientdet.export`, which runs in its own engine. None leaves the weights random, for benchmarks.
         project: a name in `projects/`, a YAML file, or a `Project`. None means an exported file's own, else "coco".
         device: None means the first GPU if there is one, else the CPU.
@@ -236,8 +229,7 @@ def load_detector(
             raise InputError(f"{weights} is an exported graph, which cannot be compiled: leave --compile out")
         exported = ExportedModel(weights, device, dtype)
         return Detector(exported, exported.project(project), device, image_size)
-    if project is None:
-        project = load_project("coco")
+    project = project or load_project("coco")
     network = EfficientDet(compound_coef, project.num_classes, project.anchor_ratios, project.anchor_scales)
     if weights is not None:
         load_weights(network, find_weights(weights))

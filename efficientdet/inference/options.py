@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from efficientdet.config import DEMO_IOU_THRESHOLD, DEMO_SCORE_THRESHOLD
 from efficientdet.project import Project
-from efficientdet.runtime.runner import Runner
 from utils.errors import InputError
 
 
@@ -21,22 +20,6 @@ class DetectionOptions:
     flip: bool = False
     rect: bool = False
     tile: int | None = None
-
-
-def check_options(options: DetectionOptions, runner: Runner, project: Project) -> None:
-    """Raise InputError for options that a network with a fixed input or with NMS inside cannot follow."""
-    if options.rect and not runner.takes_any_shape:
-        raise InputError("--rect changes the input's shape from batch to batch, and this network accepts one: omit it")
-    limits = runner.limits
-    if limits is not None and (
-        options.score_threshold < limits.score_threshold
-        or options.iou_threshold > limits.iou_threshold
-        or (options.max_detections or 0) > limits.max_detections
-    ):
-        raise InputError(
-            f"{project.path} was exported with --nms: pass a score threshold of {limits.score_threshold:g} or more, an "
-            f"IoU threshold of {limits.iou_threshold:g} or less, and at most {limits.max_detections} as max_detections"
-        )
 
 
 def class_indices(names: Sequence[str], project: Project) -> list[int]:

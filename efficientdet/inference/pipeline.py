@@ -11,6 +11,7 @@ from efficientdet.structures import Detections
 from utils.cli import default_workers
 from utils.threads import Budget, ordered_map, prefetch
 
+Batch = list[Frame | Failure]
 Result = tuple[Frame, Detections] | Failure
 
 MAX_PIXELS_IN_FLIGHT = 2**28  # of all frames together; a single larger one is allowed
@@ -21,10 +22,10 @@ _SOURCE_PATIENCE = 1.0  # seconds to wait, at the end, for a camera or a stream
 def detect_frames(
     detector: Detector, items: Iterable[Path | Frame | Failure], options: DetectionOptions, batch_size: int = 1
 ) -> Generator[Result]:
-    """Yield all frames of `items`, which `open_sources` returns, with their detections, in order.
+    """Yield the frames of `items`, as of `open_sources`, with their detections, in order.
 
     Threads decode the next frames, prepare the next batch and run the network on this one while the caller handles the
-    last. They hold few frames, with about MAX_PIXELS_IN_FLIGHT pixels in all, and end when this generator does.
+    last. They hold about MAX_PIXELS_IN_FLIGHT pixels in all, and end when this generator does.
     """
     allowance = Budget(MAX_PIXELS_IN_FLIGHT)
 
@@ -34,11 +35,11 @@ def detect_frames(
         allowance.settle(reserved, _pixels(loaded))
         return loaded
 
-    def prepare(batch: list[Frame | Failure]) -> tuple[list[Frame | Failure], Prepared | None]:
+    def prepare(batch: Batch) -> tuple[Batch, Prepared | None]:
         arrays = [item.image for item in batch if isinstance(item, Frame)]
         return batch, detector.prepare(arrays, options, batch_size) if arrays else None
 
-    def detect(prepared_batch: tuple[list[Frame | Failure], Prepared | None]) -> list[Result]:
+    def detect(prepared_batch: tuple[Batch, Prepared | None]) -> list[Result]:
         batch, prepared = prepared_batch
         found = iter(detector.detect(prepared, options) if prepared else ())
         return [(item, next(found)) if isinstance(item, Frame) else item for item in batch]
@@ -47,22 +48,20 @@ def detect_frames(
     # Stages are functions, because a generator's variables would keep frames alive that it has handed on.
     with ExitStack() as stack:  # each stage ends before those that it draws from
         reserved_items = zip(iter(allowance.reserve, None), items)  # waits for room before it opens the next item
-        frames = ordered_map(decode, reserved_items, decoders, max(decoders, batch_size), _SOURCE_PATIENCE)
-        stack.enter_context(closing(frames))
-        prepared = prefetch(map(prepare, iter(lambda: _next_batch(frames, batch_size), [])), depth=1)
-        stack.enter_context(closing(prepared))
-        results = prefetch(map(detect, prepared), depth=1)
-        stack.enter_context(closing(results))
-        for batch in results:
+        depth = max(decoders, batch_size)
+        frames = stack.enter_context(closing(ordered_map(decode, reserved_items, decoders, depth, _SOURCE_PATIENCE)))
+        batches = iter(lambda: _next_batch(frames, batch_size), [])
+        prepared = stack.enter_context(closing(prefetch(map(prepare, batches), depth=1)))
+        for batch in stack.enter_context(closing(prefetch(map(detect, prepared), depth=1))):
             while batch:
                 pixels = _pixels(batch[0])
                 yield batch.pop(0)
                 allowance.release(pixels)
 
 
-def _next_batch(items: Iterator[Frame | Failure], batch_size: int) -> list[Frame | Failure]:
+def _next_batch(items: Iterator[Frame | Failure], batch_size: int) -> Batch:
     """Return up to `batch_size` frames, fewer if they are huge, with the failures between them; empty at the end."""
-    batch: list[Frame | Failure] = []
+    batch: Batch = []
     frames = pixels = 0
     for item in items:
         batch.append(item)

@@ -1,7 +1,4 @@
-"""Frames from images, folders, patterns, videos, cameras, streams, and lists of these on stdin.
-
-Anything unusable becomes a `Failure` among the frames, and the rest continues.
-"""
+"""Frames from images, folders, patterns, videos, cameras, streams. Anything unusable becomes a `Failure` among them."""
 
 import base64
 import glob
@@ -24,7 +21,6 @@ from utils.images import IMAGE_SUFFIXES, decode_image, read_image
 from utils.video import VIDEO_SUFFIXES, VideoReader
 
 _SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
-_MAX_CAMERA_DIGITS = 4  # of OpenCV's camera numbers, whose hundreds may select a driver
 _MAX_DOWNLOAD = 2**28  # bytes of an image
 _TIMEOUT = 10.0  # seconds that a server may be silent
 _MAX_RECONNECTIONS = 2  # in succession, when a live source breaks
@@ -59,26 +55,24 @@ class Failure:
     reason: str  # a sentence
 
 
-# What a user named: a file, the number of a camera, or a URL.
-Entry = Path | int | str
+Entry = Path | int | str  # what a user named: a file, the number of a camera, or a URL
 
 
 def list_sources(arguments: Iterable[str], stdin: Iterable[str] = ()) -> Iterator[Entry | Failure]:
     """Yield what each argument refers to, with folders and patterns as their sorted files. Opens nothing.
 
-    Args:
-        stdin: lines that replace the argument `-`, each an argument.
+    The argument `-` means the lines of `stdin`.
     """
     for argument in arguments:
         if argument == "-":
-            yield from list_sources(line.strip() for line in stdin if line.strip())
+            yield from list_sources(filter(None, map(str.strip, stdin)))
         elif "://" in argument:
             yield argument
         elif os.path.isdir(argument):
             yield from _list_files(argument, os.path.join(glob.escape(argument), "*"))
         elif os.path.exists(argument):
             yield Path(argument)
-        elif argument.isdecimal() and len(argument) <= _MAX_CAMERA_DIGITS:
+        elif argument.isdecimal() and len(argument) <= 4:  # OpenCV's cameras; hundreds may select a driver
             yield int(argument)
         elif glob.has_magic(argument):
             yield from _list_files(argument, argument)
@@ -101,10 +95,10 @@ def open_sources(entries: Iterable[Entry | Failure]) -> Iterator[Path | Frame | 
     for entry in entries:
         if isinstance(entry, int):
             yield from _read_video(entry, f"camera {entry}", f"camera{entry}")
-        elif isinstance(entry, Path) and entry.suffix.lower() in VIDEO_SUFFIXES:
-            yield from _read_video(str(entry), str(entry), entry.stem, live=False)
         elif isinstance(entry, str):
             yield from _read_url(entry)
+        elif isinstance(entry, Path) and entry.suffix.lower() in VIDEO_SUFFIXES:
+            yield from _read_video(str(entry), str(entry), entry.stem, live=False)
         else:
             yield entry
 
@@ -120,93 +114,77 @@ def load(item: Path | Frame | Failure) -> Frame | Failure:
 
 
 def _read_video(address: str | int, name: str, stem: str, live: bool = True) -> Iterator[Frame | Failure]:
-    """Yield the frames of a video. A live one is opened again when it breaks, with a failure for the gap."""
-    source, frames = None, 0
-    try:
-        for connection, reader in enumerate(_connections(address, name)):
-            source = source or Source(name, stem, reader.rate)
-            resumed = connection > 0
+    """Yield the frames of a video.
+
+    A live one is opened again when it breaks, until _MAX_RECONNECTIONS in succession fail. A failure marks each gap.
+    """
+    source, frames, attempts = None, 0, 0
+    while attempts <= _MAX_RECONNECTIONS:
+        if attempts:
+            time.sleep(_RECONNECTION_PAUSE)
+        start = time.monotonic()
+        attempts += 1
+        try:
+            reader = VideoReader(address, name)
+        except InputError as error:
+            if source is not None:
+                continue
+            yield Failure(name, str(error))
+            return
+        resumed = source is not None
+        source = source or Source(name, stem, reader.rate)
+        with closing(reader):
             for image in reader:
                 if resumed:
                     yield Failure(name, f"{name} broke after {frames} frames and resumed after a gap")
                     resumed = False
                 yield Frame(source, image, frames)
                 frames += 1
-            expected = reader.frame_count
-            if not live or expected is not None:  # a URL may be of a file, too
-                if frames == 0 or (expected is not None and frames < (1 - _MAX_MISSING) * expected):
-                    ending = f"ends after {frames} of {expected or 'its'} frames: it is damaged or cut short"
-                    yield Failure(name, f"{name} {ending}")
-                return
-    except InputError as error:
-        yield Failure(name, str(error))
-    else:
-        yield Failure(name, f"{name} broke after {frames} frames and did not resume; these are kept")
-
-
-def _connections(address: str | int, name: str) -> Iterator[VideoReader]:
-    """Open a video, and open it again when its frames end, until _MAX_RECONNECTIONS in succession have failed.
-
-    Raises InputError if it cannot be opened the first time.
-    """
-    failures = 0
-    while failures <= _MAX_RECONNECTIONS:
-        if failures:
-            time.sleep(_RECONNECTION_PAUSE)
-        start = time.monotonic()
-        try:
-            reader = VideoReader(address, name)
-        except InputError:
-            if not failures:
-                raise
-        else:
-            with closing(reader):
-                yield reader
-            if time.monotonic() - start > _STABLE_SECONDS:
-                failures = 0
-        failures += 1
+        expected = reader.frame_count
+        if not live or expected is not None:  # a URL may be of a file, too
+            if frames == 0 or frames < (1 - _MAX_MISSING) * (expected or 0):
+                yield Failure(name, f"{name} ends after {frames} of {expected or 'its'} frames: damaged or cut short")
+            return
+        if time.monotonic() - start > _STABLE_SECONDS:
+            attempts = 1
+    yield Failure(name, f"{name} broke after {frames} frames and did not resume; these are kept")
 
 
 def _read_url(address: str) -> Iterator[Frame | Failure]:
     """Yield the frames at a URL, which is of an image or a stream."""
+    name, image = address, None
     try:
         url = urlsplit(address)
-    except ValueError as error:
-        yield Failure(address, f"cannot open {address}: {error}")
-        return
-    host = url.netloc.rpartition("@")[2]
-    name = urlunsplit(url._replace(netloc=host))
-    stem = re.sub(r"\W+", "_", PurePosixPath(url.path).stem or host)
-    if url.scheme in ("http", "https"):
-        try:
+        host = url.netloc.rpartition("@")[2]
+        name = urlunsplit(url._replace(netloc=host))
+        stem = re.sub(r"\W+", "_", PurePosixPath(url.path).stem or host)
+        if url.scheme in ("http", "https"):
             image = _download_image(name, url)
-        except InputError as error:
-            yield Failure(name, str(error))
-            return
-        if image is not None:
+    except InputError as error:
+        yield Failure(name, str(error))
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", error)
+        yield Failure(name, f"cannot open {name}: {reason}")
+    else:
+        if image is None:
+            yield from _read_video(address, name, stem)
+        else:
             yield Frame(Source(name, stem), image)
-            return
-    yield from _read_video(address, name, stem)
 
 
 def _download_image(address: str, url: SplitResult) -> np.ndarray | None:
     """Return the image (H, W, 3), uint8 RGB, at `address`, or None if it is something else.
 
-    Args:
-        url: the same with a user and password, if any, for HTTP's basic authentication.
+    A user and password in `url` are for HTTP's basic authentication.
     """
     request = urllib.request.Request(address)
     if url.username is not None:
         secret = f"{unquote(url.username)}:{unquote(url.password or '')}"
         request.add_header("Authorization", f"Basic {base64.b64encode(secret.encode()).decode()}")
-    try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
-            if response.headers.get_content_maintype() != "image":
-                return None
-            data = response.read(_MAX_DOWNLOAD + 1)
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", error)
-        raise InputError(f"cannot open {address}: {reason}") from error
+    with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
+        if response.headers.get_content_maintype() != "image":
+            return None
+        data = response.read(_MAX_DOWNLOAD + 1)
     if len(data) > _MAX_DOWNLOAD:
         raise InputError(f"the image {address} has more than {_MAX_DOWNLOAD} bytes: download it manually")
     return decode_image(data, address)

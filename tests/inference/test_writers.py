@@ -10,16 +10,9 @@ import pytest
 import torch
 from pycocotools.coco import COCO
 
+from efficientdet.inference.report import Report, text_table
 from efficientdet.inference.sources import Failure, Frame, Source
-from efficientdet.inference.writers import (
-    SAVE_FORMATS,
-    JsonLines,
-    ResultWriters,
-    annotate,
-    check_folder,
-    check_json_target,
-    text_table,
-)
+from efficientdet.inference.writers import SAVE_FORMATS, ResultWriters, annotate, check_targets
 from efficientdet.structures import Detections
 from utils.errors import InputError
 from utils.images import read_image, write_image
@@ -217,25 +210,26 @@ def test_sources_in_the_folder_of_the_results_are_an_error(tmp_path):
     write_image(tmp_path / "a.png", photo().image)
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "b.png").symlink_to(tmp_path / "a.png")
-    check_folder(tmp_path / "other", [tmp_path / "a.png", "rtsp://x/y", 0, Failure("x", "y")])
+    check_targets(tmp_path / "other", ["image"], None, [tmp_path / "a.png", "rtsp://x/y", 0, Failure("x", "y")])
+    check_targets(tmp_path, ["json", "csv", "txt", "crops"], None, [tmp_path / "a.png"])  # they replace no image
     for folder, entry in (
         (tmp_path / "links" / "..", tmp_path / "a.png"),
         (tmp_path / "links", tmp_path / "links" / "b.png"),
         (tmp_path, tmp_path / "links" / "b.png"),
     ):
         with pytest.raises(InputError, match="--output"):
-            check_folder(folder, [entry])
+            check_targets(folder, ["csv", "image"], None, [entry])
 
 
 def test_json_lines_replace_no_image_and_no_table(tmp_path):
     for target in ("-", "lines.json", str(tmp_path / "lines.jsonl")):
-        check_json_target(target, tmp_path)
+        check_targets(tmp_path, (), target, [])
     for target in ("photo.JPG", "film.mp4"):
         with pytest.raises(InputError, match=f"--json {target}"):
-            check_json_target(target, tmp_path)
+            check_targets(tmp_path, (), target, [])
     for name in ("detections.json", "detections.csv"):
         with pytest.raises(InputError, match="--json"):
-            check_json_target(str(tmp_path / "x" / ".." / name), tmp_path)
+            check_targets(tmp_path, (), str(tmp_path / "x" / ".." / name), [])
 
 
 def test_text():
@@ -256,11 +250,10 @@ def test_json_lines(tmp_path, capsys):
         {"file": "c.jpg", "error": "c.jpg is empty"},
     ]  # fmt: skip
     for target in (str(tmp_path / "lines.jsonl"), "-"):
-        lines = JsonLines(target, NAMES)
-        lines.write(photo(), CAT)
-        lines.write(film()[0], found())
-        lines.write_failure(Failure("c.jpg", "c.jpg is empty"))
-        lines.close()
+        report = Report(NAMES, tmp_path, (), target, show=False)
+        for result in ((photo(), CAT), (film()[0], found()), Failure("c.jpg", "c.jpg is empty")):
+            report.add(result, quiet=True)
+        report.close()
     for text in ((tmp_path / "lines.jsonl").read_text(), capsys.readouterr().out):
         assert [json.loads(line) for line in text.splitlines()] == expected
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from efficientdet.inference.tiling import Tile, join_tiles, make_tiles
+from efficientdet.inference.views import Tile, join_tiles, make_tiles
 from efficientdet.structures import Detections
 
 
@@ -56,13 +56,13 @@ def test_objects_up_to_the_overlap_lie_entirely_in_some_tile():
 
 def test_nothing_found_anywhere():
     parts = [(tile, NONE) for tile in make_tiles(400, 1000, 512)]
-    assert len(join_tiles(parts, 400, 1000, 0.5)) == 0
+    assert len(join_tiles(parts, 0.5, None)) == 0
 
 
 def test_whole_image_alone_is_not_suppressed_again():
     found = detections([0, 0, 9, 9], [0, 0, 9, 9])  # equal boxes
-    assert len(join_tiles([(Tile(0, 0, 400, 1000), found)], 400, 1000, 0.5)) == 2
-    assert len(join_tiles([(Tile(0, 0, 400, 1000), found)], 400, 1000, 0.5, max_detections=1)) == 1
+    assert len(join_tiles([(Tile(0, 0, 400, 1000), found)], 0.5, None)) == 2
+    assert len(join_tiles([(Tile(0, 0, 400, 1000), found)], 0.5, max_detections=1)) == 1
 
 
 def test_boxes_are_moved_to_the_image_and_the_weaker_of_two_is_dropped():
@@ -71,7 +71,7 @@ def test_boxes_are_moved_to_the_image_and_the_weaker_of_two_is_dropped():
         (Tile(0, 0, 400, 512), detections([300, 50, 340, 90], scores=[0.6])),
         (Tile(0, 244, 400, 512), detections([56, 50, 96, 90], scores=[0.8])),
     ]
-    found = join_tiles(parts, 400, 1000, 0.5)
+    found = join_tiles(parts, 0.5, None)
     assert found.boxes.tolist() == [[300, 50, 340, 90]]
     assert found.scores.tolist() == pytest.approx([0.8])
 
@@ -84,7 +84,7 @@ def test_part_of_an_object_is_dropped_if_the_whole_is_detected():
         (Tile(0, 0, 400, 512), cut),
         (Tile(0, 244, 400, 512), whole),
     ]
-    found = join_tiles(parts, 400, 1000, 0.5)  # their IoU is 0.37: suppression alone would keep both
+    found = join_tiles(parts, 0.5, None)  # their IoU is 0.37: suppression alone would keep both
     assert found.boxes.tolist() == [[400, 100, 700, 200]]
 
 
@@ -92,23 +92,23 @@ def test_part_of_an_object_is_kept_if_nothing_else_shows_it():
     cut = detections([400, 100, 511, 200])
     other_class = detections([400 - 244, 100, 700 - 244, 200], class_ids=[1])
     parts = [(Tile(0, 0, 400, 1000), NONE), (Tile(0, 0, 400, 512), cut), (Tile(0, 244, 400, 512), other_class)]
-    assert len(join_tiles(parts, 400, 1000, 0.5)) == 2
+    assert len(join_tiles(parts, 0.5, None)) == 2
 
 
 def test_part_of_which_a_neighbour_must_show_more_is_dropped():
     short, long = detections([420, 100, 511, 200]), detections([400, 100, 511, 200])  # a fifth of the side is 102
     for cut, left in ((short, 0), (long, 1)):
         parts = [(Tile(0, 0, 400, 1000), NONE), (Tile(0, 0, 400, 512), cut), (Tile(0, 244, 400, 512), NONE)]
-        assert len(join_tiles(parts, 400, 1000, 0.5)) == left
+        assert len(join_tiles(parts, 0.5, None)) == left
     low = detections([100, 300, 400, 399])  # at the lower edge of the image, where nothing is cut
-    assert len(join_tiles([(Tile(0, 0, 400, 1000), NONE), (Tile(0, 0, 400, 512), low)], 400, 1000, 0.5)) == 1
+    assert len(join_tiles([(Tile(0, 0, 400, 1000), NONE), (Tile(0, 0, 400, 512), low)], 0.5, None)) == 1
 
 
 def test_box_at_the_edge_of_the_image_is_not_cut():
     at_edge = detections([0, 0, 40, 40], scores=[0.9])
     around = detections([0, 0, 90, 90], scores=[0.5])
     parts = [(Tile(0, 0, 400, 1000), around), (Tile(0, 0, 400, 512), at_edge)]
-    assert len(join_tiles(parts, 400, 1000, 0.5)) == 2
+    assert len(join_tiles(parts, 0.5, None)) == 2
 
 
 def test_the_best_are_kept():
@@ -116,5 +116,5 @@ def test_the_best_are_kept():
         (Tile(0, 0, 400, 1000), detections([0, 0, 9, 9], scores=[0.3])),
         (Tile(0, 244, 400, 512), detections([50, 50, 90, 90], [150, 50, 190, 90], scores=[0.5, 0.7])),
     ]
-    found = join_tiles(parts, 400, 1000, 0.5, max_detections=2)
+    found = join_tiles(parts, 0.5, max_detections=2)
     assert found.scores.tolist() == pytest.approx([0.7, 0.5])
