@@ -87,10 +87,8 @@ def main(args: argparse.Namespace) -> None:
 
 def check(args: argparse.Namespace, device: torch.device) -> None:
     """Raise InputError for flags that do not go together, before anything is measured."""
-    if device.type == "cpu" and "fp16" in args.precision:
-        raise InputError("--precision fp16 needs a GPU: pass bf16 or float32")
-    if device.type == "cpu" and "cudagraph" in args.mode:
-        raise InputError("--mode cudagraph needs a GPU: pass plain, fused or compiled")
+    if device.type == "cpu" and {"fp16", "cudagraph"}.intersection(args.precision + args.mode):
+        raise InputError("--precision fp16 and --mode cudagraph need a GPU: choose others")
     if "compiled" in args.mode:
         check_compiler(device)
     exportable = [name for name, kind in KINDS.items() if kind.accepts_exported]
@@ -100,13 +98,9 @@ def check(args: argparse.Namespace, device: torch.device) -> None:
     for flag, work in suitable.items():
         if not set(work) & set(args.what):
             raise InputError(f"{flag} is for --what {', '.join(work)}, not {' '.join(args.what)}")
-    for package in args.compare:
-        require_packages([package], f"--compare {package}")
+    require_packages(args.compare, f"--compare {' '.join(args.compare)}")
     if len(weights := [path for path in args.weights if not is_exported(path)]) > 1:
         raise InputError(f"-w {' '.join(weights)}: eval measures one weights file")
-    for name in args.what:
-        if not participants(name, args.mode, args.precision, args.compare, {}):
-            raise InputError(f"--what {name} has the modes {', '.join(KINDS[name].names)}, not {' '.join(args.mode)}")
     for path in filter(None, (args.json, args.markdown)):
         if path.is_dir():
             raise InputError(f"{path} is a folder: name a file in it")
@@ -127,13 +121,15 @@ def plan(args: argparse.Namespace, device: torch.device, folder: Path) -> Iterat
         if others or side != width:
             raise InputError(f"{', '.join(files)}: all must have the same square input; measure them separately")
         for what in dict.fromkeys(args.what):
-            project = load_project(args.project if KINDS[what].needs_data else "coco")
-            weights = folder / f"d{coef}.pth"
+            kind, weights = KINDS[what], folder / f"d{coef}.pth"
+            everyone = participants(what, args.mode, args.precision, args.compare, precisions)
+            if not everyone:
+                raise InputError(f"--what {what} has the modes {', '.join(kind.names)}, not {' '.join(args.mode)}")
+            project = load_project(args.project if kind.needs_data else "coco")
             if what == "eval":
                 requested = next((path for path in args.weights if path not in models), None)
                 weights = find_weights(resolve_weights(requested, project.name, coef, Path("logs")))
-            everyone = participants(what, args.mode, args.precision, args.compare, precisions)
-            for size in dict.fromkeys(args.batch_size or [KINDS[what].batch_size]):
+            for size in dict.fromkeys(args.batch_size or [kind.batch_size]):
                 common = coef, side, size, device, project, args.data_path, weights, args.num_workers
                 yield [Contender(what, name, precision, *common) for name, precision in everyone]
 

@@ -48,10 +48,10 @@ class Pass(NamedTuple):
 
 @dataclass
 class Measured:
-    """The measurements of one contender, so far."""
+    """The measurements of one contender so far. The first pass includes compiling and recording."""
 
     images: int = 0  # per pass
-    first: Pass | None = None  # includes compiling and recording
+    first: Pass | None = None
     passes: list[Pass] = field(default_factory=list)  # those that count
     out_of_memory: bool = False
 
@@ -61,17 +61,13 @@ class Measured:
 
 
 def measure(
-    makers: Mapping[Any, Callable[[], Workload]],
-    title: str,
-    measured: dict[Any, Measured],
-    runs: int | None = None,
-    warmup: int = 1,
+    makers: Mapping[Any, Callable], title: str, measured: dict[Any, Measured], runs: int | None = None, warmup: int = 1
 ) -> None:
     """Let contenders take turns, and put each result into `measured` at once. One that runs out of memory drops out.
 
-    The functions in `makers` must be picklable; each is called in its own process. After the first pass and `warmup`
-    passes, `runs` of each count; None means MIN_RUNS, and up to MAX_RUNS within MAX_SECONDS. Raises InputError if a
-    contender does, RuntimeError if its process dies.
+    The functions in `makers` must be picklable; each makes a `Workload` in its own process. After the first pass and
+    `warmup` passes, `runs` of each count; None means MIN_RUNS, and up to MAX_RUNS within MAX_SECONDS. Raises InputError
+    if a contender does, RuntimeError if its process dies.
     """
     minimum, maximum = (MIN_RUNS, MAX_RUNS) if runs is None else (runs, runs)
     bar = tqdm(total=len(makers) * (1 + warmup + maximum), unit="pass", leave=False, dynamic_ncols=True)
