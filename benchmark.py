@@ -72,10 +72,8 @@ def main(args: argparse.Namespace) -> None:
     check(args, device)
     with tempfile.TemporaryDirectory() as folder:
         groups = list(plan(args, device, Path(folder)))
-        speeds = {}
-        if any(KINDS[what].forward_passes for what in args.what):
-            speeds = {name: matmul_speed(device, PRECISIONS[name]) for name in ("float32", *args.precision)}
-        report = Report(device, speeds)
+        limited = ("float32", *args.precision) if any(KINDS[what].forward_passes for what in args.what) else ()
+        report = Report(device, {name: matmul_speed(device, PRECISIONS[name]) for name in limited})
         try:
             for number, group in enumerate(groups, 1):
                 measure_group(args, group, f"{number}/{len(groups)}", report)
@@ -89,29 +87,20 @@ def main(args: argparse.Namespace) -> None:
 
 def check(args: argparse.Namespace, device: torch.device) -> None:
     """Raise InputError for flags that do not go together, before anything is measured."""
-    what = " ".join(args.what)
-    if device.type == "cpu" and "fp16" in args.precision:
-        raise InputError("--precision fp16 needs a GPU: pass bf16 or float32")
-    if device.type == "cpu" and "cudagraph" in args.mode:
-        raise InputError("--mode cudagraph needs a GPU: pass plain, fused or compiled")
+    if device.type == "cpu" and {"fp16", "cudagraph"}.intersection(args.precision + args.mode):
+        raise InputError("--precision fp16 and --mode cudagraph need a GPU: choose others")
     if "compiled" in args.mode:
         check_compiler(device)
+    exportable = [name for name, kind in KINDS.items() if kind.accepts_exported]
+    suitable = {f"-w {path}": exportable if is_exported(path) else ["eval"] for path in args.weights}
     for package in args.compare:
-        suitable = [name for name, kind in KINDS.items() if package in kind.peers]
-        if not set(suitable) & set(args.what):
-            raise InputError(f"--compare {package} is for --what {' and '.join(suitable)}, not {what}")
-        require_packages([package], f"--compare {package}")
-    for path in args.weights:
-        suitable = [
-            name for name, kind in KINDS.items() if name == "eval" or kind.accepts_exported and is_exported(path)
-        ]
-        if not set(suitable) & set(args.what):
-            raise InputError(f"-w {path} is for --what {', '.join(suitable)}, not {what}")
+        suitable[f"--compare {package}"] = [name for name, kind in KINDS.items() if package in kind.peers]
+    for flag, work in suitable.items():
+        if not set(work) & set(args.what):
+            raise InputError(f"{flag} is for --what {', '.join(work)}, not {' '.join(args.what)}")
+    require_packages(args.compare, f"--compare {' '.join(args.compare)}")
     if len(weights := [path for path in args.weights if not is_exported(path)]) > 1:
         raise InputError(f"-w {' '.join(weights)}: eval measures one weights file")
-    for name in args.what:
-        if not participants(name, args.mode, args.precision, args.compare, {}):
-            raise InputError(f"--what {name} has the modes {', '.join(KINDS[name].names)}, not {' '.join(args.mode)}")
     for path in filter(None, (args.json, args.markdown)):
         if path.is_dir():
             raise InputError(f"{path} is a folder: name a file in it")
@@ -128,33 +117,34 @@ def plan(args: argparse.Namespace, device: torch.device, folder: Path) -> Iterat
         files = {path: model for path, model in models.items() if model.compound_coef == coef}
         precisions = {path: model.metadata.precision for path, model in files.items()}
         sizes = {model.canvas(args.image_size) for model in files.values()}
-        (height, width), *others = sizes or {model_config(coef).input_shape(args.image_size)}
-        if others or height != width:
+        (side, width), *others = sizes or {model_config(coef).input_shape(args.image_size)}
+        if others or side != width:
             raise InputError(f"{', '.join(files)}: all must have the same square input; measure them separately")
         for what in dict.fromkeys(args.what):
-            project = load_project(args.project if KINDS[what].needs_data else "coco")
-            weights = folder / f"d{coef}.pth"
+            kind, weights = KINDS[what], folder / f"d{coef}.pth"
+            everyone = participants(what, args.mode, args.precision, args.compare, precisions)
+            if not everyone:
+                raise InputError(f"--what {what} has the modes {', '.join(kind.names)}, not {' '.join(args.mode)}")
+            project = load_project(args.project if kind.needs_data else "coco")
             if what == "eval":
                 requested = next((path for path in args.weights if path not in models), None)
                 weights = find_weights(resolve_weights(requested, project.name, coef, Path("logs")))
-            everyone = participants(what, args.mode, args.precision, args.compare, precisions)
-            for size in dict.fromkeys(args.batch_size or [KINDS[what].batch_size]):
-                common = coef, height, size, device, project, args.data_path, weights, args.num_workers
+            for size in dict.fromkeys(args.batch_size or [kind.batch_size]):
+                common = coef, side, size, device, project, args.data_path, weights, args.num_workers
                 yield [Contender(what, name, precision, *common) for name, precision in everyone]
 
 
 def measure_group(args: argparse.Namespace, group: list[Contender], number: str, report: Report) -> None:
-    """Let a group take turns; print and report the results, even after Ctrl+C."""
-    first = group[0]
+    """Let a group take turns and report the results, even after Ctrl+C."""
+    first, measured = group[0], dict[Contender, Measured]()
     if KINDS[first.what].needs_data:
         draw_if_absent(first.project, first.data_path)
     elif first.what in ("end_to_end", "forward") and not first.weights.exists():
         torch.save(realistic_weights(first.compound_coef, first.side, first.project, first.device), first.weights)
     torch.cuda.empty_cache()  # leaves the GPU to the contenders
-    measured: dict[Contender, Measured] = {}
     try:
-        makes = {contender: partial(make_workload, contender) for contender in group}
-        measure(makes, f"{number} {first.what} D{first.compound_coef}", measured, args.runs, args.warmup)
+        makers = {contender: partial(make_workload, contender) for contender in group}
+        measure(makers, f"{number} {first.what} D{first.compound_coef}", measured, args.runs, args.warmup)
     finally:
         if measured:
             report.add(measured)

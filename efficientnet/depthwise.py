@@ -33,18 +33,16 @@ class _HalfPrecisionDepthwise(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        x_grad = _input_gradient(grad, x, weight, ctx.stride, ctx.padding) if ctx.needs_input_grad[0] else None
-        weight_grad = _weight_gradient(grad, x, weight, ctx.stride, ctx.padding) if ctx.needs_input_grad[1] else None
+        (x, weight), geometry = ctx.saved_tensors, (ctx.stride, ctx.padding)
+        x_grad = weight_grad = None
+        if ctx.needs_input_grad[0] and ctx.stride == 1:
+            x_grad = _gradient(grad, x, weight, *geometry, of_weight=False)
+        elif ctx.needs_input_grad[0]:  # with a stride, only float32 is fast; only the input's shape and layout matter
+            like_x = torch.empty_like(x, dtype=torch.float32)
+            x_grad = _gradient(grad.float(), like_x, weight.float(), *geometry, of_weight=False).to(x.dtype)
+        if ctx.needs_input_grad[1]:
+            weight_grad = _weight_gradient(grad, x, weight, *geometry)
         return x_grad, weight_grad, None, None
-
-
-def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int]) -> Tensor:
-    if stride == 1:
-        return _gradient(grad, x, weight, stride, padding, of_weight=False)
-    # With a stride, only float32 is fast. Only the shape and layout of the input matter.
-    like_x = torch.empty_like(x, dtype=torch.float32)
-    return _gradient(grad.float(), like_x, weight.float(), stride, padding, of_weight=False).to(x.dtype)
 
 
 def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int]) -> Tensor:
@@ -71,8 +69,6 @@ def _gradient(
     grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int], of_weight: bool
 ) -> Tensor:
     """Return PyTorch's own gradient of the weight, or of the input."""
+    geometry = [stride, stride], list(padding), [1, 1], False, [0, 0], weight.shape[0]  # no dilation, not transposed
     output_mask = [not of_weight, of_weight, False]
-    strides, groups = [stride, stride], weight.shape[0]
-    return torch.ops.aten.convolution_backward(
-        grad, x, weight, None, strides, list(padding), [1, 1], False, [0, 0], groups, output_mask
-    )[of_weight]
+    return torch.ops.aten.convolution_backward(grad, x, weight, None, *geometry, output_mask)[of_weight]

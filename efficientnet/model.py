@@ -105,10 +105,7 @@ class MBConvBlock(nn.Module):
 
 
 class EfficientNet(nn.Module):
-    """Backbone B`index` (0 to 7).
-
-    `feature_blocks` are the indices of the blocks whose outputs `forward` returns, `feature_channels` their channels.
-    """
+    """Backbone B`index` (0 to 7). `forward` returns the outputs of `feature_blocks`, with `feature_channels`."""
 
     def __init__(self, index: int):
         super().__init__()
@@ -121,11 +118,8 @@ class EfficientNet(nn.Module):
         blocks: list[MBConvBlock] = []
         for stage in stages:
             for repeat in range(stage.repeats):
-                stride = stage.stride if repeat == 0 else 1
-                drop_rate = DROP_CONNECT_RATE * len(blocks) / ends[-1]
-                blocks.append(
-                    MBConvBlock(channels, stage.out_channels, stage.kernel_size, stride, stage.expand_ratio, drop_rate)
-                )
+                shape = stage.out_channels, stage.kernel_size, stage.stride if repeat == 0 else 1, stage.expand_ratio
+                blocks.append(MBConvBlock(channels, *shape, DROP_CONNECT_RATE * len(blocks) / ends[-1]))
                 channels = stage.out_channels
         self._blocks = nn.ModuleList(blocks)
         self.swish = nn.SiLU()

@@ -28,10 +28,8 @@ from efficientnet.model import BASELINE_STAGES, BATCH_NORM, SCALING, EfficientNe
 
 _PYTORCH_EPS = 1e-5  # PyTorch's default, in the networks of torchvision and timm that differ from ours
 
-_TORCHVISION_STEM = {"_conv_stem.conv": "features.0.0", "_bn0": "features.0.1"}
-_TIMM_STEM = {"_conv_stem.conv": "conv_stem", "_bn0": "bn1"}
 # Layer of our MBConv block -> its name in the other program's block with expansion, and in that without.
-_TORCHVISION_BLOCK = {
+_TORCHVISION_LAYERS = {
     "_expand_conv.conv": ("0.0", ""),
     "_bn0": ("0.1", ""),
     "_depthwise_conv.conv": ("1.0", "0.0"),
@@ -41,7 +39,7 @@ _TORCHVISION_BLOCK = {
     "_project_conv.conv": ("3.0", "2.0"),
     "_bn2": ("3.1", "2.1"),
 }
-_TIMM_BLOCK = {
+_TIMM_LAYERS = {
     "_expand_conv.conv": ("conv_pw", ""),
     "_bn0": ("bn1", ""),
     "_depthwise_conv.conv": ("conv_dw", "conv_dw"),
@@ -69,28 +67,25 @@ def efficientnet_pytorch_key(key: str, index: int) -> str:
 
 def torchvision_key(key: str, index: int) -> str:
     """Return torchvision's key for a key of `EfficientNet(index)`."""
-    layer, _, entry = key.rpartition(".")
-    if layer in _TORCHVISION_STEM:
-        return f"{_TORCHVISION_STEM[layer]}.{entry}"
-    stage, position, name = _locate(layer, index, _TORCHVISION_BLOCK)
-    return f"features.{stage + 1}.{position}.block.{name}.{entry}"
+    stem = {"_conv_stem.conv": "features.0.0", "_bn0": "features.0.1"}
+    return _translate(key, index, stem, "features.{next_stage}.{position}.block", _TORCHVISION_LAYERS)
 
 
 def timm_key(key: str, index: int) -> str:
     """Return timm's key for a key of `EfficientNet(index)`."""
+    stem = {"_conv_stem.conv": "conv_stem", "_bn0": "bn1"}
+    return _translate(key, index, stem, "blocks.{stage}.{position}", _TIMM_LAYERS)
+
+
+def _translate(key: str, index: int, stem: Mapping[str, str], block: str, layers: Mapping[str, tuple[str, str]]) -> str:
     layer, _, entry = key.rpartition(".")
-    if layer in _TIMM_STEM:
-        return f"{_TIMM_STEM[layer]}.{entry}"
-    stage, position, name = _locate(layer, index, _TIMM_BLOCK)
-    return f"blocks.{stage}.{position}.{name}.{entry}"
-
-
-def _locate(layer: str, index: int, names: Mapping[str, tuple[str, str]]) -> tuple[int, int, str]:
-    """Return the stage of a layer such as "_blocks.7._bn2", its block's position there, and its name in `names`."""
-    _, block, name = layer.split(".", 2)
-    stage, position = _block_positions(index)[int(block)]
-    with_expansion, without_expansion = names[name]
-    return stage, position, without_expansion if BASELINE_STAGES[stage].expand_ratio == 1 else with_expansion
+    if layer in stem:
+        return f"{stem[layer]}.{entry}"
+    _, number, name = layer.split(".", 2)  # such as "_blocks", "7", "_bn2"
+    stage, position = _block_positions(index)[int(number)]
+    with_expansion, without_expansion = layers[name]
+    name = without_expansion if BASELINE_STAGES[stage].expand_ratio == 1 else with_expansion
+    return f"{block.format(stage=stage, next_stage=stage + 1, position=position)}.{name}.{entry}"
 
 
 @cache
@@ -122,8 +117,8 @@ def guess_index(weights: Mapping[str, Tensor], family: Family) -> int | None:
 def convert_backbone_weights(weights: Mapping[str, Tensor], index: int, path: str = "") -> dict[str, Tensor]:
     """Return a state dict of `EfficientNet(index)` from the published `weights`, without their classification head.
 
-    `path`, where they come from, tells timm's two networks apart. Raises ValueError if the weights are of another index
-    or network, or if keys are missing or unexpected.
+    The file's `path` distinguishes timm's two networks. Raises ValueError if the weights are of another index or
+    network, or if keys are missing or unexpected.
     """
     family = next((family for family in FAMILIES if family.mark in weights), None)
     if family is None:
@@ -138,7 +133,13 @@ def convert_backbone_weights(weights: Mapping[str, Tensor], index: int, path: st
         expected = EfficientNet(index).state_dict()
     body = {key: value for key, value in weights.items() if not key.startswith(family.head)}
     sources = {key: family.key(key, index) for key in expected}
-    return _with_our_eps(rename_keys(body, sources, expected, f"EfficientNet B{index}"), eps)
+    state = rename_keys(body, sources, expected, f"EfficientNet B{index}")
+    if eps != BATCH_NORM["eps"]:  # rescale batch norms, to have the same output in evaluation mode
+        for key in [key for key in state if key.endswith(".running_var")]:
+            variance, scale_key = state[key].double(), key.removesuffix("running_var") + "weight"
+            ratio = ((variance + BATCH_NORM["eps"]) / (variance + eps)).sqrt()
+            state[scale_key] = (state[scale_key].double() * ratio).to(state[scale_key].dtype)
+    return state
 
 
 def batch_norm_eps(family: Family, index: int, path: str) -> float:
@@ -148,10 +149,8 @@ def batch_norm_eps(family: Family, index: int, path: str) -> float:
     if family is TIMM:
         prefixes = re.findall(r"(tf_)?efficientnet_b\d", path)
         if not prefixes:
-            raise ValueError(
-                f"it is timm's tf_efficientnet_b{index} or efficientnet_b{index}, which have the same keys but not the "
-                "same arithmetic: rename the file or its folder after the model"
-            )
+            names = f"tf_efficientnet_b{index} or efficientnet_b{index}, which have the same keys but not the same"
+            raise ValueError(f"it is timm's {names} arithmetic: rename the file or its folder after the model")
         if not prefixes[-1]:
             return _PYTORCH_EPS
     return BATCH_NORM["eps"]
@@ -162,18 +161,12 @@ def rename_keys(
 ) -> dict[str, Tensor]:
     """Return `weights` under other keys. Missing `num_batches_tracked` counters start at 0.
 
-    Args:
-        sources: new key -> key in `weights`.
-        expected: new key -> tensor of the expected shape.
-        network: name for messages.
-
-    Raises ValueError if keys are missing or unexpected, or if a shape differs.
+    `sources` maps each new key to its key in `weights`, `expected` to a tensor of its shape. Raises ValueError, which
+    calls the network `network`, if keys are missing or unexpected, or if a shape differs.
     """
     result = {}
     for key, source in sources.items():
-        value = weights.get(source)
-        if value is None and key.endswith(".num_batches_tracked"):
-            value = torch.tensor(0)
+        value = weights.get(source, torch.tensor(0) if key.endswith(".num_batches_tracked") else None)
         if value is None:
             raise ValueError(f"it lacks {source} of {network}")
         if value.shape != expected[key].shape:
@@ -184,17 +177,3 @@ def rename_keys(
     if unknown:
         raise ValueError(f"it has {unknown[0]}, which {network} has not")
     return result
-
-
-def _with_our_eps(state: dict[str, Tensor], eps: float) -> dict[str, Tensor]:
-    """Rescale batch norms of epsilon `eps` so that with our epsilon they have the same output in evaluation mode."""
-    if eps == BATCH_NORM["eps"]:
-        return state
-    scaled = dict(state)
-    for key, variance in state.items():
-        if key.endswith(".running_var"):
-            scale_key = key.removesuffix("running_var") + "weight"
-            scale, variance = state[scale_key], variance.double()
-            ratio = ((variance + BATCH_NORM["eps"]) / (variance + eps)).sqrt()
-            scaled[scale_key] = (scale.double() * ratio).to(scale.dtype)
-    return scaled

@@ -16,22 +16,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_DOTS_PER_INCH = 110
 _INK, _PALE = "#303030", "#b0b0b0"
-_MAX_MARKERS = 30  # points per line
 _STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # a class name may contain $
     "font.family": ["sans-serif"],
     "axes.titlesize": 11,
     "axes.edgecolor": _PALE,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
     "legend.frameon": False,
+    "axes.axisbelow": True,
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
 }
 
 Points = Sequence[tuple[float, float]]
@@ -72,7 +66,7 @@ def _style() -> Iterator[None]:
 def write_chart(path: Path, figure: "Figure") -> None:
     """Write a figure as a PNG file."""
     with _style(), atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=_DOTS_PER_INCH)
+        figure.savefig(temporary, format="png", dpi=110)
 
 
 @_style()
@@ -80,8 +74,30 @@ def draw_lines(*charts: LineChart) -> "Figure":
     """Draw line charts side by side."""
     figure, all_axes = _make_figure(len(charts), 6.4, 4.2)
     for axes, chart in zip(all_axes, charts):
-        _draw_line_chart(axes, chart)
+        axes.set(title=chart.title, xlabel=chart.x_label, ylabel=chart.y_label)
+        axes.grid(alpha=0.3)
+        for points in map(_finite, chart.pale_lines):
+            axes.plot(*zip(*points), color=_PALE, linewidth=0.7, alpha=0.6)
+        lines = {name: points for name, line in chart.lines.items() if (points := _finite(line))}
+        if not lines:
+            axes.set_axis_off()
+            continue
+        handles = []
+        for points in lines.values():
+            handles += axes.plot(*zip(*points), marker="o" if len(points) <= 30 else None, markersize=3.5)
+        if all(x == round(x) for points in lines.values() for x, _ in points):
+            axes.locator_params(axis="x", integer=True)
+        if chart.y_limits:
+            axes.set_ylim(*chart.y_limits)
+        if chart.mark_x is not None:
+            axes.axvline(chart.mark_x, color=_INK, linestyle="--", linewidth=0.8)
+        beside: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(lines) > 5 else {}
+        axes.legend(handles, lines, **beside)
     return figure
+
+
+def _finite(points: Points) -> list[tuple[float, float]]:
+    return [point for point in points if all(map(math.isfinite, point))]
 
 
 @_style()
@@ -90,8 +106,30 @@ def draw_bars(*charts: BarChart) -> "Figure":
     bars = max((len(chart.names) * (1 + len(chart.series)) for chart in charts), default=0)
     figure, all_axes = _make_figure(len(charts), 6.4, 1.2 + 0.12 * max(bars, 4))
     for axes, chart in zip(all_axes, charts):
-        _draw_bar_chart(axes, chart)
+        axes.set_title(chart.title)
+        if not chart.names:
+            axes.set_axis_off()
+            continue
+        axes.set_xlabel(chart.x_label)
+        axes.grid(axis="x", alpha=0.3)
+        thickness = 0.8 / max(1, len(chart.series))
+        handles = []
+        for number, values in enumerate(chart.series.values()):
+            positions = np.arange(len(chart.names)) + (number - (len(chart.series) - 1) / 2) * thickness
+            handles.append(axes.barh(positions, np.nan_to_num(values), thickness))
+            axes.bar_label(handles[-1], [_format(value) for value in values], padding=3, fontsize=7)
+        axes.set_yticks(range(len(chart.names)), chart.names)
+        axes.set_ylim(len(chart.names) - 0.5, -0.5)  # the first at the top
+        axes.margins(x=0.1)  # room for the labels
+        if len(handles) > 1:
+            axes.legend(handles, chart.series, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
+
+
+def _format(value: float) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return "" if math.isnan(value) else f"{value:.3f}"
 
 
 @_style()
@@ -116,59 +154,3 @@ def _make_figure(columns: int, width: float, height: float) -> tuple["Figure", l
 
     figure = Figure(figsize=(width * columns, height), layout="constrained")
     return figure, list(figure.subplots(1, columns, squeeze=False)[0])
-
-
-def _draw_line_chart(axes: "Axes", chart: LineChart) -> None:
-    axes.set(title=chart.title, xlabel=chart.x_label, ylabel=chart.y_label)
-    axes.grid(alpha=0.3)
-    for points in map(_finite, chart.pale_lines):
-        axes.plot(*zip(*points), color=_PALE, linewidth=0.7, alpha=0.6)
-    lines = {name: points for name, line in chart.lines.items() if (points := _finite(line))}
-    if not lines:
-        axes.set_axis_off()
-        return
-    handles = [
-        axes.plot(*zip(*points), marker="o" if len(points) <= _MAX_MARKERS else None, markersize=3.5)[0]
-        for points in lines.values()
-    ]
-    if all(x == round(x) for points in lines.values() for x, _ in points):
-        axes.locator_params(axis="x", integer=True)
-    if chart.y_limits:
-        axes.set_ylim(*chart.y_limits)
-    if chart.mark_x is not None:
-        axes.axvline(chart.mark_x, color=_INK, linestyle="--", linewidth=0.8)
-    if len(lines) > 5:
-        axes.legend(handles, lines, loc="center left", bbox_to_anchor=(1, 0.5))
-    else:
-        axes.legend(handles, lines)
-
-
-def _finite(points: Points) -> list[tuple[float, float]]:
-    return [point for point in points if all(map(math.isfinite, point))]
-
-
-def _draw_bar_chart(axes: "Axes", chart: BarChart) -> None:
-    axes.set_title(chart.title)
-    if not chart.names:
-        axes.set_axis_off()
-        return
-    axes.set_xlabel(chart.x_label)
-    axes.grid(axis="x", alpha=0.3)
-    thickness = 0.8 / max(1, len(chart.series))
-    handles = []
-    for number, values in enumerate(chart.series.values()):
-        positions = np.arange(len(chart.names)) + (number - (len(chart.series) - 1) / 2) * thickness
-        bars = axes.barh(positions, np.nan_to_num(values), thickness)
-        axes.bar_label(bars, [_format(value) for value in values], padding=3, fontsize=7)
-        handles.append(bars)
-    axes.set_yticks(range(len(chart.names)), chart.names)
-    axes.set_ylim(len(chart.names) - 0.5, -0.5)  # the first at the top
-    axes.margins(x=0.1)  # room for the labels
-    if len(handles) > 1:
-        axes.legend(handles, chart.series, loc="upper left", bbox_to_anchor=(1, 1))
-
-
-def _format(value: float) -> str:
-    if isinstance(value, int):
-        return f"{value:,}"
-    return "" if math.isnan(value) else f"{value:.3f}"

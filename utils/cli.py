@@ -4,11 +4,14 @@ For a type's ValueError, argparse names the function: "invalid positive_int valu
 """
 
 import argparse
+import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+Number = TypeVar("Number", int, float)
 
 
 def boolean(text: str) -> bool:
@@ -41,40 +44,27 @@ class _Parser(argparse.ArgumentParser):
 def make_parser(description: str | None, prog: str | None = None) -> argparse.ArgumentParser:
     """Return a parser that prints `description` unwrapped and accepts no abbreviated flags.
 
-    Args:
-        prog: the command in the usage line, for modules run by `python -m`.
+    `prog` is the command in the usage line, for modules run by `python -m`.
     """
     layout = argparse.RawDescriptionHelpFormatter
     return _Parser(prog, description=description, formatter_class=layout, allow_abbrev=False)
 
 
-def positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
+def _number(name: str, kind: Callable[[str], Number], minimum: float, maximum: float) -> Callable[[str], Number]:
+    def parse(text: str) -> Number:
+        value = kind(text)
+        if not minimum <= value <= maximum:
+            raise ValueError(text)
+        return value
+
+    parse.__name__ = name
+    return parse
 
 
-def non_negative_int(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise ValueError(text)
-    return value
-
-
-def non_negative_float(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise ValueError(text)
-    return value
-
-
-def fraction(text: str) -> float:
-    """Parse a number from 0 to 1."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise ValueError(text)
-    return value
+positive_int = _number("positive_int", int, 1, math.inf)
+non_negative_int = _number("non_negative_int", int, 0, math.inf)
+non_negative_float = _number("non_negative_float", float, 0, sys.float_info.max)
+fraction = _number("fraction", float, 0, 1)
 
 
 def image_size(text: str) -> tuple[int, int]:
@@ -86,16 +76,16 @@ def image_size(text: str) -> tuple[int, int]:
 
 
 def default_workers() -> int:
-    """Return the default number of loading workers: the reference's 12, but no more than this process's CPUs."""
+    """Return the reference's number of loading workers, 12, but no more than this process has CPUs."""
     return min(12, len(os.sched_getaffinity(0)))
 
 
 WORKERS = default_workers()
 
-
-_COEFFICIENT = "D0 to D7; 8 is D7X (default: 0)"
-_WEIGHTS = "weights or exported file (default: the project's in weights/)"
-_SAVED_PATH = "where -w best and -w last look (default: logs/)"
+_COEFFICIENT = "8 is D7X (default: 0)"
+_WEIGHTS = "weights or exported file (default: in weights/)"
+_SAVED_PATH = "where best and last are (default: logs/)"
+_AMP = "less precision, more speed (default: off)"
 _IMAGE_SIZE = "input size, rounded up to what the network accepts (default: the project's, else the coefficient's)"
 _NUM_WORKERS = f"loading workers (default: {WORKERS})"
 _SCORE_THRESHOLD = "minimum score of a detection (default: %(default)s)"
@@ -109,15 +99,9 @@ def _flag(*spellings: str, **arguments: Any) -> tuple[tuple[str, ...], dict[str,
 
 _SHARED = {
     "project": _flag("-p", "--project", default="coco", help="name in projects/, or a YAML file (default: coco)"),
-    "compound_coef": _flag(
-        "-c", "--compound_coef", type=int, default=0, choices=range(9), help="8 is D7X (default: 0)"
-    ),
-    "weights": _flag(
-        "-w", "--weights", metavar="FILE|best|last", help="weights or exported file (default: in weights/)"
-    ),
-    "saved_path": _flag(
-        "--saved_path", type=Path, default=Path("logs"), help="where best and last are (default: logs/)"
-    ),
+    "compound_coef": _flag("-c", "--compound_coef", type=int, default=0, choices=range(9), help=_COEFFICIENT),
+    "weights": _flag("-w", "--weights", metavar="FILE|best|last", help=_WEIGHTS),
+    "saved_path": _flag("--saved_path", type=Path, default=Path("logs"), help=_SAVED_PATH),
     "data_path": _flag("--data_path", type=Path, default=Path("datasets"), help="projects' data (default: datasets/)"),
     "image_size": _flag("--image_size", type=image_size, metavar="SIDE|WIDTHxHEIGHT", help=_IMAGE_SIZE),
     "max_images": _flag("--max_images", type=positive_int, metavar="N", help="use only the first N images per set"),
@@ -130,20 +114,16 @@ _SHARED = {
     "flip": _flag("--flip", **BOOLEAN, default=False, help="also run on the mirrored image: twice the time"),
     "cuda": _flag("--cuda", **BOOLEAN, help="run on a GPU (default: if one is available)"),
     "device": _flag("--device", type=non_negative_int, default=0, help="index of the GPU (default: 0)"),
-    "amp": _flag(
-        "--amp", choices=("off", "bf16", "fp16"), default="off", help="less precision, more speed (default: off)"
-    ),
+    "amp": _flag("--amp", choices=("off", "bf16", "fp16"), default="off", help=_AMP),
     "compile": _flag("--compile", **BOOLEAN, default=False, help=_COMPILE),
     "output": _flag("--output", type=Path),
 }
 
 
 def add_flags(parser: Any, *names: str, **changes: Mapping[str, Any]) -> None:
-    """Add shared flags to a parser or an argument group.
+    """Add shared flags to a parser or an argument group, in order: those in `names` as declared here.
 
-    Args:
-        names: flags to add as declared here.
-        changes: flags to add with some arguments of `add_argument` replaced, such as `seed={"help": "..."}`.
+    `changes` replace some arguments of `add_argument`, such as `seed={"help": "..."}`.
     """
     for name, change in {**dict.fromkeys(names, {}), **changes}.items():
         spellings, arguments = _SHARED[name]

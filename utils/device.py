@@ -13,10 +13,7 @@ from utils import distributed
 from utils.errors import InputError
 
 _AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Parameters of glibc's mallopt, from malloc.h.
-_M_TRIM_THRESHOLD = -1
-_M_MMAP_THRESHOLD = -3
-_OUT_OF_MEMORY_MESSAGES = ("can't allocate memory", "CUDA error: out of memory", "ALLOC_FAILED")
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt, from malloc.h
 
 
 def cuda_device(index: int = 0) -> torch.device:
@@ -45,10 +42,8 @@ def training_device(num_gpus: int, source: str) -> torch.device:
         return torch.device("cpu")
     present = torch.cuda.device_count()
     if num_gpus > present and not distributed.is_launched():
-        raise InputError(
-            f"{source} asks for num_gpus: {num_gpus}, but PyTorch finds {present} here: set num_gpus to {present}"
-            + ("" if present else " to train on the CPU")
-        )
+        remedy = f"set num_gpus to {present}" + ("" if present else " to train on the CPU")
+        raise InputError(f"{source} asks for num_gpus: {num_gpus}, but PyTorch finds {present} here: {remedy}")
     device = cuda_device(distributed.local_rank())
     torch.cuda.set_device(device)
     return device
@@ -60,13 +55,13 @@ def autocast_dtype(amp: str | None, device: torch.device) -> torch.dtype | None:
     If `amp` is None, choose bfloat16 where the hardware multiplies it natively: most CUDA GPUs since 2020, and CPUs
     with AVX512-BF16 (which includes those with AMX).
     """
-    if amp is None:
-        if device.type == "cuda":
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            native = torch.cpu._is_avx512_bf16_supported()
-        amp = "bf16" if native else "off"
-    return _AMP[amp]
+    if amp is not None:
+        return _AMP[amp]
+    if device.type == "cuda":
+        is_native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        is_native = torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if is_native else None
 
 
 def inference_dtype(amp: str, device: torch.device) -> torch.dtype:
@@ -85,17 +80,15 @@ def network_mode(compile_network: bool, device: torch.device) -> str:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Check that everything torch.compile needs for `device` is installed. Raises InputError otherwise."""
+    """Raise InputError if something that torch.compile needs for `device` is not installed."""
     # Looked up by name, because importing PyTorch's own check takes seconds. A GPU needs a C compiler only.
     compilers = [os.environ.get("CXX"), "g++", "clang++"] + (["gcc", "cc"] if device.type == "cuda" else [])
     if not any(name and shutil.which(name) for name in compilers):
         raise InputError("compiling needs a C++ compiler: install one (on Debian and Ubuntu, the package g++)")
     header = Path(sysconfig.get_path("include"), "Python.h")
     if not header.is_file():
-        raise InputError(
-            f"compiling needs Python's headers, but {header} does not exist: install them "
-            "(on Debian and Ubuntu, the package python3-dev)"
-        )
+        package = "on Debian and Ubuntu, the package python3-dev"
+        raise InputError(f"compiling needs {header} of Python's headers: install them ({package})")
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         raise InputError("compiling for a GPU needs the package triton: pip install triton")
 
@@ -103,8 +96,7 @@ def check_compiler(device: torch.device) -> None:
 def keep_freed_memory() -> None:
     """Let this process and its children reuse the memory of freed tensors instead of returning it to the system.
 
-    By default glibc unmaps large blocks immediately, and a training step on the CPU spends a quarter of its time on
-    page faults, while the system zeroes the same memory again.
+    By default glibc unmaps large blocks at once; page faults then take a quarter of a training step on the CPU.
     """
     mallopt = ctypes.CDLL(None).mallopt
     if not mallopt(_M_MMAP_THRESHOLD, 2**30):
@@ -114,6 +106,6 @@ def keep_freed_memory() -> None:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Return whether `error` reports a lack of GPU or host memory."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        message in str(error) for message in _OUT_OF_MEMORY_MESSAGES
-    )
+    messages = ("can't allocate memory", "CUDA error: out of memory", "ALLOC_FAILED")
+    is_known = any(message in str(error) for message in messages)
+    return is_known or isinstance(error, MemoryError | torch.OutOfMemoryError)

@@ -15,7 +15,6 @@ from torch import Tensor
 from utils.errors import InputError
 
 T = TypeVar("T")
-_RANK0_HEAD_START = 20  # seconds
 
 
 def world_size() -> int:
@@ -48,15 +47,8 @@ def launch_processes(number: int) -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes report their own errors
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=number,
-        run_id=str(os.getpid()),
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-    )
+    rendezvous: dict[str, Any] = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": str(os.getpid())}
+    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=number, max_restarts=0, **rendezvous)
     try:
         elastic_launch(config, sys.executable)(*sys.argv)
     except SignalException:
@@ -69,14 +61,13 @@ def launch_processes(number: int) -> None:
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
     """Join the default process group, if there are several processes: NCCL for GPUs, Gloo for CPUs."""
-    if not is_launched():
-        yield
-        return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if is_launched():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
     finally:
-        dist.destroy_process_group()
+        if is_launched():
+            dist.destroy_process_group()
 
 
 @contextmanager
@@ -85,10 +76,10 @@ def report_once() -> Iterator[None]:
     try:
         yield
     except InputError:
-        if int(os.environ.get("RANK", "0")) > 0:
-            time.sleep(_RANK0_HEAD_START)  # the launcher stops all processes when the first one exits
-            sys.exit(1)
-        raise
+        if int(os.environ.get("RANK", "0")) == 0:
+            raise
+        time.sleep(20)  # a head start for rank 0: the launcher stops all processes when the first one exits
+        sys.exit(1)
 
 
 def print_rank0(text: str) -> None:
@@ -127,26 +118,23 @@ def broadcast_from_rank0(make: Callable[[], T]) -> T:
     """Call `make` on rank 0 only, and return its picklable result in all processes, or raise its InputError in all."""
     if world_size() == 1:
         return make()
-    result_and_error: list[Any] = [None, None]
+    outcome: list[Any] = [None]
     if rank() == 0:
         try:
-            result_and_error[0] = make()
+            outcome = [make()]
         except InputError as error:
-            result_and_error[1] = str(error)
-    dist.broadcast_object_list(result_and_error, device=_communication_device())
-    result, error_message = result_and_error
-    if error_message is not None:
-        raise InputError(error_message)
-    return result
+            outcome = [error]
+    dist.broadcast_object_list(outcome, device=_communication_device())
+    if isinstance(outcome[0], InputError):
+        raise outcome[0]
+    return outcome[0]
 
 
 def local_batch_size(batch_size: int) -> int:
     """Return this process's share of `batch_size` images. Raises InputError if the shares would differ."""
     if batch_size % world_size():
         suggestion = max(1, batch_size // world_size()) * world_size()
-        raise InputError(
-            f"--batch_size {batch_size} cannot be divided evenly among {world_size()} processes: take {suggestion}"
-        )
+        raise InputError(f"--batch_size {batch_size} is not divisible by {world_size()} processes: pass {suggestion}")
     return batch_size // world_size()
 
 

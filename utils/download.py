@@ -10,8 +10,6 @@ from tqdm import tqdm
 
 from utils.errors import InputError
 
-_TIMEOUT_SECONDS = 30
-
 
 def download(url: str, path: Path, expected_bytes: int | None = None) -> None:
     """Download `url` to `path` with a progress bar, resuming an interrupted download.
@@ -31,9 +29,8 @@ def download(url: str, path: Path, expected_bytes: int | None = None) -> None:
         if expected is not None and size != expected:
             if size > expected:
                 part.unlink()
-            raise InputError(
-                f"{url} gave {size} of {expected} bytes: run again to resume, or download it manually to {path}"
-            )
+            remedy = f"run again to resume, or download it manually to {path}"
+            raise InputError(f"{url} sent {size} of {expected} bytes: {remedy}")
     part.replace(path)
 
 
@@ -42,22 +39,19 @@ def _fetch(url: str, part: Path) -> int | None:
     offset = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={offset}-"} if offset else {})
     try:
-        response = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)
+        response = urllib.request.urlopen(request, timeout=30)
     except urllib.error.HTTPError as error:
         if error.code != 416:  # range not satisfiable: `part` is complete already, or something else
             raise
         part.unlink()
         return _fetch(url, part)
     with response:
-        resumed = response.status == 206
-        if not resumed:
+        if response.status != 206:  # the whole file, instead of the rest
             offset = 0
         length = response.headers.get("Content-Length")
         total = None if length is None else int(length) + offset
         title = f"downloading {url.rsplit('/', 1)[-1]}"
-        with (
-            open(part, "ab" if resumed else "wb") as file,
-            tqdm.wrapattr(response, "read", total=total, initial=offset, desc=title) as body,
-        ):
+        bar = tqdm.wrapattr(response, "read", total=total, initial=offset, desc=title)
+        with bar as body, open(part, "ab" if offset else "wb") as file:
             shutil.copyfileobj(body, file)
     return total

@@ -19,11 +19,9 @@ def read_image(path: Path | str, size: tuple[int, int] | None = None) -> np.ndar
 
     The EXIF orientation is applied, grayscale converted to RGB, an alpha channel dropped, 16 bits reduced to 8.
 
-    Args:
-        size: the (height, width) in the annotation file. If the oriented image does not have it, the pixels are
-            returned as stored, because some annotations were drawn on those.
-
-    Raises InputError if the file is missing, not an image, truncated, or of another size.
+    If the oriented image does not have the annotation file's `size`, (height, width), the pixels are returned as
+    stored, because some annotations were drawn on those. Raises InputError if the file is missing, not an image,
+    truncated, or of another size.
     """
     path = Path(path)
     try:
@@ -44,10 +42,8 @@ def decode_image(data: bytes, name: str, size: tuple[int, int] | None = None) ->
         height, width = image.shape[:2]
         image = _decode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         if image is None or image.shape[:2] != tuple(size):
-            raise InputError(
-                f"{name} is {width} x {height} pixels (width x height), but its annotation file says "
-                f"{size[1]} x {size[0]}: the boxes would not fit; correct one of them"
-            )
+            sizes = f"{width} x {height} pixels (width x height), but {size[1]} x {size[0]} in its annotation file"
+            raise InputError(f"{name} is {sizes}: the boxes would not fit; correct one of them")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
@@ -58,10 +54,8 @@ def write_image(path: Path, image: np.ndarray) -> None:
     except cv2.error:
         encoded = False
     if not encoded:
-        raise InputError(
-            f"cannot write {path}: OpenCV has no encoder for {path.suffix or 'a name without suffix'}, "
-            f"or the format cannot hold {image.shape[1]} x {image.shape[0]} pixels"
-        )
+        suffix, size = path.suffix or "a name without suffix", f"{image.shape[1]} x {image.shape[0]} pixels"
+        raise InputError(f"cannot write {path}: OpenCV has no encoder for {suffix}, or it cannot hold {size}")
     with atomic_write(path) as temporary:
         temporary.write_bytes(data.tobytes())
 
@@ -76,7 +70,7 @@ def _decode(data: bytes, flags: int) -> np.ndarray | None:
 
 
 def _is_truncated_jpeg(data: bytes) -> bool:
-    """Return whether `data` starts as a JPEG but has no end-of-image marker after the start of its first scan."""
+    """Return whether a JPEG has no end-of-image marker after the start of its first scan."""
     if not data.startswith(b"\xff\xd8"):
         return False
     position = 2

@@ -25,11 +25,7 @@ from utils.errors import InputError
 from utils.stopwatch import Stopwatch
 
 MIN_RUNS, MAX_RUNS, MAX_SECONDS = 3, 15, 20.0
-# Seconds. OpenMP's threads spin for a hundredth of a second after their work; those of ONNX Runtime and OpenVINO spin
-# much longer, which made the next contender's pass twice as slow.
-_UNTIL_THREADS_SLEEP = 0.2
 _EXIT_TIMEOUT = 10.0  # seconds
-_PR_SET_PDEATHSIG = 1  # of prctl
 
 
 class Workload(NamedTuple):
@@ -39,9 +35,6 @@ class Workload(NamedTuple):
     images: int  # per pass
     device: torch.device
     stopwatch: Stopwatch | None = None  # measures "post-processing" during a pass
-
-
-Maker = Callable[[], Workload]
 
 
 class Pass(NamedTuple):
@@ -55,31 +48,26 @@ class Pass(NamedTuple):
 
 @dataclass
 class Measured:
-    """The measurements of one contender so far."""
+    """The measurements of one contender so far. The first pass includes compiling and recording."""
 
     images: int = 0  # per pass
-    first: Pass | None = None  # includes compiling and recording
+    first: Pass | None = None
     passes: list[Pass] = field(default_factory=list)  # those that count
     out_of_memory: bool = False
 
     @property
-    def median(self) -> float | None:
-        """Median seconds of the passes that count."""
+    def median(self) -> float | None:  # seconds
         return statistics.median(result.seconds for result in self.passes) if self.passes else None
 
 
 def measure(
-    makers: Mapping[Any, Maker], title: str, measured: dict[Any, Measured], runs: int | None = None, warmup: int = 1
+    makers: Mapping[Any, Callable], title: str, measured: dict[Any, Measured], runs: int | None = None, warmup: int = 1
 ) -> None:
-    """Let contenders take turns. One that runs out of memory drops out.
+    """Let contenders take turns, and put each result into `measured` at once. One that runs out of memory drops out.
 
-    Args:
-        makers: picklable functions that make the workloads, each called in its own process.
-        measured: receives each result at once, so that nothing is lost on Ctrl+C.
-        runs: passes of each that count; None means MIN_RUNS, and up to MAX_RUNS within MAX_SECONDS.
-        warmup: passes of each between the first and those.
-
-    Raises InputError if a contender does, RuntimeError if its process dies.
+    The functions in `makers` must be picklable; each makes a `Workload` in its own process. After the first pass and
+    `warmup` passes, `runs` of each count; None means MIN_RUNS, and up to MAX_RUNS within MAX_SECONDS. Raises InputError
+    if a contender does, RuntimeError if its process dies.
     """
     minimum, maximum = (MIN_RUNS, MAX_RUNS) if runs is None else (runs, runs)
     bar = tqdm(total=len(makers) * (1 + warmup + maximum), unit="pass", leave=False, dynamic_ncols=True)
@@ -107,7 +95,7 @@ def measure(
 
 
 @contextlib.contextmanager
-def _process(make: Maker) -> Iterator[Callable[[], Any]]:
+def _process(make: Callable[[], Workload]) -> Iterator[Callable[[], Any]]:
     """Start a contender's process. Yield a function that asks for its next reply, see `_serve`."""
     context = get_context("spawn")
     connection, childs_end = context.Pipe()
@@ -144,9 +132,9 @@ def _process(make: Maker) -> Iterator[Callable[[], Any]]:
         process.join()
 
 
-def _serve(connection: Connection, make: Maker) -> None:
+def _serve(connection: Connection, make: Callable[[], Workload]) -> None:
     """Reply with the number of images per pass, then with passes; with None if memory does not suffice."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # end with the parent, even during a pass of minutes
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: end with the parent, even during a pass of minutes
     with contextlib.suppress(OSError):  # if memory runs out, let the system kill this process, not its parent
         Path("/proc/self/oom_score_adj").write_text("1000")
     try:
@@ -155,7 +143,8 @@ def _serve(connection: Connection, make: Maker) -> None:
         connection.send(workload.images)
         while connection.recv():
             result = _measure_pass(workload)
-            time.sleep(_UNTIL_THREADS_SLEEP)
+            # ONNX Runtime's and OpenVINO's threads spin for a while after their work: they would slow the next pass.
+            time.sleep(0.2)
             connection.send(result)
     except EOFError:  # the parent has closed the connection
         pass

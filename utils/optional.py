@@ -10,9 +10,9 @@ from utils.errors import InputError
 
 
 def require_packages(names: Sequence[str], needed_for: str) -> None:
-    """Check that packages (by their names on PyPI, also those to import) are installed for the purpose `needed_for`.
+    """Raise InputError, with the command that installs them, if packages that `needed_for` needs are missing.
 
-    Raises InputError, with the command that installs them, if some are missing.
+    Their names must be the same on PyPI and in `import`.
     """
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:

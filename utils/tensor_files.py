@@ -31,14 +31,12 @@ def load_tensors(path: Path) -> object:
     except ModuleNotFoundError as error:
         raise InputError(f"reading {path} needs the package safetensors: pip install safetensors") from error
     except Exception as error:  # the unpickler may raise nearly anything on a damaged file
-        raise InputError(
-            f"{path} cannot be read as a file of tensors: it is damaged, incomplete, or holds other objects, "
-            "which are never loaded"
-        ) from error
+        reason = "it is damaged, incomplete, or holds other objects, which are never loaded"
+        raise InputError(f"{path} cannot be read as a file of tensors: {reason}") from error
 
 
 def is_state_dict(content: object) -> TypeGuard[dict[str, Tensor]]:
     """Return whether `content` is a dict of named tensors and nothing else."""
-    return isinstance(content, dict) and all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
-    )
+    if not isinstance(content, dict):
+        return False
+    return all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())

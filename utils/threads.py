@@ -8,7 +8,7 @@ import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -20,12 +20,9 @@ def prefetch(iterable: Iterable[Item], depth: int, patience: float | None = None
     """Yield the items of `iterable` in order, produced by a thread that runs up to `depth` items ahead.
 
     The thread starts when the first item is requested. An exception of `iterable` is raised in its place, after the
-    items before it. When this generator is closed, the thread stops after its current item and is joined. Generators
-    may be chained: closing the last one stops the threads of all.
-
-    Args:
-        patience: seconds to wait for the thread at the end (default: forever). A thread that is still blocked, as by a
-            camera, is abandoned; it ends after its next item, or with the process.
+    items before it. When this generator is closed, the thread stops after its current item and is joined for up to
+    `patience` seconds (default: forever). If it is still blocked, as by a camera, it is abandoned and ends after its
+    next item, or with the process. Generators may be chained: closing the last one stops the threads of all.
     """
     producer = _Producer(iterable, depth)
     producer.start()
@@ -56,11 +53,7 @@ def ordered_map(
     in `prefetch`.
     """
     with ThreadPoolExecutor(threads) as pool:
-
-        def submit(item: Item) -> Future[Result]:
-            return pool.submit(function, item)
-
-        futures = prefetch(map(submit, iterable), depth, patience)
+        futures = prefetch(map(lambda item: pool.submit(function, item), iterable), depth, patience)
         try:
             yield from map(Future.result, futures)
         finally:
@@ -104,11 +97,10 @@ class Budget:
             self._changed.notify()
 
 
-class _End:
-    """Marks the end of a producer's items, with the exception that caused it, if any."""
+class _End(NamedTuple):
+    """The end of a producer's items, and the exception that caused it, if any."""
 
-    def __init__(self, error: BaseException | None = None):
-        self.error = error
+    error: BaseException | None
 
 
 class _Stopped(BaseException):
@@ -131,7 +123,7 @@ class _Producer(threading.Thread):
         self._items: queue.Queue[Any] = queue.Queue(depth)
 
     def run(self) -> None:
-        end = _End()
+        end = _End(None)
         iterator: Iterator | None = None
         try:
             iterator = iter(self._iterable)

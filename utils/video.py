@@ -20,10 +20,7 @@ os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".gif"})
 DEFAULT_RATE = 30.0  # frames per second, if a video does not report a plausible rate
-_MAX_RATE = 1000.0
-_STREAM_TIMEOUT = 10_000  # milliseconds without data from a stream
 _MPEG4 = cv2.VideoWriter.fourcc(*"mp4v")
-_MAX_WINDOW_WIDTH, _MAX_WINDOW_HEIGHT = 1280, 720  # pixels
 
 
 class VideoReader:
@@ -37,17 +34,13 @@ class VideoReader:
         if isinstance(source, int):
             self._capture = cv2.VideoCapture(source)
         else:
-            timeouts = [
-                cv2.CAP_PROP_OPEN_TIMEOUT_MSEC,
-                _STREAM_TIMEOUT,
-                cv2.CAP_PROP_READ_TIMEOUT_MSEC,
-                _STREAM_TIMEOUT,
-            ]
+            # For streams: give up after ten seconds without data.
+            timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, 10_000, cv2.CAP_PROP_READ_TIMEOUT_MSEC, 10_000]
             self._capture = cv2.VideoCapture(source, cv2.CAP_FFMPEG, timeouts)
         if not self._capture.isOpened():
             raise InputError(f"cannot open {name}: {_guess_reason(source)}")
         rate, count = self._capture.get(cv2.CAP_PROP_FPS), self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        self.rate = rate if 0 < rate <= _MAX_RATE else DEFAULT_RATE
+        self.rate = rate if 0 < rate <= 1000 else DEFAULT_RATE
         self.frame_count = round(count) if 0 < count < math.inf else None
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -78,10 +71,8 @@ class VideoWriter:
             stack.callback(self._growing.unlink, missing_ok=True)
             self._video = cv2.VideoWriter(str(self._growing), cv2.CAP_FFMPEG, _MPEG4, rate, self._size)
             if not self._video.isOpened():
-                raise InputError(
-                    f"cannot write {path}: OpenCV cannot create an MP4 file of {width} x {height} pixels there; "
-                    "choose another --output, or do not save images (--save json, for instance)"
-                )
+                remedy = "choose another --output, or do not save images (--save json, for instance)"
+                raise InputError(f"OpenCV cannot write the MP4 file {path} of {width} x {height} pixels: {remedy}")
             stack.callback(self._finish)
             self._stack = stack.pop_all()
 
@@ -108,16 +99,14 @@ class Window:
         # Without a screen, OpenCV aborts the process, so try in another one first.
         trial = [sys.executable, "-c", "import cv2; cv2.namedWindow('test')"]
         if subprocess.run(trial, capture_output=True).returncode:
-            raise InputError(
-                "--show needs a screen and an OpenCV with windows (opencv-python, not opencv-python-headless): "
-                "leave it out, and look at the saved images"
-            )
+            needed = "a screen and an OpenCV with windows (opencv-python, not opencv-python-headless)"
+            raise InputError(f"--show needs {needed}: leave it out, and look at the saved images")
         cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
 
     def show(self, image: np.ndarray, wait: bool) -> bool:
         """Show an (H, W, 3) uint8 RGB image, until a key is pressed if `wait`. Return False on q, Esc or closing."""
         height, width = image.shape[:2]
-        scale = min(1.0, _MAX_WINDOW_WIDTH / width, _MAX_WINDOW_HEIGHT / height)
+        scale = min(1.0, 1280 / width, 720 / height)
         cv2.resizeWindow(self._title, max(1, round(width * scale)), max(1, round(height * scale)))
         cv2.imshow(self._title, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
         while True:

@@ -14,12 +14,9 @@ _NAMED_COLORS = (
     "orangered", "dodgerblue", "limegreen", "gold", "magenta", "cyan", "darkorange", "mediumpurple", "chartreuse",
     "hotpink", "turquoise", "tomato", "royalblue", "yellow", "orchid", "springgreen", "salmon", "deepskyblue",
 )  # fmt: skip
-_GOLDEN_RATIO = 0.618033988749895
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _UNICODE_FONT = hasattr(cv2, "FontFace")  # OpenCV 5 draws most scripts, OpenCV 4 ASCII only
 _MIN_FONT_SCALE = 0.35  # still legible
-_TYPICAL_SIDE = 554  # pixels; of a square with the area of 640 x 480
-_TYPICAL_BOX_SIDE = 80  # pixels; smaller boxes get smaller text, which would hide their neighbors otherwise
 
 
 def class_color(class_id: int) -> tuple[int, int, int]:
@@ -27,8 +24,7 @@ def class_color(class_id: int) -> tuple[int, int, int]:
     if class_id < len(_NAMED_COLORS):
         red, green, blue = webcolors.name_to_rgb(_NAMED_COLORS[class_id])
         return red, green, blue
-    # Multiples of the golden ratio spread any number of hues evenly.
-    hue = class_id * _GOLDEN_RATIO % 1
+    hue = class_id * 0.618033988749895 % 1  # multiples of the golden ratio spread any number of hues evenly
     saturation = 0.6 + 0.4 * (class_id // 7 % 2)
     red, green, blue = (round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, saturation, 1.0))
     return red, green, blue
@@ -48,7 +44,9 @@ def draw_boxes(
     limit = np.array([width, height, width, height])
     corners = [[int(v) for v in np.rint(np.clip(box, -limit, 2 * limit))] for box in boxes]
     colors = [class_color(int(class_id)) for class_id in class_ids]
-    scales = [_scale(box, height, width) for box in corners]
+    sides = (math.sqrt(max(0, (right - left) * (bottom - top))) for left, top, right, bottom in corners)
+    # 1 for a box of 80 x 80 in an image with the area of 640 x 480. Large text would hide the neighbors of small boxes.
+    scales = [min(math.sqrt(height * width) / 554, side / 80) for side in sides]
     for (left, top, right, bottom), color, scale in zip(corners, colors, scales):
         cv2.rectangle(canvas, (left, top), (right, bottom), color, max(1, round(2 * scale)), cv2.LINE_AA)
 
@@ -60,13 +58,6 @@ def draw_boxes(
     for text, (left, top, _, _), color in zip(texts, reversed(areas), colors):
         text.draw(canvas, left, top, color)
     return canvas
-
-
-def _scale(box: Sequence[int], height: int, width: int) -> float:
-    """Return the scale of a box's lines and text: 1 for a typical box in a typical image."""
-    left, top, right, bottom = box
-    box_side = math.sqrt(max(0, (right - left) * (bottom - top)))
-    return min(math.sqrt(height * width) / _TYPICAL_SIDE, box_side / _TYPICAL_BOX_SIDE)
 
 
 class _Label:
@@ -103,10 +94,7 @@ class _Label:
 def _find_free_place(
     size: tuple[int, int], box: Sequence[int], image_size: tuple[int, int], areas: Sequence[tuple[int, int, int, int]]
 ) -> tuple[int, int]:
-    """Return the (left, top) of a label at its box: inside the image, and if possible outside `areas` (xyxy).
-
-    Both sizes are (width, height).
-    """
+    """Return a label's (left, top): in the image, if possible outside `areas` (xyxy). Sizes are (width, height)."""
     left, top, right, bottom = box
     width, height = size
     max_x, max_y = max(0, image_size[0] - width), max(0, image_size[1] - height)

@@ -14,18 +14,14 @@ class _StrictLoader(yaml.SafeLoader):
         seen = []  # not a set: a key may be a list, which the base class rejects
         for key, _ in node.value:
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"the key {key.value!r} is given twice", problem_mark=key.start_mark
-                )
+                problem = f"the key {key.value!r} is given twice"
+                raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
             seen.append(key.value)
         return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: Path, content: str) -> dict:
-    """Return the mapping in a YAML file.
-
-    Raises InputError if the file is unreadable or holds anything else; the message describes the expected `content`.
-    """
+    """Return the mapping in a YAML file. Raises InputError, describing the expected `content`, if it holds none."""
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
     except yaml.YAMLError as error:

@@ -1,6 +1,5 @@
 """What ours is compared with: straightforward code that computes the same, and detectors of other packages."""
 
-import warnings
 from collections.abc import Sequence
 
 import cv2
@@ -20,6 +19,7 @@ from efficientdet.model.loss import Losses
 from efficientdet.model.postprocess import batched_nms
 from efficientdet.project import Project
 from efficientdet.structures import PADDING_CLASS, Detections, Outputs, Targets
+from utils.optional import quietly
 from utils.stopwatch import Stopwatch
 
 PEERS = {  # package -> contenders; torchvision's with the size to which each resizes an image of 640 x 480 pixels
@@ -59,17 +59,17 @@ def baseline_postprocess(
 
 @torch.inference_mode()
 def baseline_detections(
-    network: nn.Module, images: Sequence[np.ndarray], canvas: tuple[int, int], project: Project, stopwatch: Stopwatch
+    network: nn.Module, images: Sequence[np.ndarray], side: int, project: Project, stopwatch: Stopwatch
 ) -> list[Detections]:
     """`Detector.__call__` at the thresholds of evaluation, for a batch of images (H, W, 3) uint8 RGB."""
     device = next(network.parameters()).device
-    letterboxes = [Letterbox.fit(image.shape[:2], canvas) for image in images]
+    letterboxes = [Letterbox.fit(image.shape[:2], (side, side)) for image in images]
     pixels = [baseline_image(box, image, project.mean, project.std) for image, box in zip(images, letterboxes)]
     outputs = network(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous().to(device))
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     with stopwatch.measuring("post-processing"):
-        found = baseline_postprocess(outputs, *canvas, EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD)
+        found = baseline_postprocess(outputs, side, side, EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD)
         return [letterbox.detections_to_image(raw) for raw, letterbox in zip(found, letterboxes)]
 
 
@@ -77,8 +77,8 @@ def baseline_evaluation(network: nn.Module, dataset: CocoDataset) -> list[dict]:
     """`detect_dataset`, one image at a time, without workers: the reference's way."""
     results = []
     for image_id in dataset.image_ids:
-        images = [dataset.load_image(image_id)]
-        (found,) = baseline_detections(network, images, dataset.canvas, dataset.project, Stopwatch())
+        images, side = [dataset.load_image(image_id)], dataset.canvas[0]
+        (found,) = baseline_detections(network, images, side, dataset.project, Stopwatch())
         results += coco_results(image_id, found, dataset.category_ids)
     return results
 
@@ -120,19 +120,12 @@ def baseline_loss(outputs: Outputs, targets: Targets) -> Losses:
     return Losses(torch.stack(classification).mean(), 50 * torch.stack(regression).mean())
 
 
-def peer_network(name: str, compound_coef: int, side: int, device: torch.device, bench_task: str = "") -> nn.Module:
-    """Return a network of PEERS. effdet's includes its post-processing if `bench_task` is "predict"."""
-    if name == "effdet":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # its scripted functions are deprecated in PyTorch
-            from effdet import create_model
-        options = {"bench_task": bench_task, "pretrained": False, "pretrained_backbone": False}
-        network = create_model(effdet_name(compound_coef), image_size=(side, side), **options)
-    else:
-        from torchvision.models import get_model  # here, since it takes a second
-
-        network = get_model(name.split()[0], weights=None, weights_backbone=None)
-    return network.eval().to(device)
+def effdet_network(compound_coef: int, side: int, device: torch.device, bench_task: str = "") -> nn.Module:
+    """Return effdet's network, with its post-processing if `bench_task` is "predict"."""
+    with quietly():  # its scripted functions are deprecated in PyTorch
+        from effdet import create_model
+    options = {"image_size": (side, side), "pretrained": False, "pretrained_backbone": False}
+    return create_model(effdet_name(compound_coef), bench_task, **options).eval().to(device)
 
 
 @torch.inference_mode()
@@ -145,6 +138,12 @@ def effdet_detections(network: nn.Module, images: Sequence[np.ndarray], side: in
     sizes = [image.shape[1::-1] for image in images]  # (width, height)
     info = {"img_scale": torch.tensor(scales, device=device), "img_size": torch.tensor(sizes, device=device)}
     return network(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(device), info).cpu()
+
+
+def torchvision_network(name: str, device: torch.device) -> nn.Module:
+    from torchvision.models import get_model  # here, since it takes a second
+
+    return get_model(name.split()[0], weights=None, weights_backbone=None).eval().to(device)
 
 
 @torch.inference_mode()

@@ -2,10 +2,10 @@
 
 import json
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from efficientdet.runtime.modes import MODES
 from utils.files import atomic_write
 from utils.measuring import Measured
 
-MIB = 2**20
 COLUMNS = {  # figure -> heading and format
     "contender": ("", "{}"),
     "precision": ("precision", "{}"),
@@ -33,6 +32,7 @@ COLUMNS = {  # figure -> heading and format
     "peak_mib": ("peak MiB", "{:.0f}"),
     "matmul_peak_share": ("of limit", "{:.0%}"),
 }
+REFERENCE = "reference, RTX 2080 Ti, April 2020"
 REFERENCE_COLUMNS = {
     "model": ("", "{}"),
     "contender": ("", "{}"),
@@ -41,13 +41,15 @@ REFERENCE_COLUMNS = {
     "extreme_fps": ("extreme FPS", "{:.2f}"),
     "mib": ("memory MiB", "{:.0f}"),
 }
-REFERENCE_TITLE = (
-    "the reference's table: FPS one by one with post-processing, extreme FPS of the network in batches of 32"
-)
-REFERENCE = "reference, RTX 2080 Ti, April 2020"  # "Yet Another EfficientDet Pytorch", D0 to D7
-REFERENCE_FPS = (36.20, 29.69, 26.50, 22.73, 14.75, 7.11, 5.30, 3.73)
-REFERENCE_EXTREME_FPS = (163.14, 63.08, 40.99, None, None, None, None, None)
-REFERENCE_MIB = (1049, 1159, 1321, 1647, 1903, 2255, 2985, 3819)
+REFERENCE_FIGURES = {  # of "Yet Another EfficientDet Pytorch", D0 to D7
+    "fps": (36.20, 29.69, 26.50, 22.73, 14.75, 7.11, 5.30, 3.73),
+    "extreme_fps": (163.14, 63.08, 40.99, None, None, None, None, None),
+    "mib": (1049, 1159, 1321, 1647, 1903, 2255, 2985, 3819),
+}
+REFERENCE_WORK = {  # work and batch size -> column -> figure
+    ("end_to_end", 1): {"fps": "images_per_second", "mib": "process_mib"},
+    ("forward", 32): {"extreme_fps": "images_per_second"},
+}
 LEGEND = """\
 - median, min, max: milliseconds per pass; / plain, / effdet: the median relative to theirs in float32
 - post: share of the time from the network's outputs (compiled, exported: from the candidates) to the detections
@@ -61,17 +63,15 @@ class Report:
     """The figures of each contender in `rows`, and what is printed in `sections`."""
 
     def __init__(self, device: torch.device, matmul_speeds: Mapping[str, float]):
-        machine = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if device.type == "cpu" and line.startswith("model name"):
-                machine = line.split(":")[1].strip()
         self.matmul_speeds = matmul_speeds  # precision -> FLOP/s
         self.rows: list[dict] = []
         self.sections: list[str] = []
+        cpus = re.findall(r"^model name\s*: *(.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        cpu = cpus[0] if cpus else platform.machine()
         limits = [f"{speed / 1e9:.0f} GFLOP/s in {precision}" for precision, speed in matmul_speeds.items()]
         self.head = {
             "date": datetime.now().strftime("%Y-%m-%d %H:%M"),
-            "machine": machine,
+            "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
             "threads": str(torch.get_num_threads()),
             "software": f"torch {torch.__version__}, Python {platform.python_version()}",
             "command": f"python {shlex.join(sys.argv)}",
@@ -83,9 +83,9 @@ class Report:
         """Add contenders that took turns."""
         contender, measured = next(iter(group.items()))
         rows = [figures(one, group, self.matmul_speeds.get(one.precision)) for one in group]
-        title = f"{contender.what}: D{contender.compound_coef} at {contender.side} x {contender.side}"
-        title += f", batch {contender.batch_size}"
-        if measured.images not in (0, contender.batch_size):
+        side, batch_size = contender.side, contender.batch_size
+        title = f"{contender.what}: D{contender.compound_coef} at {side} x {side}, batch {batch_size}"
+        if measured.images not in (0, batch_size):
             title += f", {measured.images} images a pass"
         if rows[0]["gflop_per_image"]:
             title += f", {rows[0]['gflop_per_image']:.1f} GFLOP an image"
@@ -95,8 +95,9 @@ class Report:
 
     def finish(self, json_path: Path | None, markdown_path: Path | None) -> None:
         """Add the reference's table and the legend, and write the files."""
-        if reference := reference_rows(self.rows):
-            self._show(as_markdown(REFERENCE_TITLE, reference, REFERENCE_COLUMNS))
+        if rows := reference_rows(self.rows):
+            title = "the reference's table: FPS end to end, one by one; extreme FPS of the network in batches of 32"
+            self._show(as_markdown(title, rows, REFERENCE_COLUMNS))
         self._show(LEGEND)
         content = {**self.head, "matmul_flops_per_second": self.matmul_speeds, "rows": self.rows}
         texts = json.dumps(content, indent=1, allow_nan=False), "\n\n".join(self.sections)
@@ -114,16 +115,12 @@ def figures(contender: Contender, group: Mapping[Contender, Measured], matmul_sp
     """Return the figures of one contender of a group; None means unknown."""
     measured, passes = group[contender], KINDS[contender.what].forward_passes
     median, first, images = measured.median, measured.first, measured.images
-    flops = None
-    if passes and contender.name not in PEERS["torchvision"]:
-        flops = passes * forward_flops(contender.compound_coef, contender.side)
+    medians = {other.name: result.median for other, result in group.items() if other.precision == "float32"}
+    ratios = {name: median / other for name, other in medians.items() if median and other}
+    has_flops = passes and contender.name not in PEERS["torchvision"]
+    flops = passes * forward_flops(contender.compound_coef, contender.side) if has_flops else None
     seconds = [result.seconds for result in measured.passes]
     after_network = [result.postprocessing_seconds for result in measured.passes if result.postprocessing_seconds]
-
-    def relative_to(name: str) -> float | None:
-        other = group.get(replace(contender, name=name, precision="float32"), Measured()).median
-        return median / other if median and other else None
-
     return {
         "what": contender.what,
         "model": f"D{contender.compound_coef}",
@@ -136,12 +133,12 @@ def figures(contender: Contender, group: Mapping[Contender, Measured], matmul_sp
         "min_ms": 1e3 * min(seconds) if seconds else None,
         "max_ms": 1e3 * max(seconds) if seconds else None,
         "images_per_second": median and images / median,
-        "time_of_plain": relative_to("plain"),
-        "time_of_effdet": relative_to("effdet"),
+        "time_of_plain": ratios.get("plain"),
+        "time_of_effdet": ratios.get("effdet"),
         "postprocessing_share": sum(after_network) / sum(seconds) if after_network else None,
         "first_pass_seconds": first and first.seconds,
-        "peak_mib": first and (first.bytes_at_peak - first.bytes_before) / MIB,
-        "process_mib": first and first.bytes_at_peak / MIB,
+        "peak_mib": first and (first.bytes_at_peak - first.bytes_before) / 2**20,
+        "process_mib": first and first.bytes_at_peak / 2**20,
         "gflop_per_image": flops and flops / 1e9,
         "matmul_peak_share": flops and median and matmul_speed and flops * images / median / matmul_speed,
         "out_of_memory": measured.out_of_memory,
@@ -149,26 +146,21 @@ def figures(contender: Contender, group: Mapping[Contender, Measured], matmul_sp
 
 
 def reference_rows(rows: Sequence[dict]) -> list[dict]:
-    """Return the rows of the reference's own table with the figures measured here; none if none are comparable."""
+    """Return the reference's table with the comparable figures of `rows`; empty if there are none."""
     table: dict[tuple, dict] = {}
     for row in rows:
-        values = {}
-        if (row["what"], row["batch_size"]) == ("end_to_end", 1):
-            values = {"fps": row["images_per_second"], "mib": row["process_mib"]}
-        elif (row["what"], row["batch_size"]) == ("forward", 32):
-            values = {"extreme_fps": row["images_per_second"]}
-        if values and row["contender"] in MODES and row["side"] == CONFIGS[int(row["model"][1:])].input_size:
+        figures = REFERENCE_WORK.get((row["what"], row["batch_size"]))
+        if figures and row["contender"] in MODES and row["side"] == CONFIGS[int(row["model"][1:])].input_size:
             names = {key: row[key] for key in ("model", "contender", "precision")}
-            table.setdefault(tuple(names.values()), names).update(values)
-    for coef, fps, extreme_fps, mib in zip(range(8), REFERENCE_FPS, REFERENCE_EXTREME_FPS, REFERENCE_MIB):
-        names = {"model": f"D{coef}", "contender": REFERENCE, "precision": ""}
-        if any(model == names["model"] for model, *_ in table):
-            table[tuple(names.values())] = {**names, "fps": fps, "extreme_fps": extreme_fps, "mib": mib}
+            table.setdefault(tuple(names.values()), names).update({key: row[figure] for key, figure in figures.items()})
+    for model in {row["model"] for row in table.values()} - {"D8"}:
+        published = {key: values[int(model[1:])] for key, values in REFERENCE_FIGURES.items()}
+        table[model, REFERENCE] = {"model": model, "contender": REFERENCE, "precision": "", **published}
     return sorted(table.values(), key=lambda row: row["model"])
 
 
 def as_markdown(title: str, rows: Sequence[dict], columns: Mapping[str, tuple[str, str]]) -> str:
-    """Return an aligned table of the figures named in `columns` (figure -> heading and format), under a title."""
+    """Return an aligned table under a title. `columns`: figure -> heading and format."""
     cells = [[heading for heading, _ in columns.values()]]
     for row in rows:
         cells.append(["-" if row.get(key) is None else form.format(row[key]) for key, (_, form) in columns.items()])

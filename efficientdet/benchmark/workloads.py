@@ -3,21 +3,20 @@
 import contextlib
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import chain, repeat
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from efficientdet.benchmark import baselines
-from efficientdet.benchmark.baselines import PEERS, peer_network
+from efficientdet.benchmark.baselines import PEERS
 from efficientdet.benchmark.inputs import NUM_CLASSES, random_image, random_outputs, random_targets
 from efficientdet.checkpoints.find import is_exported
-from efficientdet.checkpoints.loading import load_weights
 from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.loader import Batch, BatchLoader, EpochSampler
@@ -29,7 +28,7 @@ from efficientdet.model.network import EfficientDet
 from efficientdet.model.postprocess import postprocess
 from efficientdet.project import Project
 from efficientdet.runtime.exported import ExportedModel
-from efficientdet.runtime.modes import MODES, compile_network, optimize
+from efficientdet.runtime.modes import MODES, NetworkRunner, compile_network
 from efficientdet.training.optimization import make_optimizer
 from efficientdet.training.recipe import RECIPES
 from efficientdet.training.step import TrainingStep
@@ -65,22 +64,20 @@ class Contender:
 
     def detector(self) -> Detector:
         """Load the contender's exported file, or its weights in its mode and precision."""
-        exported = is_exported(self.name)
-        weights, mode = (Path(self.name), "fused") if exported else (self.weights, self.name)
-        dtype = torch.float32 if exported else PRECISIONS[self.precision]
-        project = None if exported and self.what != "eval" else self.project  # None: the file's own
-        return load_detector(self.compound_coef, weights, project, self.device, (self.side, self.side), dtype, mode)
+        if is_exported(self.name):
+            project = self.project if self.what == "eval" else None  # None: the file's own
+            return load_detector(self.compound_coef, self.name, project, self.device, self.side)
+        options = self.side, PRECISIONS[self.precision], self.name
+        return load_detector(self.compound_coef, self.weights, self.project, self.device, *options)
 
     def network(self) -> nn.Module:
-        """Load the weights into a network in the contender's mode and precision, not compiled yet."""
-        project = self.project
-        network = EfficientDet(self.compound_coef, project.num_classes, project.anchor_ratios, project.anchor_scales)
-        load_weights(network, self.weights)
-        return optimize(network, self.device, PRECISIONS[self.precision], self.name).network
+        """Load the weights into a network in the contender's mode and precision."""
+        network = cast(NetworkRunner, self.detector().runner).network
+        return compile_network(cast(EfficientDet, network)) if self.name == "compiled" else network
 
 
 def make_workload(contender: Contender) -> Workload:
-    """Return the contender's workload; to be called in its own process. Raises InputError for unusable data."""
+    """Return the contender's workload, in the contender's own process. Raises InputError for unusable data."""
     if contender.device.type == "cpu" and contender.name in ("ours", *MODES) and contender.name != "plain":
         keep_freed_memory()
     torch.manual_seed(0)
@@ -90,16 +87,16 @@ def make_workload(contender: Contender) -> Workload:
 def end_to_end(contender: Contender) -> Workload:
     """Detect objects in decoded images (640 x 480), including letterbox and post-processing."""
     images, stopwatch = [random_image()] * contender.batch_size, Stopwatch()
-    side, project = contender.side, contender.project
-    if contender.name == "effdet":
-        network = peer_network("effdet", contender.compound_coef, side, contender.device, "predict")
-        detect: Callable = partial(baselines.effdet_detections, network, images, side, project)
-    elif contender.name in PEERS["torchvision"]:
-        network = peer_network(contender.name, contender.compound_coef, side, contender.device)
-        detect = partial(baselines.torchvision_detections, network, images)
-    elif contender.name == "plain":
-        canvas = (side, side)
-        detect = partial(baselines.baseline_detections, contender.network(), images, canvas, project, stopwatch)
+    name, side, project = contender.name, contender.side, contender.project
+    if name == "plain":
+        detect: Callable = partial(baselines.baseline_detections, contender.network(), images, side, project, stopwatch)
+    elif name == "effdet":
+        network = baselines.effdet_network(contender.compound_coef, side, contender.device, "predict")
+        detect = partial(baselines.effdet_detections, network, images, side, project)
+    elif name in PEERS["torchvision"]:
+        detect = partial(
+            baselines.torchvision_detections, baselines.torchvision_network(name, contender.device), images
+        )
     else:
         detect = partial(_detect, contender.detector(), images, stopwatch)
     return Workload(detect, contender.batch_size, contender.device, stopwatch)
@@ -114,12 +111,12 @@ def forward(contender: Contender) -> Workload:
     shape = (contender.batch_size, 3, contender.side, contender.side)
     images = torch.randn(shape, device=contender.device)
     if contender.name == "effdet":
-        network: Callable = peer_network("effdet", contender.compound_coef, contender.side, contender.device)
+        network: Callable = baselines.effdet_network(contender.compound_coef, contender.side, contender.device)
     elif is_exported(contender.name):
         network = exported = ExportedModel(contender.name, contender.device)
         images = torch.randint(256, shape, dtype=torch.uint8).to(contender.device, exported.input_dtype)
     else:
-        network = compiled_if_asked(contender, contender.network())
+        network = contender.network()
         if contender.name != "plain":
             images = images.contiguous(memory_format=torch.channels_last)
     return Workload(torch.inference_mode()(partial(network, images)), contender.batch_size, contender.device)
@@ -130,31 +127,28 @@ def train(contender: Contender) -> Workload:
     network = EfficientDet(contender.compound_coef, NUM_CLASSES).train().to(contender.device)
     images = torch.randn(contender.batch_size, 3, contender.side, contender.side, device=contender.device)
     targets = random_targets(contender.batch_size, contender.side, contender.device)
-    batch = Batch(images, targets, letterboxes=[], image_ids=[])
     if contender.name == "plain":
         adamw = torch.optim.AdamW(network.parameters(), lr=1e-4)
-        update: Callable = partial(baselines.baseline_step, network, adamw, batch)
-        return Workload(update, contender.batch_size, contender.device)
-    network.to(memory_format=torch.channels_last)
-    batch = replace(batch, images=images.contiguous(memory_format=torch.channels_last))
-    optimizer = make_optimizer(RECIPES["reference"], network)
-    amp = None if contender.precision == "float32" else PRECISIONS[contender.precision]
-    step = TrainingStep(compiled_if_asked(contender, network), DetectionLoss(), optimizer, amp)
-    return Workload(partial(step, [batch]), contender.batch_size, contender.device)
+        update: Callable = partial(baselines.baseline_step, network, adamw, Batch(images, targets, [], []))
+    else:
+        network.to(memory_format=torch.channels_last)
+        batch = Batch(images.contiguous(memory_format=torch.channels_last), targets, letterboxes=[], image_ids=[])
+        optimizer = make_optimizer(RECIPES["reference"], network)
+        amp = None if contender.precision == "float32" else PRECISIONS[contender.precision]
+        model = compile_network(network) if contender.name == "compiled" else network
+        update = partial(TrainingStep(model, DetectionLoss(), optimizer, amp), [batch])
+    return Workload(update, contender.batch_size, contender.device)
 
 
 def loss(contender: Contender) -> Workload:
     """Compute the loss of random outputs and its gradients."""
-    size, dtype = (contender.compound_coef, contender.side, contender.batch_size), PRECISIONS[contender.precision]
-    outputs = random_outputs(*size, contender.device, dtype, mean=-4.0, std=1.5)
+    batch_size, side, device = contender.batch_size, contender.side, contender.device
+    dtype = PRECISIONS[contender.precision]
+    outputs = random_outputs(contender.compound_coef, side, batch_size, device, dtype, mean=-4.0, std=1.5)
     inputs = outputs.class_logits.requires_grad_(), outputs.box_deltas.requires_grad_()
-    targets = random_targets(contender.batch_size, contender.side, contender.device)
+    targets = random_targets(batch_size, side, device)
     compute = baselines.baseline_loss if contender.name == "plain" else DetectionLoss()
-
-    def run_once() -> None:
-        torch.autograd.grad(compute(outputs, targets).total, inputs)
-
-    return Workload(run_once, contender.batch_size, contender.device)
+    return Workload(lambda: torch.autograd.grad(compute(outputs, targets).total, inputs), batch_size, device)
 
 
 def postprocessing(contender: Contender) -> Workload:
@@ -211,15 +205,8 @@ def evaluation(contender: Contender) -> Workload:
     return Workload(run_once, len(dataset), contender.device)
 
 
-def compiled_if_asked(contender: Contender, network: nn.Module) -> nn.Module:
-    if contender.name != "compiled":
-        return network
-    assert isinstance(network, EfficientDet)
-    return compile_network(network)
-
-
 class Kind(NamedTuple):
-    """A kind of work, and who can do it."""
+    """A kind of work, and its possible contenders."""
 
     make: Callable[[Contender], Workload]
     batch_size: int  # by default
@@ -249,7 +236,7 @@ KINDS = {
 def participants(
     what: str, modes: Sequence[str], precisions: Sequence[str], packages: Sequence[str], exported: Mapping[str, str]
 ) -> list[tuple[str, str]]:
-    """Return the (name, precision) of all who do this work. `exported` holds paths -> precisions of files."""
+    """Return the (name, precision) of all that do this work. `exported`: path -> precision of each file."""
     kind, found = KINDS[what], []
     for name in dict.fromkeys(kind.names[mode] for mode in modes if mode in kind.names):
         found += [(name, precision) for precision in (precisions if name in kind.in_precisions else ["float32"])]
@@ -259,10 +246,7 @@ def participants(
 
 @lru_cache
 def forward_flops(compound_coef: int, side: int) -> int:
-    """Return the floating-point operations of a forward pass per image, two for each multiply-add.
-
-    Only convolutions count, as in the paper (which counts multiply-adds).
-    """
+    """Return the floating-point operations of all convolutions per image, two for each multiply-add."""
     with torch.device("meta"):  # shapes only
         network = EfficientDet(compound_coef, NUM_CLASSES).eval()
         images = torch.empty(1, 3, side, side)

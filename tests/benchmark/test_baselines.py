@@ -17,8 +17,9 @@ from efficientdet.benchmark.baselines import (
     baseline_postprocess,
     baseline_step,
     effdet_detections,
-    peer_network,
+    effdet_network,
     torchvision_detections,
+    torchvision_network,
 )
 from efficientdet.benchmark.inputs import IMAGE_SIZE, random_image, random_outputs, random_targets, realistic_weights
 from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
@@ -109,7 +110,7 @@ def test_detections_in_images_are_equal():
     project, images = load_project("shapes"), [random_image(), random_image()[:, ::-1]]
     network, stopwatch = network_with_detections(project), Stopwatch()
     ours = Detector(network, project, CPU, SIDE)(images, *THRESHOLDS, batch_size=2)
-    baselines = baseline_detections(network, images, (SIDE, SIDE), project, stopwatch)
+    baselines = baseline_detections(network, images, SIDE, project, stopwatch)
     assert stopwatch.seconds.keys() == {"post-processing"}
     for found, expected in zip(ours, baselines, strict=True):
         assert len(found) > 20
@@ -142,14 +143,14 @@ def test_torchvision_resizes_to_the_size_in_its_name(name):
 
 
 def test_torchvision_detects():
-    network = peer_network("ssdlite320_mobilenet_v3_large (320 x 320)", 0, SIDE, CPU)
+    network = torchvision_network("ssdlite320_mobilenet_v3_large (320 x 320)", CPU)
     (found,) = torchvision_detections(network, [random_image()])
     assert found["boxes"].shape == (len(found["scores"]), 4)
 
 
 def test_effdet_detects_in_pixels_of_the_image():
     pytest.importorskip("effdet")
-    network = peer_network("effdet", 0, SIDE, CPU, "predict")
+    network = effdet_network(0, SIDE, CPU, "predict")
     found = effdet_detections(network, [random_image()] * 2, SIDE, load_project("coco"))
     assert found.shape == (2, 100, 6)
     corners = found[..., :4].reshape(-1, 2).amax(dim=0)

@@ -90,7 +90,7 @@ def test_images_and_weights_of_a_project(run, shapes_project):
         ("--precision fp16", "--precision fp16"),
         ("--mode cudagraph", "--mode cudagraph"),
         ("--what loss --mode compiled", "--what loss .* plain, fused, not compiled"),
-        ("--what train --compare effdet", "--compare effdet .* end_to_end and forward, not train"),
+        ("--what train --compare effdet", "--compare effdet .* end_to_end, forward, not train"),
         ("--what forward --compare torchvision", "--compare torchvision .* end_to_end, not forward"),
         ("--what train -w model.onnx", "-w model.onnx .* end_to_end, forward, eval, not train"),
         ("--what forward -w best", "-w best .* eval, not forward"),
