@@ -53,7 +53,7 @@ def ordered_map(
     in `prefetch`.
     """
     with ThreadPoolExecutor(threads) as pool:
-        futures = prefetch(map(lambda item: pool.submit(function, item), iterable), depth, patience)
+        futures = prefetch((pool.submit(function, item) for item in iterable), depth, patience)
         try:
             yield from map(Future.result, futures)
         finally:
