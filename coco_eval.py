@@ -51,8 +51,8 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     add("--float16", **BOOLEAN, default=False, help="the same as --amp fp16: half precision, on a GPU")
     add("--override", **BOOLEAN, default=True, help="False scores the results file of an earlier run (default: True)")
     add("--results", type=Path, metavar="FILE", help="score this COCO results file; needs no weights")
-    report = "also write logs/{project}/eval-.../ with report.html (classes, thresholds, errors) and report.json"
-    add("--report", **BOOLEAN, default=False, help=report)
+    report = "report.html (classes, thresholds, confusions, causes of errors, worst images), its images and report.json"
+    add("--report", **BOOLEAN, default=False, help=f"also write logs/{{project}}/eval-.../ with {report}")
     add("--set", dest="set_name", help="the set to evaluate (default: the project's val_set)")
     add_flags(parser, "saved_path", "data_path", "image_size", "max_images")
     threads = f"loading threads (default: {WORKERS})"
