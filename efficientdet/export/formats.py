@@ -102,14 +102,15 @@ def _write_openvino(network: EfficientDet, metadata: Metadata, path: Path) -> No
         for name, text in metadata.to_texts().items():
             model.set_rt_info(text, [RT_INFO, name])
         # OpenVINO's own compression to float16 would also round the anchors: halve the convolutions' weights only.
-        halved: dict[str, Any] = {}  # the pyramid levels share the heads' weights
-        for operation in model.get_ordered_ops() if metadata.precision == "float16" else []:
-            if operation.get_type_name() in CONVOLUTIONS:
-                weights = operation.input_value(1).get_node()
-                name = weights.get_friendly_name()
-                if name not in halved:
-                    halved[name] = op.convert(op.constant(weights.get_data().astype(np.float16)), "f32")
-                operation.input(1).replace_source_output(halved[name].output(0))
+        if metadata.precision == "float16":
+            halved: dict[str, Any] = {}  # the pyramid levels share the heads' weights
+            for operation in model.get_ordered_ops():
+                if operation.get_type_name() in CONVOLUTIONS:
+                    weights = operation.input_value(1).get_node()
+                    name = weights.get_friendly_name()
+                    if name not in halved:
+                        halved[name] = op.convert(op.constant(weights.get_data().astype(np.float16)), "f32")
+                    operation.input(1).replace_source_output(halved[name].output(0))
         openvino.save_model(model, path, compress_to_fp16=False)
 
 
