@@ -13,7 +13,7 @@ from efficientdet.convert.reading import SET_NAMES, files_below, finite_number, 
 from utils.errors import InputError
 
 # Content of a column -> its names in headers, in any case; blanks and dashes count as underscores.
-COLUMNS = {
+COLUMN_NAMES = {
     "image": ("filename", "file_name", "file", "filepath", "path", "image", "image_path", "image_name", "img"),
     "class": ("class", "class_name", "label", "name", "category"),
     "x1": ("xmin", "x_min", "x1", "left"),
@@ -35,7 +35,7 @@ XYXY, XYWH = ("x1", "y1", "x2", "y2"), ("x", "y", "width", "height")
 def read_csv(source: Path, images_folder: Path | None = None) -> Labels:
     """Read the labels in `source`, a CSV file or a folder of CSV files.
 
-    The header names columns of `COLUMNS`; without a header the columns are `path,x1,y1,x2,y2,class`. A row with
+    The header names columns of `COLUMN_NAMES`; without a header the columns are `path,x1,y1,x2,y2,class`. A row with
     neither box nor class is an image without objects. Coordinates are pixels from the image's left and upper edge.
     The set is in a column, or else in the name of the file or of a folder. The images' paths start in `images_folder`,
     or else in the CSV file's folder.
@@ -87,12 +87,12 @@ def _rows(file: Path) -> Iterator[tuple[str, list[str], list[str]]]:
 def _columns(place: str, first: list[str]) -> tuple[list[str], bool]:
     """Return the content of each column, given the table's first row, and whether that row is a header."""
     names = [re.sub(r"[\s_-]+", "_", cell.strip().lower()) for cell in first]
-    columns = [next((key for key, known in COLUMNS.items() if name in known), "") for name in names]
+    columns = [next((key for key, known in COLUMN_NAMES.items() if name in known), "") for name in names]
     if "image" not in columns:
         if len(first) == len(HEADERLESS) and not any(re.search("[^-+.0-9e]", cell.strip()) for cell in first[1:5]):
             return HEADERLESS, False
         raise InputError(
-            f"{place}: neither a header with a column of file names ({', '.join(COLUMNS['image'])}) nor a row "
+            f"{place}: neither a header with a column of file names ({', '.join(COLUMN_NAMES['image'])}) nor a row "
             "path,x1,y1,x2,y2,class: name the CSV files that hold boxes, or add a header"
         )
     if set(XYXY) <= set(columns):
@@ -100,7 +100,7 @@ def _columns(place: str, first: list[str]) -> tuple[list[str], bool]:
     elif not set(XYWH) <= set(columns):
         raise InputError(f"{place}: the header has neither xmin, ymin, xmax, ymax nor x, y, width, height")
     if "class" not in columns:
-        raise InputError(f"{place}: the header has no column of classes ({', '.join(COLUMNS['class'])})")
+        raise InputError(f"{place}: the header has no column of classes ({', '.join(COLUMN_NAMES['class'])})")
     for key in set(columns) - {""}:
         if columns.count(key) > 1:
             both = " and ".join(cell for cell, column in zip(first, columns) if column == key)

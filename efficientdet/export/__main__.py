@@ -38,9 +38,8 @@ from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.shapes import draw_if_absent
 from efficientdet.evaluation.coco import score
 from efficientdet.export.formats import PACKAGES, write_exported
-from efficientdet.export.proof import measure_speed, prove
-from efficientdet.export.quantization import CALIBRATION_IMAGES, quantize
-from efficientdet.export.quantization import PACKAGES as QUANTIZATION_PACKAGES
+from efficientdet.export.proof import compare_speed, prove
+from efficientdet.export.quantization import CALIBRATION_IMAGES, INT8_PACKAGES, quantize
 from efficientdet.inference.dataset import detect_dataset
 from efficientdet.inference.detector import DetectionOptions, Detector
 from efficientdet.inference.sources import Entry, Failure, Frame, list_sources, load, open_sources
@@ -124,7 +123,7 @@ def main(args: argparse.Namespace) -> None:
             if dataset is not None:
                 files.append(quantize_within_loss(args, file, project, dataset))
             if args.runs:
-                speeds = measure_speed(files, network, inputs[0], args.runs).items()
+                speeds = compare_speed(files, network, inputs[0], args.runs).items()
                 shown = ", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in speeds)
                 print(f"  per image: {shown} (batch 1, {torch.get_num_threads()} threads, {args.runs} runs)")
             move_into_place(files[-1], path)
@@ -144,7 +143,7 @@ def check_args(args: argparse.Namespace) -> None:
     if args.int8:
         if args.format != ["openvino"] or args.half:
             raise InputError("--int8 is for --format openvino only, without --half")
-        require_packages(QUANTIZATION_PACKAGES, "--int8")
+        require_packages(INT8_PACKAGES, "--int8")
     if args.output is not None:
         if len(args.format) > 1:
             raise InputError("--output names a single file: pass a single --format, or leave it out")
@@ -198,7 +197,7 @@ def read_frames(entries: Iterable[Entry | Failure]) -> Iterator[Frame]:
         yield frame
 
 
-def make_detector(exported: ExportedModel, project: Project) -> tuple[Detector, DetectionOptions]:
+def evaluation_detector(exported: ExportedModel, project: Project) -> tuple[Detector, DetectionOptions]:
     """Return a detector with the options of evaluation, within the thresholds of the file's own NMS."""
     limits = exported.metadata.suppression or _SUPPRESSION
     score_threshold = max(EVALUATION_SCORE_THRESHOLD, limits.score_threshold)
@@ -208,7 +207,7 @@ def make_detector(exported: ExportedModel, project: Project) -> tuple[Detector, 
 
 def network_inputs(exported: ExportedModel, project: Project, frames: Iterable[Frame]) -> Iterator[Tensor]:
     """Yield each image letterboxed for the exported file: (1, 3, H, W)."""
-    detector, options = make_detector(exported, project)
+    detector, options = evaluation_detector(exported, project)
     for frame in frames:
         yield from (batch.images for batch in detector.prepare([frame.image], options, 1).batches)
 
@@ -269,7 +268,7 @@ def quantize_within_loss(args: argparse.Namespace, path: Path, project: Project,
 
 def average_precision(path: Path, project: Project, dataset: CocoDataset) -> float:
     """Return the AP of an exported file, as coco_eval.py reports it."""
-    detector, options = make_detector(ExportedModel(path, _CPU), project)
+    detector, options = evaluation_detector(ExportedModel(path, _CPU), project)
     results = detect_dataset(detector, dataset, options, 1, default_workers(), Stopwatch())
     return score(dataset, results).numbers[0]
 

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 
 
-class Detector:
+class OnnxDetector:
     """An ONNX file written by efficientdet.export --nms."""
 
     def __init__(self, path: str):
@@ -55,7 +55,7 @@ def main(model_path: str, image_path: str, output_path: str) -> None:
     image = cv2.imread(image_path)
     if image is None:
         sys.exit(f"cannot read {image_path} as an image")
-    objects = Detector(model_path)(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+    objects = OnnxDetector(model_path)(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
     labels = [(f"{name} {score:.2f}", box.round().astype(int).tolist()) for name, score, box in objects]
     for text, box in labels:
         print(text, *box)

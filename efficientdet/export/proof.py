@@ -128,7 +128,7 @@ def _detections(outputs: Sequence[Tensor], suppression: Suppression | None, heig
     return detections[:_MAX_DETECTIONS]
 
 
-def measure_speed(paths: Sequence[Path], network: EfficientDet, images: Tensor, runs: int) -> dict[str, float]:
+def compare_speed(paths: Sequence[Path], network: EfficientDet, images: Tensor, runs: int) -> dict[str, float]:
     """Return name -> median seconds of PyTorch and of exported files, in separate processes, on one (1, 3, H, W)."""
     exported = {path: ExportedModel(path, _CPU) for path in paths}
     metadata = replace(exported[paths[0]].metadata, precision="float32")

@@ -20,7 +20,7 @@ from utils.optional import quietly, require_packages
 if TYPE_CHECKING:
     import openvino
 
-PACKAGES = ("openvino", "nncf")
+INT8_PACKAGES = ("openvino", "nncf")
 CALIBRATION_IMAGES = 100  # on shapes, 10 cost another 0.01 AP and 300 gain nothing
 
 
@@ -37,7 +37,7 @@ def quantize(model_path: Path, inputs: Sequence[np.ndarray], quantized_path: Pat
 
     Raises InputError if a package is missing, ValueError without inputs.
     """
-    require_packages(PACKAGES, "quantisation")
+    require_packages(INT8_PACKAGES, "quantisation")
     if not inputs:
         raise ValueError("quantisation needs at least one input for calibration")
     import nncf
