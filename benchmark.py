@@ -21,6 +21,7 @@ import signal
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ import torch
 from efficientdet.benchmark.baselines import PEERS
 from efficientdet.benchmark.inputs import realistic_weights
 from efficientdet.benchmark.report import Report
-from efficientdet.benchmark.workloads import KINDS, PRECISIONS, Contender, make_workload, participants
+from efficientdet.benchmark.workloads import KINDS, PRECISIONS, Contender, make_workload
 from efficientdet.checkpoints.find import find_weights, is_exported, resolve_weights
 from efficientdet.config import model_config
 from efficientdet.data.shapes import draw_if_absent
@@ -122,7 +123,11 @@ def plan(args: argparse.Namespace, device: torch.device, folder: Path) -> Iterat
             raise InputError(f"{', '.join(files)}: all must have the same square input; measure them separately")
         for what in dict.fromkeys(args.what):
             kind, weights = KINDS[what], folder / f"d{coef}.pth"
-            everyone = participants(what, args.mode, args.precision, args.compare, precisions)
+            everyone: list[tuple[str, str]] = []
+            for name in dict.fromkeys(kind.names[mode] for mode in args.mode if mode in kind.names):
+                everyone += product([name], args.precision if name in kind.in_precisions else ["float32"])
+            peers = [name for package in args.compare if package in kind.peers for name in PEERS[package]]
+            everyone += [*product(peers, ["float32"]), *(precisions.items() if kind.accepts_exported else [])]
             if not everyone:
                 raise InputError(f"--what {what} has the modes {', '.join(kind.names)}, not {' '.join(args.mode)}")
             project = load_project(args.project if kind.needs_data else "coco")

@@ -29,8 +29,6 @@ _EXIT_TIMEOUT = 10.0  # seconds
 
 
 class Workload(NamedTuple):
-    """The work of one contender."""
-
     run_once: Callable[[], object]
     images: int  # per pass
     device: torch.device

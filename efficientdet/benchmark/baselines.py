@@ -42,17 +42,15 @@ def baseline_image(letterbox: Letterbox, image: np.ndarray, mean: Sequence[float
 
 
 @torch.inference_mode()
-def baseline_postprocess(
-    outputs: Outputs, height: int, width: int, score_threshold: float, iou_threshold: float
-) -> list[Detections]:
-    """`postprocess`, image by image, decoding the boxes of all anchors."""
+def baseline_postprocess(outputs: Outputs, side: int) -> list[Detections]:
+    """`postprocess` at the thresholds of evaluation, image by image, decoding the boxes of all anchors."""
     detections = []
     for logits, deltas in zip(outputs.class_logits.float(), outputs.box_deltas.float()):
         scores, class_ids = logits.sigmoid().max(dim=-1)
-        boxes = clip_boxes(decode(deltas, outputs.anchors), height, width)
-        passed = scores > score_threshold
+        boxes = clip_boxes(decode(deltas, outputs.anchors), side, side)
+        passed = scores > EVALUATION_SCORE_THRESHOLD
         boxes, scores, class_ids = boxes[passed], scores[passed], class_ids[passed]
-        kept = batched_nms(boxes, scores, class_ids, iou_threshold)
+        kept = batched_nms(boxes, scores, class_ids, EVALUATION_IOU_THRESHOLD)
         detections.append(Detections(boxes[kept].cpu(), scores[kept].cpu(), class_ids[kept].cpu()))
     return detections
 
@@ -69,7 +67,7 @@ def baseline_detections(
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     with stopwatch.measuring("post-processing"):
-        found = baseline_postprocess(outputs, side, side, EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD)
+        found = baseline_postprocess(outputs, side)
         return [letterbox.detections_to_image(raw) for raw, letterbox in zip(found, letterboxes)]
 
 

@@ -19,6 +19,7 @@ from utils.files import atomic_write
 from utils.measuring import Measured
 
 COLUMNS = {  # figure -> heading and format
+    "model": ("", "{}"),
     "contender": ("", "{}"),
     "precision": ("precision", "{}"),
     "median_ms": ("median ms", "{:.1f}"),
@@ -31,16 +32,12 @@ COLUMNS = {  # figure -> heading and format
     "first_pass_seconds": ("first s", "{:.2f}"),
     "peak_mib": ("peak MiB", "{:.0f}"),
     "matmul_peak_share": ("of limit", "{:.0%}"),
-}
-REFERENCE = "reference, RTX 2080 Ti, April 2020"
-REFERENCE_COLUMNS = {
-    "model": ("", "{}"),
-    "contender": ("", "{}"),
-    "precision": ("precision", "{}"),
     "fps": ("FPS", "{:.2f}"),
     "extreme_fps": ("extreme FPS", "{:.2f}"),
     "mib": ("memory MiB", "{:.0f}"),
 }
+REFERENCE = "reference, RTX 2080 Ti, April 2020"
+REFERENCE_COLUMNS = ("model", "contender", "precision", "fps", "extreme_fps", "mib")
 REFERENCE_FIGURES = {  # of "Yet Another EfficientDet Pytorch", D0 to D7
     "fps": (36.20, 29.69, 26.50, 22.73, 14.75, 7.11, 5.30, 3.73),
     "extreme_fps": (163.14, 63.08, 40.99, None, None, None, None, None),
@@ -90,8 +87,8 @@ class Report:
         if rows[0]["gflop_per_image"]:
             title += f", {rows[0]['gflop_per_image']:.1f} GFLOP an image"
         self.rows += rows
-        known = [key for key in COLUMNS if key == "median_ms" or any(row[key] is not None for row in rows)]
-        self._show(as_markdown(title, rows, {key: COLUMNS[key] for key in known}))
+        known = {key for row in rows for key, value in row.items() if value is not None} - {"model"} | {"median_ms"}
+        self._show(as_markdown(title, rows, [key for key in COLUMNS if key in known]))
 
     def finish(self, json_path: Path | None, markdown_path: Path | None) -> None:
         """Add the reference's table and the legend, and write the files."""
@@ -159,11 +156,12 @@ def reference_rows(rows: Sequence[dict]) -> list[dict]:
     return sorted(table.values(), key=lambda row: row["model"])
 
 
-def as_markdown(title: str, rows: Sequence[dict], columns: Mapping[str, tuple[str, str]]) -> str:
-    """Return an aligned table under a title. `columns`: figure -> heading and format."""
-    cells = [[heading for heading, _ in columns.values()]]
+def as_markdown(title: str, rows: Sequence[dict], figures: Sequence[str]) -> str:
+    """Return an aligned table of some of COLUMNS, under a title."""
+    headings, formats = zip(*(COLUMNS[figure] for figure in figures))
+    cells = [list(headings)]
     for row in rows:
-        cells.append(["-" if row.get(key) is None else form.format(row[key]) for key, (_, form) in columns.items()])
+        cells.append(["-" if row.get(key) is None else form.format(row[key]) for key, form in zip(figures, formats)])
         cells[-1][0] += " (out of memory)" if row.get("out_of_memory") else ""
     first, *widths = (max(map(len, column)) for column in zip(*cells))
     lines = [f"| {' | '.join([name.ljust(first), *map(str.rjust, numbers, widths)])} |" for name, *numbers in cells]

@@ -155,9 +155,12 @@ def postprocessing(contender: Contender) -> Workload:
     """Turn random outputs into detections."""
     size = contender.compound_coef, contender.side, contender.batch_size
     outputs = random_outputs(*size, contender.device, torch.float32, mean=-5.5, std=0.6)  # some 50 candidates per image
-    arguments = outputs, contender.side, contender.side, EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD
-    function = baselines.baseline_postprocess if contender.name == "plain" else torch.inference_mode()(postprocess)
-    return Workload(partial(function, *arguments), contender.batch_size, contender.device)
+    if contender.name == "plain":
+        run_once: Callable = partial(baselines.baseline_postprocess, outputs, contender.side)
+    else:
+        canvas, thresholds = (contender.side, contender.side), (EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD)
+        run_once = partial(torch.inference_mode()(postprocess), outputs, *canvas, *thresholds)
+    return Workload(run_once, contender.batch_size, contender.device)
 
 
 def prepare(contender: Contender) -> Workload:
@@ -231,17 +234,6 @@ KINDS = {
     "loader": Kind(loader, 4, {"fused": "ours"}, needs_data=True),
     "eval": Kind(evaluation, 8, _ALL_MODES, MODES, accepts_exported=True, needs_data=True),
 }
-
-
-def participants(
-    what: str, modes: Sequence[str], precisions: Sequence[str], packages: Sequence[str], exported: Mapping[str, str]
-) -> list[tuple[str, str]]:
-    """Return the (name, precision) of all that do this work. `exported`: path -> precision of each file."""
-    kind, found = KINDS[what], []
-    for name in dict.fromkeys(kind.names[mode] for mode in modes if mode in kind.names):
-        found += [(name, precision) for precision in (precisions if name in kind.in_precisions else ["float32"])]
-    found += [(name, "float32") for package in packages if package in kind.peers for name in PEERS[package]]
-    return found + (list(exported.items()) if kind.accepts_exported else [])
 
 
 @lru_cache

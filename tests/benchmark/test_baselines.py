@@ -98,7 +98,7 @@ def test_prepared_images_are_equal(shape):
 def test_detections_in_outputs_are_equal(mean):
     torch.manual_seed(0)
     outputs = random_outputs(0, SIDE, 2, CPU, torch.float32, mean, std=1.0)
-    ours, baselines = (function(outputs, SIDE, SIDE, *THRESHOLDS) for function in (postprocess, baseline_postprocess))
+    ours, baselines = postprocess(outputs, SIDE, SIDE, *THRESHOLDS), baseline_postprocess(outputs, SIDE)
     for found, expected in zip(ours, baselines, strict=True):
         assert (len(found) > 3) == (mean == -5.5)
         torch.testing.assert_close(found.boxes, expected.boxes)

@@ -16,6 +16,7 @@ from scripts import SMALL, assert_succeeded, command, run_script, write_weights
 import benchmark
 from efficientdet.benchmark import workloads
 from efficientdet.benchmark.workloads import KINDS
+from efficientdet.runtime.modes import MODES
 from utils.errors import InputError
 from utils.measuring import Measured, Pass
 
@@ -144,6 +145,47 @@ class FakeExported:
 
     def canvas(self, image_size):
         return tuple(map(int, self.path.stem.split("x")))
+
+
+def contenders(flags: str) -> list[str]:
+    (group,) = planned(*flags.split())
+    return [str(contender) for contender in group]
+
+
+def test_no_mode_of_the_work_is_an_error():
+    with pytest.raises(InputError, match="--what loader"):
+        contenders("--what loader --mode plain")
+    with pytest.raises(InputError, match="--what postprocess"):
+        contenders("--what postprocess --mode compiled --precision float32 bf16")
+
+
+def test_each_mode_takes_part_in_each_precision():
+    forward = ["plain float32", "plain bf16", "fused float32", "fused bf16"]
+    assert contenders("--what forward --mode plain fused --precision float32 bf16") == forward
+    train = ["plain float32", "ours float32", "ours bf16", "compiled float32", "compiled bf16"]
+    assert contenders(f"--what train --mode {' '.join(MODES)} --precision float32 bf16") == train
+    assert contenders("--what loss --mode plain fused --precision bf16") == ["plain float32", "ours bf16"]
+    prepare = ["plain float32", "ours float32"]
+    assert contenders("--what prepare --mode plain fused --precision float32 bf16") == prepare
+
+
+def test_peers_take_part_where_they_can():
+    flags = "--mode fused --precision bf16 --compare"
+    assert contenders(f"--what forward {flags} effdet torchvision") == ["fused bf16", "effdet float32"]
+    assert contenders(f"--what end_to_end {flags} torchvision") == [
+        "fused bf16",
+        "retinanet_resnet50_fpn_v2 (1066 x 800) float32",
+        "ssdlite320_mobilenet_v3_large (320 x 320) float32",
+        "fasterrcnn_mobilenet_v3_large_320_fpn (426 x 320) float32",
+    ]
+    assert contenders("--what train --mode fused --compare effdet") == ["ours float32"]
+
+
+def test_exported_files_take_part_where_the_network_runs(monkeypatch):
+    monkeypatch.setattr(benchmark, "ExportedModel", FakeExported)
+    flags = "--mode fused -w 384x384.onnx"
+    assert contenders(f"--what forward {flags}") == ["fused float32", "384x384.onnx float16"]
+    assert contenders(f"--what train {flags}") == ["ours float32"]
 
 
 def test_exported_files_set_the_size(monkeypatch):

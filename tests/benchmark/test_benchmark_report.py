@@ -96,12 +96,11 @@ def test_other_input_sizes_are_not_in_the_references_table():
 
 
 def test_tables_are_aligned_markdown():
-    columns = {"name": ("", "{}"), "ms": ("ms", "{:.1f}")}
-    rows = [{"name": "plain", "ms": 5.04}, {"name": "a", "ms": None, "out_of_memory": True}]
-    assert as_markdown("loss", rows, columns).splitlines() == [
+    rows = [{"contender": "plain", "min_ms": 5.04}, {"contender": "a", "min_ms": None, "out_of_memory": True}]
+    assert as_markdown("loss", rows, ["contender", "min_ms"]).splitlines() == [
         "### loss",
         "",
-        "|                   |  ms |",
+        "|                   | min |",
         "|-------------------|----:|",
         "| plain             | 5.0 |",
         "| a (out of memory) |   - |",

@@ -7,10 +7,9 @@ import torch
 from exports import describe, network_that_finds
 
 from efficientdet.benchmark.inputs import realistic_weights
-from efficientdet.benchmark.workloads import KINDS, Contender, forward_flops, participants
+from efficientdet.benchmark.workloads import KINDS, Contender, forward_flops
 from efficientdet.export.formats import write_exported
 from efficientdet.project import load_project
-from efficientdet.runtime.modes import MODES
 from utils.errors import InputError
 
 CPU = torch.device("cpu")
@@ -21,43 +20,6 @@ def contender(what: str, name: str, precision: str = "float32", **changes) -> Co
     """Return a contender of D0 at 128 x 128 with batches of two."""
     settings = {"project": load_project("coco"), "data_path": NOWHERE, "weights": NOWHERE, "num_workers": 0}
     return Contender(what, name, precision, 0, 128, 2, CPU, **{**settings, **changes})
-
-
-def names(what: str, modes=(), precisions=("float32",), packages=(), exported=None) -> list[str]:
-    return [" ".join(pair) for pair in participants(what, modes, precisions, packages, exported or {})]
-
-
-def test_nobody_takes_part():
-    assert names("end_to_end") == []
-    assert names("loader", ["plain"]) == []
-
-
-def test_each_mode_takes_part_in_each_precision():
-    two = ["float32", "bf16"]
-    assert names("forward", ["plain", "fused"], two) == ["plain float32", "plain bf16", "fused float32", "fused bf16"]
-    assert names("train", MODES, two) == [
-        "plain float32", "ours float32", "ours bf16", "compiled float32", "compiled bf16"
-    ]  # fmt: skip
-    assert names("loss", ["plain", "fused"], ["bf16"]) == ["plain float32", "ours bf16"]
-    assert names("postprocess", ["compiled"], two) == []
-    assert names("prepare", ["plain", "fused"], two) == ["plain float32", "ours float32"]
-
-
-def test_peers_take_part_where_they_can():
-    assert names("forward", ["fused"], ["bf16"], ["effdet", "torchvision"]) == ["fused bf16", "effdet float32"]
-    assert names("end_to_end", ["fused"], ["bf16"], ["torchvision"]) == [
-        "fused bf16",
-        "retinanet_resnet50_fpn_v2 (1066 x 800) float32",
-        "ssdlite320_mobilenet_v3_large (320 x 320) float32",
-        "fasterrcnn_mobilenet_v3_large_320_fpn (426 x 320) float32",
-    ]
-    assert names("train", ["fused"], packages=["effdet"]) == ["ours float32"]
-
-
-def test_exported_files_take_part_where_the_network_runs():
-    files = {"a.onnx": "float16"}
-    assert names("forward", ["fused"], exported=files) == ["fused float32", "a.onnx float16"]
-    assert names("train", ["fused"], exported=files) == ["ours float32"]
 
 
 @pytest.mark.parametrize(
