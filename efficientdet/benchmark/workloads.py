@@ -94,9 +94,8 @@ def end_to_end(contender: Contender) -> Workload:
         network = baselines.effdet_network(contender.compound_coef, side, contender.device, "predict")
         detect = partial(baselines.effdet_detections, network, images, side, project)
     elif name in PEERS["torchvision"]:
-        detect = partial(
-            baselines.torchvision_detections, baselines.torchvision_network(name, contender.device), images
-        )
+        network = baselines.torchvision_network(name, contender.device)
+        detect = partial(baselines.torchvision_detections, network, images)
     else:
         detect = partial(_detect, contender.detector(), images, stopwatch)
     return Workload(detect, contender.batch_size, contender.device, stopwatch)
