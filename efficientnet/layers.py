@@ -32,8 +32,7 @@ class SameConv2d(nn.Module):
         self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1, bias: bool = True
     ):
         super().__init__()
-        self.kernel_size = kernel_size
-        self.stride = stride
+        self.kernel_size, self.stride = kernel_size, stride
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, groups=groups, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,8 +52,7 @@ class SameMaxPool2d(nn.Module):
 
     def __init__(self, kernel_size: int, stride: int):
         super().__init__()
-        self.kernel_size = kernel_size
-        self.stride = stride
+        self.kernel_size, self.stride = kernel_size, stride
 
     def forward(self, x: Tensor) -> Tensor:
         padded = F.pad(x, _same_padding_2d(x, self.kernel_size, self.stride))
