@@ -32,7 +32,7 @@ from efficientdet.checkpoints.find import is_exported, resolve_weights
 from efficientdet.config import DEMO_IOU_THRESHOLD, DEMO_SCORE_THRESHOLD
 from efficientdet.inference.options import DetectionOptions, class_indices
 from efficientdet.inference.pipeline import detect_frames
-from efficientdet.inference.report import Report
+from efficientdet.inference.report import DetectionReport
 from efficientdet.inference.sources import Entry, Failure, list_sources, open_sources
 from efficientdet.inference.writers import SAVE_FORMATS, check_targets
 from efficientdet.project import SHAPES_IMAGES, load_project
@@ -96,7 +96,9 @@ def main(args: argparse.Namespace) -> int:
     interrupted = False
     with ExitStack() as stack:
         class_names = detector.project.class_names
-        report = stack.enter_context(closing(Report(class_names, args.output, args.save, args.json, args.show)))
+        report = stack.enter_context(
+            closing(DetectionReport(class_names, args.output, args.save, args.json, args.show))
+        )
         results = stack.enter_context(closing(detect_frames(detector, open_sources(entries), options, args.batch_size)))
         try:
             for result in results:

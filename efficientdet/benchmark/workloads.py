@@ -121,7 +121,7 @@ def forward(contender: Contender) -> Workload:
     return Workload(torch.inference_mode()(partial(network, images)), contender.batch_size, contender.device)
 
 
-def train(contender: Contender) -> Workload:
+def training_step(contender: Contender) -> Workload:
     """Update a network by a random batch: forward, loss, backward, AdamW."""
     network = EfficientDet(contender.compound_coef, NUM_CLASSES).train().to(contender.device)
     images = torch.randn(contender.batch_size, 3, contender.side, contender.side, device=contender.device)
@@ -226,7 +226,9 @@ KINDS = {
     "end_to_end": Kind(end_to_end, 1, _ALL_MODES, MODES, [*PEERS], accepts_exported=True, forward_passes=1),
     "forward": Kind(forward, 32, _ALL_MODES, MODES, ["effdet"], accepts_exported=True, forward_passes=1),
     # The gradients of inputs and of weights each cost as many operations as the outputs.
-    "train": Kind(train, 4, {**_PLAIN_AND_OURS, "compiled": "compiled"}, ("ours", "compiled"), forward_passes=3),
+    "train": Kind(
+        training_step, 4, {**_PLAIN_AND_OURS, "compiled": "compiled"}, ("ours", "compiled"), forward_passes=3
+    ),
     "loss": Kind(loss, 8, _PLAIN_AND_OURS, ("ours",)),
     "postprocess": Kind(postprocessing, 8, _PLAIN_AND_OURS),
     "prepare": Kind(prepare, 1, _PLAIN_AND_OURS, needs_data=True),

@@ -67,7 +67,7 @@ def find_last(folder: Path, compound_coef: int) -> Path:
     if not path.is_file():
         others = sorted(file.name.split("_")[0].removeprefix("efficientdet-") for file in folder.glob("*_last.state"))
         hint = f"there is one of {', '.join(others)}, pass its -c" if others else "train first, or pass a file"
-        raise InputError(f"no checkpoint of d{compound_coef} in {folder}: {hint}")
+        raise InputError(f"no last checkpoint of d{compound_coef} in {folder}: {hint}")
     return path
 
 

@@ -24,7 +24,7 @@ MIN_SIZE, MAX_SIZE = 16, 400  # pixels: the longer side of a shape before rotati
 MAX_SHAPES = 6
 EMPTY_SHARE = 0.04  # of the images
 MIN_CONTRAST = 180  # between two shapes, and a shape and the background: |red| + |green| + |blue|
-MIN_VISIBLE = 0.6  # share of a shape's pixels that the border and later shapes must leave
+MIN_SHAPE_VISIBLE = 0.6  # share of a shape's pixels that the border and later shapes must leave
 MIN_SIDE = 12  # pixels of a visible box
 _SUBPIXELS = 4  # per pixel and axis: masks are drawn at this scale for smooth edges
 
@@ -57,7 +57,7 @@ def draw_image(rng: RandomState) -> tuple[np.ndarray, list[dict]]:
         candidate[window][mask * 2 >= _SUBPIXELS**2] = len(names)
         boxes = [_box_and_area(candidate == number) for number in range(len(names) + 1)]
         size = int((coverage * 2 >= _SUBPIXELS**2).sum())
-        minimum_areas = [max(1, MIN_VISIBLE * whole) for whole in (*sizes, size)]
+        minimum_areas = [max(1, MIN_SHAPE_VISIBLE * whole) for whole in (*sizes, size)]
         if any(area < minimum or min(box[2:]) < MIN_SIDE for (box, area), minimum in zip(boxes, minimum_areas)):
             continue
         owner, visible = candidate, boxes

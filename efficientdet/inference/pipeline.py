@@ -11,8 +11,8 @@ from efficientdet.structures import Detections
 from utils.cli import default_workers
 from utils.threads import Budget, ordered_map, prefetch
 
-Batch = list[Frame | Failure]
-Result = tuple[Frame, Detections] | Failure
+Items = list[Frame | Failure]
+FrameResult = tuple[Frame, Detections] | Failure
 
 MAX_PIXELS_IN_FLIGHT = 2**28  # of all frames together; a single larger one is allowed
 _MAX_DECODERS = 4  # threads; more would not speed up a GPU, and hold too many large images
@@ -21,7 +21,7 @@ _SOURCE_PATIENCE = 1.0  # seconds to wait, at the end, for a camera or a stream
 
 def detect_frames(
     detector: Detector, items: Iterable[Path | Frame | Failure], options: DetectionOptions, batch_size: int = 1
-) -> Generator[Result]:
+) -> Generator[FrameResult]:
     """Yield the frames of `items`, as of `open_sources`, with their detections, in order.
 
     Threads decode the next frames, prepare the next batch and run the network on this one while the caller handles the
@@ -35,11 +35,11 @@ def detect_frames(
         allowance.settle(reserved, _pixels(loaded))
         return loaded
 
-    def prepare(batch: Batch) -> tuple[Batch, Prepared | None]:
+    def prepare(batch: Items) -> tuple[Items, Prepared | None]:
         arrays = [item.image for item in batch if isinstance(item, Frame)]
         return batch, detector.prepare(arrays, options, batch_size) if arrays else None
 
-    def detect(prepared_batch: tuple[Batch, Prepared | None]) -> list[Result]:
+    def detect(prepared_batch: tuple[Items, Prepared | None]) -> list[FrameResult]:
         batch, prepared = prepared_batch
         found = iter(detector.detect(prepared, options) if prepared else ())
         return [(item, next(found)) if isinstance(item, Frame) else item for item in batch]
@@ -59,9 +59,9 @@ def detect_frames(
                 allowance.release(pixels)
 
 
-def _next_batch(items: Iterator[Frame | Failure], batch_size: int) -> Batch:
+def _next_batch(items: Iterator[Frame | Failure], batch_size: int) -> Items:
     """Return up to `batch_size` frames, fewer if they are huge, with the failures between them; empty at the end."""
-    batch: Batch = []
+    batch: Items = []
     frames = pixels = 0
     for item in items:
         batch.append(item)
@@ -73,6 +73,6 @@ def _next_batch(items: Iterator[Frame | Failure], batch_size: int) -> Batch:
     return batch
 
 
-def _pixels(item: Frame | Result) -> int:
+def _pixels(item: Frame | FrameResult) -> int:
     frame = item[0] if isinstance(item, tuple) else item
     return frame.image.shape[0] * frame.image.shape[1] if isinstance(frame, Frame) else 0

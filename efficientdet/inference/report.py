@@ -18,7 +18,7 @@ from efficientdet.structures import Detections
 from utils.video import Window
 
 
-class Report:
+class DetectionReport:
     """Prints, writes, shows and counts results. `close` completes its files.
 
     `json_target` is a file, whole or absent, or `-` for stdout, which then receives nothing else. Each line is one JSON

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pycocotools.coco import COCO
 
-from efficientdet.inference.report import Report, text_table
+from efficientdet.inference.report import DetectionReport, text_table
 from efficientdet.inference.sources import Failure, Frame, Source
 from efficientdet.inference.writers import SAVE_FORMATS, ResultWriters, annotate, check_targets
 from efficientdet.structures import Detections
@@ -250,7 +250,7 @@ def test_json_lines(tmp_path, capsys):
         {"file": "c.jpg", "error": "c.jpg is empty"},
     ]  # fmt: skip
     for target in (str(tmp_path / "lines.jsonl"), "-"):
-        report = Report(NAMES, tmp_path, (), target, show=False)
+        report = DetectionReport(NAMES, tmp_path, (), target, show=False)
         for result in ((photo(), CAT), (film()[0], found()), Failure("c.jpg", "c.jpg is empty")):
             report.add(result, quiet=True)
         report.close()
