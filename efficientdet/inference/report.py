@@ -11,7 +11,7 @@ from typing import TextIO
 
 import numpy as np
 
-from efficientdet.inference.pipeline import Result
+from efficientdet.inference.pipeline import FrameResult
 from efficientdet.inference.sources import Failure, Frame
 from efficientdet.inference.writers import ResultWriters, annotate, open_atomically, rows
 from efficientdet.structures import Detections
@@ -46,7 +46,7 @@ class DetectionReport:
     def close(self) -> None:
         self._stack.close()
 
-    def add(self, result: Result, quiet: bool = False) -> None:
+    def add(self, result: FrameResult, quiet: bool = False) -> None:
         """Write and count a result. Print it, unless it is a frame and `quiet` is set."""
         if isinstance(result, Failure):
             self.counts["failure"] += 1
