@@ -27,9 +27,8 @@ from pathlib import Path
 import torch
 
 from efficientdet.benchmark.baselines import PEERS
-from efficientdet.benchmark.inputs import realistic_weights
 from efficientdet.benchmark.report import Report
-from efficientdet.benchmark.workloads import KINDS, PRECISIONS, Contender, make_workload
+from efficientdet.benchmark.workloads import KINDS, PRECISIONS, Contender, make_workload, realistic_weights
 from efficientdet.checkpoints.find import find_weights, is_exported, resolve_weights
 from efficientdet.config import model_config
 from efficientdet.data.shapes import draw_if_absent

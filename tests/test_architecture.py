@@ -230,7 +230,7 @@ def test_what_surrounds_the_network_never_imports_it(imports, module):
                 "efficientdet.benchmark.baselines",
                 "efficientdet.export.example",
                 "efficientdet.evaluation.figures",
-                "efficientdet.benchmark.inputs",
+                "efficientdet.benchmark.workloads",
                 "efficientdet.data.shapes",
                 "efficientdet.data.transforms",
                 "utils.images",

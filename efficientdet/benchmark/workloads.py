@@ -1,21 +1,22 @@
-"""What the benchmark measures: for each kind of work, what a contender does in one pass."""
+"""What the benchmark measures: for each kind of work, what a contender does in one pass, on random inputs."""
 
 import contextlib
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import chain, repeat
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import NamedTuple, cast
 
+import cv2
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from efficientdet.benchmark import baselines
-from efficientdet.benchmark.baselines import PEERS
-from efficientdet.benchmark.inputs import NUM_CLASSES, random_image, random_outputs, random_targets
 from efficientdet.checkpoints.find import is_exported
 from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
 from efficientdet.data.dataset import CocoDataset
@@ -24,11 +25,12 @@ from efficientdet.data.transforms import Letterbox
 from efficientdet.inference.dataset import detect_dataset
 from efficientdet.inference.detector import DetectionOptions, Detector, load_detector
 from efficientdet.model.loss import DetectionLoss
-from efficientdet.model.network import EfficientDet
+from efficientdet.model.network import CLASS_HEADER, EfficientDet
 from efficientdet.model.postprocess import postprocess
 from efficientdet.project import Project
 from efficientdet.runtime.exported import ExportedModel
 from efficientdet.runtime.modes import MODES, NetworkRunner, compile_network
+from efficientdet.structures import Outputs, Targets
 from efficientdet.training.optimization import make_optimizer
 from efficientdet.training.recipe import RECIPES
 from efficientdet.training.step import TrainingStep
@@ -38,6 +40,10 @@ from utils.stopwatch import Stopwatch
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 OPTIONS = DetectionOptions(EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD)
+IMAGE_SIZE = (480, 640)  # (height, width) in pixels
+CANDIDATES = 1000  # anchors per image above the score threshold of evaluation, with random weights
+NUM_CLASSES = 90
+OBJECTS = 8  # per image
 
 
 @dataclass(frozen=True)
@@ -87,22 +93,20 @@ def make_workload(contender: Contender) -> Workload:
 def end_to_end(contender: Contender) -> Workload:
     """Detect objects in decoded images (640 x 480), including letterbox and post-processing."""
     images, stopwatch = [random_image()] * contender.batch_size, Stopwatch()
-    name, side, project = contender.name, contender.side, contender.project
+    name, side, project, device = contender.name, contender.side, contender.project, contender.device
     if name == "plain":
         detect: Callable = partial(baselines.baseline_detections, contender.network(), images, side, project, stopwatch)
     elif name == "effdet":
-        network = baselines.effdet_network(contender.compound_coef, side, contender.device, "predict")
+        network = baselines.effdet_network(contender.compound_coef, side, device, "predict")
         detect = partial(baselines.effdet_detections, network, images, side, project)
-    elif name in PEERS["torchvision"]:
-        network = baselines.torchvision_network(name, contender.device)
+    elif name in baselines.PEERS["torchvision"]:
+        network = baselines.torchvision_network(name, device)
         detect = partial(baselines.torchvision_detections, network, images)
     else:
-        detect = partial(_detect, contender.detector(), images, stopwatch)
-    return Workload(detect, contender.batch_size, contender.device, stopwatch)
-
-
-def _detect(detector: Detector, images: list, stopwatch: Stopwatch) -> None:
-    detector.detect(detector.prepare(images, OPTIONS, len(images)), OPTIONS, stopwatch)
+        detector = contender.detector()
+        prepared = partial(detector.prepare, images, OPTIONS, len(images))
+        return Workload(lambda: detector.detect(prepared(), OPTIONS, stopwatch), len(images), device, stopwatch)
+    return Workload(detect, len(images), device, stopwatch)
 
 
 def forward(contender: Contender) -> Workload:
@@ -167,13 +171,9 @@ def prepare(contender: Contender) -> Workload:
     dataset, project = contender.dataset(contender.project.val_set), contender.project
     images = [dataset.load_image(image_id) for image_id in dataset.image_ids[:40]]
     letterboxes = [Letterbox.fit(image.shape[:2], dataset.canvas) for image in images]
-    function = baselines.baseline_image if contender.name == "plain" else Letterbox.apply
-
-    def run_once() -> None:
-        for letterbox, image in zip(letterboxes, images):
-            function(letterbox, image, project.mean, project.std)
-
-    return Workload(run_once, len(images), torch.device("cpu"))
+    prepare_one = baselines.baseline_image if contender.name == "plain" else Letterbox.apply
+    arguments = [(*pair, project.mean, project.std) for pair in zip(letterboxes, images)]
+    return Workload(lambda: [prepare_one(*each) for each in arguments], len(images), torch.device("cpu"))
 
 
 def loader(contender: Contender) -> Workload:
@@ -183,12 +183,8 @@ def loader(contender: Contender) -> Workload:
     batches = chain.from_iterable(repeat(epoch))
     next(batches)  # once it has arrived, all workers are busy
     count = 4 * max(1, contender.num_workers)  # several from each worker, so that a pass does not end with a lucky one
-
-    def run_once() -> None:
-        for _ in range(count):
-            next(batches)
-
-    return Workload(run_once, count * min(batch_size, len(dataset)), torch.device("cpu"))
+    images = count * min(batch_size, len(dataset))
+    return Workload(lambda: sum(1 for _ in islice(batches, count)), images, torch.device("cpu"))
 
 
 def evaluation(contender: Contender) -> Workload:
@@ -223,12 +219,10 @@ class Kind(NamedTuple):
 _ALL_MODES = {mode: mode for mode in MODES}
 _PLAIN_AND_OURS = {"plain": "plain", "fused": "ours"}
 KINDS = {
-    "end_to_end": Kind(end_to_end, 1, _ALL_MODES, MODES, [*PEERS], accepts_exported=True, forward_passes=1),
+    "end_to_end": Kind(end_to_end, 1, _ALL_MODES, MODES, [*baselines.PEERS], accepts_exported=True, forward_passes=1),
     "forward": Kind(forward, 32, _ALL_MODES, MODES, ["effdet"], accepts_exported=True, forward_passes=1),
     # The gradients of inputs and of weights each cost as many operations as the outputs.
-    "train": Kind(
-        training_step, 4, {**_PLAIN_AND_OURS, "compiled": "compiled"}, ("ours", "compiled"), forward_passes=3
-    ),
+    "train": Kind(training_step, 4, _PLAIN_AND_OURS | {"compiled": "compiled"}, ("ours", "compiled"), forward_passes=3),
     "loss": Kind(loss, 8, _PLAIN_AND_OURS, ("ours",)),
     "postprocess": Kind(postprocessing, 8, _PLAIN_AND_OURS),
     "prepare": Kind(prepare, 1, _PLAIN_AND_OURS, needs_data=True),
@@ -246,3 +240,54 @@ def forward_flops(compound_coef: int, side: int) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(images)
     return counter.get_total_flops()
+
+
+# Inputs that cost as much work as real ones, the same in each run.
+
+
+def random_image() -> np.ndarray:
+    """Return an image (H, W, 3) uint8 RGB of smooth noise."""
+    coarse = np.random.default_rng(0).integers(0, 256, (IMAGE_SIZE[0] // 40, IMAGE_SIZE[1] // 40, 3), np.uint8)
+    return cv2.resize(coarse, IMAGE_SIZE[::-1], interpolation=cv2.INTER_CUBIC)
+
+
+@torch.inference_mode()
+def realistic_weights(compound_coef: int, side: int, project: Project, device: torch.device) -> dict[str, Tensor]:
+    """Return random weights, on the CPU, with which CANDIDATES anchors of `random_image()` pass the threshold."""
+    torch.manual_seed(0)
+    network = EfficientDet(compound_coef, project.num_classes, project.anchor_ratios, project.anchor_scales).to(device)
+    pixels = Letterbox.fit(IMAGE_SIZE, (side, side)).apply(random_image(), project.mean, project.std)
+    image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2).to(device)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0  # the statistics of this image alone: fresh ones would let activations vanish
+    network.train()(torch.cat((image, image.flip(-1))))  # two, since the top of a small pyramid is a single cell
+    logits = network.eval()(image).class_logits[0].amax(dim=-1)
+    threshold = math.log(EVALUATION_SCORE_THRESHOLD / (1 - EVALUATION_SCORE_THRESHOLD))
+    shift = threshold - logits.sort(descending=True).values[CANDIDATES]
+    network.get_submodule(CLASS_HEADER).get_parameter("conv.bias").add_(shift)
+    return {key: tensor.cpu() for key, tensor in network.state_dict().items()}
+
+
+def random_outputs(
+    compound_coef: int, side: int, batch_size: int, device: torch.device, dtype: torch.dtype, mean: float, std: float
+) -> Outputs:
+    """Return the outputs of an imaginary network: class logits of this mean and standard deviation, and box deltas."""
+    with torch.device("meta"):
+        network = EfficientDet(compound_coef, NUM_CLASSES)
+    anchors = network.anchors(torch.empty(1, 3, side, side, device=device))
+    logits = torch.empty(batch_size, len(anchors), NUM_CLASSES, dtype=dtype, device=device).normal_(mean, std)
+    deltas = torch.empty(batch_size, len(anchors), 4, dtype=dtype, device=device).normal_(0.0, 0.5)
+    return Outputs(logits, deltas, anchors)
+
+
+def random_targets(batch_size: int, side: int, device: torch.device) -> Targets:
+    """Return boxes from 16 pixels to half the input's side, with aspect ratios of up to 2, clipped to the input."""
+    shape = (batch_size, OBJECTS, 1)
+    lengths = 16 * (side / 32) ** torch.rand(shape)
+    stretch = 2 ** (torch.rand(shape) - 0.5)
+    sizes = torch.cat((lengths * stretch, lengths / stretch), dim=-1)
+    centres = side * torch.rand(batch_size, OBJECTS, 2)
+    boxes = torch.cat((centres - sizes / 2, centres + sizes / 2), dim=-1).clamp(0, side)
+    class_ids = torch.randint(NUM_CLASSES, (batch_size, OBJECTS))
+    return Targets(boxes.to(device), class_ids.to(device))

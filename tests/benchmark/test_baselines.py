@@ -21,7 +21,7 @@ from efficientdet.benchmark.baselines import (
     torchvision_detections,
     torchvision_network,
 )
-from efficientdet.benchmark.inputs import IMAGE_SIZE, random_image, random_outputs, random_targets, realistic_weights
+from efficientdet.benchmark.workloads import IMAGE_SIZE, random_image, random_outputs, random_targets, realistic_weights
 from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.loader import Batch

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from efficientdet.benchmark.inputs import (
+from efficientdet.benchmark.workloads import (
     CANDIDATES,
     IMAGE_SIZE,
     OBJECTS,

@@ -6,8 +6,7 @@ import pytest
 import torch
 from exports import describe, network_that_finds
 
-from efficientdet.benchmark.inputs import realistic_weights
-from efficientdet.benchmark.workloads import KINDS, Contender, forward_flops
+from efficientdet.benchmark.workloads import KINDS, Contender, forward_flops, realistic_weights
 from efficientdet.export.formats import write_exported
 from efficientdet.project import load_project
 from utils.errors import InputError

@@ -10,7 +10,7 @@ import pytest
 import torch
 from exports import CPU, SUPPRESSION, describe, images, network_that_finds, small_project
 
-from efficientdet.benchmark.inputs import random_image
+from efficientdet.benchmark.workloads import random_image
 from efficientdet.checkpoints.find import is_exported
 from efficientdet.export.formats import write_exported
 from efficientdet.inference.detector import Detector, load_detector
