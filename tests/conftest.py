@@ -7,6 +7,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,11 +40,19 @@ obj_list: ['square', 'disc']
 """
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Divide the cores among the workers of pytest-xdist and the scripts they run."""
+    config.option.loadscopereorder = False  # keep the order below, instead of files with many tests first
     threads = max(1, torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))
     torch.set_num_threads(threads)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # for the scripts
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with slow files of few tests, so that no worker is left alone with a long one at the end."""
+    tests = Counter(item.path for item in items)
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path not in slow, tests[item.path]))
 
 
 def _draw_shapes(seed: int, objects: int) -> tuple[np.ndarray, list[dict]]:

@@ -149,6 +149,7 @@ def test_training_leaves_no_temporary_files(finished):
     assert not list(finished.project.root.rglob("*.tmp"))
 
 
+@pytest.mark.oldest
 def test_last_resumes_epoch_step_optimizer_and_schedule(finished):
     assert_succeeded(finished.second)
     assert re.search(r"resuming logs/drawn/efficientdet-d0_last\.state: epoch 3, step 6", finished.second.stdout)

@@ -37,6 +37,7 @@ def assert_proven(model: ExportedModel, *sizes: tuple[int, int]) -> None:
     assert proof.matches.clear > 0
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize(
     ("export_format", "changes"),
     [

@@ -144,6 +144,7 @@ def test_iou_of_exactly_0_5_is_positive_and_of_0_4_is_not_negative():
     assert assigned.negative.tolist() == [[False, False]]
 
 
+@pytest.mark.oldest
 def test_reference_numbers_of_the_batch(golden, golden_batch):
     losses = DetectionLoss(empty_image_normalizer=1)(*golden_batch)
     assert losses.classification.item() == pytest.approx(float(golden["classification_loss"]), rel=1e-6)
@@ -156,6 +157,7 @@ def test_reference_numbers_of_each_image(golden, golden_batch, image):
     assert [loss.item() for loss in losses] == pytest.approx(golden["per_image"][image].tolist(), rel=1e-6)
 
 
+@pytest.mark.oldest
 def test_reference_gradients(golden, golden_batch):
     outputs, labels = golden_batch
     DetectionLoss(empty_image_normalizer=1)(outputs, labels).total.backward()

@@ -10,6 +10,7 @@ from efficientdet.runtime.modes import compile_network
 
 
 @pytest.mark.slow
+@pytest.mark.oldest
 def test_compiled_network_returns_the_same_outputs_and_gradients(monkeypatch):
     # Everything but code generation, which takes minutes; test_modes.py includes it.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))

@@ -53,6 +53,7 @@ def test_fused_mode_finds_the_same(d0):
 
 
 @pytest.mark.slow
+@pytest.mark.oldest
 @pytest.mark.skipif(not shutil.which("g++"), reason="compiling needs g++")
 def test_compiled_mode_finds_the_same_and_compiles_once_for_all_batches(d0, monkeypatch):
     # Recompiling is an error, as is code that cannot be compiled.
