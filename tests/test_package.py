@@ -100,6 +100,7 @@ def test_each_script_is_a_command(site, distribution, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_six_images_from_an_empty_folder(site, tmp_path):
     found = run(site, site / "bin" / "efficientdet-test", "--speed_runs", "0", cwd=tmp_path)
     assert_succeeded(found)
@@ -107,6 +108,7 @@ def test_six_images_from_an_empty_folder(site, tmp_path):
     assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["test", *(f"{number}.jpg" for number in range(1, 7))]
 
 
+@pytest.mark.slow
 def test_training_on_the_users_data(site, shapes_project):
     options = ("-p", "drawn", *SMALL, "--batch_size", "2", "-n", "0", "--num_epochs", "1")
     assert_succeeded(run(site, site / "bin" / "efficientdet-train", *options, cwd=shapes_project.root))

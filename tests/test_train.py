@@ -99,6 +99,7 @@ def test_the_best_by_average_precision_is_kept(finished):
     assert "best AP so far" in finished.first.stdout
 
 
+@pytest.mark.slow
 def test_a_terminal_of_80_columns_shows_steps_losses_learning_rate_and_image_rate(shapes_project):
     master, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
@@ -304,6 +305,7 @@ def test_weights_with_other_classes_get_a_new_class_header(shapes_project):
     assert last_state(shapes_project)["settings"]["head_only"] is True
 
 
+@pytest.mark.slow
 def test_early_stopping(shapes_project):
     args = ("--num_epochs", "9", "--es_patience", "1", "--es_min_delta", "1000", "--max_images", "2")
     run = run_main(train, *FLAGS, *args, cwd=shapes_project.root)
@@ -312,6 +314,7 @@ def test_early_stopping(shapes_project):
     assert "efficientdet-d0_3_3.pth" in checkpoints(shapes_project)
 
 
+@pytest.mark.slow
 def test_early_stopping_waits_for_a_validation(shapes_project):
     args = ("--num_epochs", "4", "--val_interval", "4", "--es_patience", "1", "--max_images", "2")
     run = run_main(train, *FLAGS, *args, cwd=shapes_project.root)
@@ -331,6 +334,7 @@ def test_useless_compilation_is_refused(shapes_project, flags, named):
     assert_one_error(run, "--compile", named)
 
 
+@pytest.mark.slow
 def test_official_recipe_with_accumulation_keeps_the_average_too(shapes_project):
     args = ("--num_epochs", "2", "--recipe", "official", "--accumulate", "3", "--freeze_bn", "--amp", "bf16")
     run = run_main(train, *FLAGS, *args, cwd=shapes_project.root)
@@ -368,6 +372,7 @@ def test_backbone_weights_are_loaded(shapes_project):
     assert torch.equal(loaded, published["_blocks.0._bn1.running_var"])
 
 
+@pytest.mark.slow
 def test_a_dead_worker_keeps_the_steps_made(shapes_project):
     edit_annotations(shapes_project.data, "train", repeat_images)
 

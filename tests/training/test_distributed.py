@@ -245,6 +245,7 @@ def test_one_command_starts_the_processes(tmp_path):
     assert run.returncode == 3 and "Traceback" not in run.stderr, run.stderr
 
 
+@pytest.mark.slow
 def test_evaluation_is_shared_by_processes(shapes_project):
     root = shapes_project.root
     network = untrained()
