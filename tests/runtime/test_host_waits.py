@@ -22,17 +22,10 @@ from efficientdet.data.transforms import Letterbox
 from efficientdet.model.loss import DetectionLoss
 from efficientdet.model.postprocess import find_candidates
 from efficientdet.structures import Targets
+from efficientdet.training.recipe import RECIPES
 
 pytestmark = pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="needs a CUDA build of PyTorch")
 
-# The official recipe's loss.
-OFFICIAL = {
-    "focal_gamma": 1.5,
-    "negative_iou": 0.5,
-    "force_best_anchor": True,
-    "box_loss": "huber",
-    "normalize": "batch",
-}
 COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 
 
@@ -92,14 +85,14 @@ def test_forward_pass_in_training():
     assert {part.device.type for part in outputs} == {"cuda"}
 
 
-@pytest.mark.parametrize("settings", [{}, OFFICIAL], ids=["reference", "official"])
+@pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("objects", [0, 5])
-def test_assignment_and_loss(settings, objects):
+def test_assignment_and_loss(recipe, objects):
     logits = torch.randn(2, 100, 3, dtype=torch.bfloat16, requires_grad=True)
     outputs = logits, torch.randn(2, 100, 4), torch.rand(100, 4)
     targets = Targets(torch.rand(2, objects, 4), torch.zeros(2, objects, dtype=torch.int64))
     with NoBlockingCopies():
-        losses = DetectionLoss(**settings)(outputs, targets)
+        losses = DetectionLoss.from_recipe(RECIPES[recipe])(outputs, targets)
         # backward() itself would query the driver for the GPU.
         gradient = losses.classification.grad_fn.apply(torch.ones(()))[0]
     assert losses.total.device.type == gradient.device.type == "cuda"
