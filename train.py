@@ -108,7 +108,7 @@ def train(args: argparse.Namespace, project: Project, device: torch.device) -> N
     with StopRequest() as stop, save_on_failure(run):
         while run.progress.epoch < args.num_epochs:
             train_epoch(run, train_batches, args, stop)
-            if stop.received:
+            if stop.agreed:
                 break
             validated = {}
             if (run.progress.epoch + 1) % args.val_interval == 0:
@@ -116,7 +116,7 @@ def train(args: argparse.Namespace, project: Project, device: torch.device) -> N
                     validated = validate(
                         run.networks, run.val_loss, val_batches, val_batches.dataset, device, run.step.amp, stop, bar
                     )
-                if stop.received:  # the resumed run starts with this validation
+                if stop.agreed:  # the resumed run starts with this validation
                     break
             improved = run.end_epoch(validated, args.es_min_delta)
             run.monitor.epoch(run.progress.history, validated, val_batches.dataset)
@@ -128,7 +128,7 @@ def train(args: argparse.Namespace, project: Project, device: torch.device) -> N
                 best = f"{run.progress.best_loss:.4f} since epoch {run.progress.best_epoch + 1}"
                 distributed.print_rank0(f"stopped early: no validation loss below {best}")
                 break
-        if stop.received:
+        if stop.agreed:
             run.save()
             distributed.print_rank0("stopped; to resume, repeat the command with --load_weights last")
     run.monitor.close()
@@ -178,11 +178,11 @@ def steps(batches: BatchLoader, accumulate: int, stop: StopRequest) -> Iterator[
             micro_batches = list(islice(iterator, accumulate))
         except InputError as error:
             problem = error
-        stop.received, failed = distributed.any_rank(stop.received, problem is not None)
+        stop.agreed, failed = distributed.any_rank(stop.received, problem is not None)
         if failed:
             problems = distributed.all_gather(problem and str(problem))
             raise InputError(next(filter(None, problems)))
-        if stop.received or not micro_batches:
+        if stop.agreed or not micro_batches:
             return
         yield micro_batches
 

@@ -112,8 +112,8 @@ def validate(
         bar.update(len(batch.image_ids))
         if stop.received:
             break
-    (stop.received,) = any_rank(stop.received)
-    if stop.received:
+    (stop.agreed,) = any_rank(stop.received)
+    if stop.agreed:
         return {}
     validated = {}
     for name in networks:

@@ -191,6 +191,29 @@ def test_training_under_torchrun_validates_every_image_once_and_resumes(shapes_p
 
 
 @pytest.mark.slow
+def test_a_signal_that_reaches_one_process_later_is_not_a_second_one(tmp_path):
+    script = tmp_path / "late.py"
+    script.write_text(
+        textwrap.dedent("""
+        import os, signal, torch
+        from train import steps
+        from utils import distributed
+        from utils.stop import StopRequest
+
+        with distributed.process_group(torch.device("cpu")), StopRequest() as stop:
+            if distributed.rank() == 0:
+                os.kill(os.getpid(), signal.SIGINT)
+            assert list(steps([["batch"]], 1, stop)) == [] and stop.agreed
+            if distributed.rank() == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+            distributed.any_rank()  # as saving would
+    """)
+    )
+    run = torchrun(script, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.slow
 def test_ctrl_c_saves_once(shapes_project):
     process = subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
