@@ -9,7 +9,7 @@ Ctrl+C shows and writes the results so far. Images and weights are random; 1,000
 
 Modes:
   plain         not fused, contiguous in memory, eager; decodes all boxes; computes the loss image by image
-  fused         what the other scripts run ("ours" where nothing can be fused)
+  fused         what the other scripts run
   compiled      the same through torch.compile; the first pass includes compiling
   cudagraph     the same as CUDA graphs, on a GPU
 
@@ -38,7 +38,7 @@ from efficientdet.runtime.modes import MODES
 from utils.cli import add_flags, make_parser, non_negative_int, positive_int
 from utils.device import check_compiler, select_device
 from utils.errors import InputError, exit_on_input_error
-from utils.files import make_writable_folder
+from utils.files import check_writable
 from utils.measuring import Measured, matmul_speed, measure
 from utils.optional import require_packages
 
@@ -49,7 +49,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     add, default = parser.add_argument, ["end_to_end", "forward"]
     add("--what", nargs="+", choices=KINDS, metavar="WORK", default=default, help="(default: end_to_end forward)")
     add("--mode", nargs="+", choices=MODES, metavar="MODE", default=["plain", "fused"], help="(default: plain fused)")
-    add("--precision", nargs="+", choices=PRECISIONS, default=["float32"], help="of ours (default: float32)")
+    add("--precision", nargs="+", choices=PRECISIONS, default=["float32"], help="of the modes (default: float32)")
     add("--compare", nargs="+", choices=PEERS, default=[], help="packages, in end_to_end; effdet also in forward")
     size = "side of the input in pixels (default: the exported file's, else the coefficient's)"
     weights = "exported files that compete; or weights for eval (default: the project's own)"
@@ -102,9 +102,7 @@ def check(args: argparse.Namespace, device: torch.device) -> None:
     if len(weights := [path for path in args.weights if not is_exported(path)]) > 1:
         raise InputError(f"-w {' '.join(weights)}: eval measures one weights file")
     for path in filter(None, (args.json, args.markdown)):
-        if path.is_dir():
-            raise InputError(f"{path} is a folder: name a file in it")
-        make_writable_folder(path.parent)
+        check_writable(path)
 
 
 def plan(args: argparse.Namespace, device: torch.device, folder: Path) -> Iterator[list[Contender]]:
@@ -123,12 +121,12 @@ def plan(args: argparse.Namespace, device: torch.device, folder: Path) -> Iterat
         for what in dict.fromkeys(args.what):
             kind, weights = KINDS[what], folder / f"d{coef}.pth"
             everyone: list[tuple[str, str]] = []
-            for name in dict.fromkeys(kind.names[mode] for mode in args.mode if mode in kind.names):
-                everyone += product([name], args.precision if name in kind.in_precisions else ["float32"])
+            for mode in dict.fromkeys(mode for mode in args.mode if mode in kind.modes):
+                everyone += product([mode], args.precision if mode in kind.in_precisions else ["float32"])
             peers = [name for package in args.compare if package in kind.peers for name in PEERS[package]]
             everyone += [*product(peers, ["float32"]), *(precisions.items() if kind.accepts_exported else [])]
             if not everyone:
-                raise InputError(f"--what {what} has the modes {', '.join(kind.names)}, not {' '.join(args.mode)}")
+                raise InputError(f"--what {what} has the modes {', '.join(kind.modes)}, not {' '.join(args.mode)}")
             project = load_project(args.project if kind.needs_data else "coco")
             if what == "eval":
                 requested = next((path for path in args.weights if path not in models), None)

@@ -47,10 +47,17 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def make_writable_folder(folder: Path) -> None:
-    """Create `folder` if needed and write a test file. Raises InputError now rather than after hours of work."""
+    """Create `folder` if needed and write a test file. Raises InputError if that fails."""
     with _report_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
+
+
+def check_writable(path: Path) -> None:
+    """Create the folder of a file that will be written. Raises InputError now rather than after hours of work."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name a file in it")
+    make_writable_folder(path.parent)
 
 
 @contextlib.contextmanager

@@ -37,7 +37,6 @@ COLUMNS = {  # figure -> heading and format
     "mib": ("memory MiB", "{:.0f}"),
 }
 REFERENCE = "reference, RTX 2080 Ti, April 2020"
-REFERENCE_COLUMNS = ("model", "contender", "precision", "fps", "extreme_fps", "mib")
 REFERENCE_FIGURES = {  # of "Yet Another EfficientDet Pytorch", D0 to D7
     "fps": (36.20, 29.69, 26.50, 22.73, 14.75, 7.11, 5.30, 3.73),
     "extreme_fps": (163.14, 63.08, 40.99, None, None, None, None, None),
@@ -94,7 +93,7 @@ class Report:
         """Add the reference's table and the legend, and write the files."""
         if rows := reference_rows(self.rows):
             title = "the reference's table: FPS end to end, one by one; extreme FPS of the network in batches of 32"
-            self._show(as_markdown(title, rows, REFERENCE_COLUMNS))
+            self._show(as_markdown(title, rows, ["model", "contender", "precision", *REFERENCE_FIGURES]))
         self._show(LEGEND)
         content = {**self.head, "matmul_flops_per_second": self.matmul_speeds, "rows": self.rows}
         texts = json.dumps(content, indent=1, allow_nan=False), "\n\n".join(self.sections)
@@ -130,8 +129,7 @@ def figures(contender: Contender, group: Mapping[Contender, Measured], matmul_sp
         "min_ms": 1e3 * min(seconds) if seconds else None,
         "max_ms": 1e3 * max(seconds) if seconds else None,
         "images_per_second": median and images / median,
-        "time_of_plain": ratios.get("plain"),
-        "time_of_effdet": ratios.get("effdet"),
+        **{f"time_of_{name}": ratios.get(name) for name in ("plain", "effdet")},
         "postprocessing_share": sum(after_network) / sum(seconds) if after_network else None,
         "first_pass_seconds": first and first.seconds,
         "peak_mib": first and (first.bytes_at_peak - first.bytes_before) / 2**20,

@@ -1,9 +1,6 @@
 """What the benchmark measures: for each kind of work, what a contender does in one pass, on random inputs."""
 
-import contextlib
-import io
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import chain, islice, repeat
@@ -51,7 +48,7 @@ class Contender:
     """A row of a table: who does what, and with what."""
 
     what: str  # a key of KINDS
-    name: str  # a mode of `optimize`, "ours", one of PEERS, or the path of an exported file
+    name: str  # one of MODES or PEERS, or the path of an exported file
     precision: str  # a key of PRECISIONS, or the exported file's own
     compound_coef: int
     side: int  # of the input, pixels
@@ -81,10 +78,18 @@ class Contender:
         network = cast(NetworkRunner, self.detector().runner).network
         return compile_network(cast(EfficientDet, network)) if self.name == "compiled" else network
 
+    @property
+    def is_optimized(self) -> bool:
+        return self.name in MODES and self.name != "plain"
+
+    def workload(self, run_once: Callable[[], object], stopwatch: Stopwatch | None = None) -> Workload:
+        """Return the workload of a batch per pass."""
+        return Workload(run_once, self.batch_size, self.device, stopwatch)
+
 
 def make_workload(contender: Contender) -> Workload:
     """Return the contender's workload, in the contender's own process. Raises InputError for unusable data."""
-    if contender.device.type == "cpu" and contender.name in ("ours", *MODES) and contender.name != "plain":
+    if contender.device.type == "cpu" and contender.is_optimized:
         keep_freed_memory()
     torch.manual_seed(0)
     return KINDS[contender.what].make(contender)
@@ -95,75 +100,62 @@ def end_to_end(contender: Contender) -> Workload:
     images, stopwatch = [random_image()] * contender.batch_size, Stopwatch()
     name, side, project, device = contender.name, contender.side, contender.project, contender.device
     if name == "plain":
-        detect: Callable = partial(baselines.baseline_detections, contender.network(), images, side, project, stopwatch)
-    elif name == "effdet":
+        network = contender.network()
+        detect = partial(baselines.baseline_detections, network, images, side, project, stopwatch)
+        return contender.workload(detect, stopwatch)
+    if name == "effdet":
         network = baselines.effdet_network(contender.compound_coef, side, device, "predict")
-        detect = partial(baselines.effdet_detections, network, images, side, project)
-    elif name in baselines.PEERS["torchvision"]:
+        return contender.workload(partial(baselines.effdet_detections, network, images, side, project))
+    if name in baselines.PEERS["torchvision"]:
         network = baselines.torchvision_network(name, device)
-        detect = partial(baselines.torchvision_detections, network, images)
-    else:
-        detector = contender.detector()
-        prepared = partial(detector.prepare, images, OPTIONS, len(images))
-        return Workload(lambda: detector.detect(prepared(), OPTIONS, stopwatch), len(images), device, stopwatch)
-    return Workload(detect, len(images), device, stopwatch)
+        return contender.workload(partial(baselines.torchvision_detections, network, images))
+    detector = contender.detector()
+    prepared = partial(detector.prepare, images, OPTIONS, len(images))
+    return contender.workload(lambda: detector.detect(prepared(), OPTIONS, stopwatch), stopwatch)
 
 
 def forward(contender: Contender) -> Workload:
     """Run the network alone on images that are on the device already."""
-    shape = (contender.batch_size, 3, contender.side, contender.side)
-    images = torch.randn(shape, device=contender.device)
+    images = random_input(contender)
     if contender.name == "effdet":
         network: Callable = baselines.effdet_network(contender.compound_coef, contender.side, contender.device)
     elif is_exported(contender.name):
         network = exported = ExportedModel(contender.name, contender.device)
-        images = torch.randint(256, shape, dtype=torch.uint8).to(contender.device, exported.input_dtype)
+        images = torch.randint(256, images.shape, dtype=torch.uint8).to(contender.device, exported.input_dtype)
     else:
         network = contender.network()
-        if contender.name != "plain":
-            images = images.contiguous(memory_format=torch.channels_last)
-    return Workload(torch.inference_mode()(partial(network, images)), contender.batch_size, contender.device)
+    return contender.workload(torch.inference_mode()(partial(network, images)))
 
 
 def training_step(contender: Contender) -> Workload:
     """Update a network by a random batch: forward, loss, backward, AdamW."""
     network = EfficientDet(contender.compound_coef, NUM_CLASSES).train().to(contender.device)
-    images = torch.randn(contender.batch_size, 3, contender.side, contender.side, device=contender.device)
-    targets = random_targets(contender.batch_size, contender.side, contender.device)
+    batch = Batch(random_input(contender), random_targets(contender), letterboxes=[], image_ids=[])
     if contender.name == "plain":
         adamw = torch.optim.AdamW(network.parameters(), lr=1e-4)
-        update: Callable = partial(baselines.baseline_step, network, adamw, Batch(images, targets, [], []))
-    else:
-        network.to(memory_format=torch.channels_last)
-        batch = Batch(images.contiguous(memory_format=torch.channels_last), targets, letterboxes=[], image_ids=[])
-        optimizer = make_optimizer(RECIPES["reference"], network)
-        amp = None if contender.precision == "float32" else PRECISIONS[contender.precision]
-        model = compile_network(network) if contender.name == "compiled" else network
-        update = partial(TrainingStep(model, DetectionLoss(), optimizer, amp), [batch])
-    return Workload(update, contender.batch_size, contender.device)
+        return contender.workload(partial(baselines.baseline_step, network, adamw, batch))
+    network.to(memory_format=torch.channels_last)
+    optimizer = make_optimizer(RECIPES["reference"], network)
+    amp = None if contender.precision == "float32" else PRECISIONS[contender.precision]
+    model = compile_network(network) if contender.name == "compiled" else network
+    return contender.workload(partial(TrainingStep(model, DetectionLoss(), optimizer, amp), [batch]))
 
 
 def loss(contender: Contender) -> Workload:
     """Compute the loss of random outputs and its gradients."""
-    batch_size, side, device = contender.batch_size, contender.side, contender.device
-    dtype = PRECISIONS[contender.precision]
-    outputs = random_outputs(contender.compound_coef, side, batch_size, device, dtype, mean=-4.0, std=1.5)
+    outputs, targets = random_outputs(contender, mean=-4.0, std=1.5), random_targets(contender)
     inputs = outputs.class_logits.requires_grad_(), outputs.box_deltas.requires_grad_()
-    targets = random_targets(batch_size, side, device)
     compute = baselines.baseline_loss if contender.name == "plain" else DetectionLoss()
-    return Workload(lambda: torch.autograd.grad(compute(outputs, targets).total, inputs), batch_size, device)
+    return contender.workload(lambda: torch.autograd.grad(compute(outputs, targets).total, inputs))
 
 
 def postprocessing(contender: Contender) -> Workload:
     """Turn random outputs into detections."""
-    size = contender.compound_coef, contender.side, contender.batch_size
-    outputs = random_outputs(*size, contender.device, torch.float32, mean=-5.5, std=0.6)  # some 50 candidates per image
+    outputs, side = random_outputs(contender, mean=-5.5, std=0.6), contender.side  # some 50 candidates per image
     if contender.name == "plain":
-        run_once: Callable = partial(baselines.baseline_postprocess, outputs, contender.side)
-    else:
-        canvas, thresholds = (contender.side, contender.side), (EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD)
-        run_once = partial(torch.inference_mode()(postprocess), outputs, *canvas, *thresholds)
-    return Workload(run_once, contender.batch_size, contender.device)
+        return contender.workload(partial(baselines.baseline_postprocess, outputs, side))
+    arguments = side, side, OPTIONS.score_threshold, OPTIONS.iou_threshold
+    return contender.workload(partial(torch.inference_mode()(postprocess), outputs, *arguments))
 
 
 def prepare(contender: Contender) -> Workload:
@@ -191,16 +183,11 @@ def evaluation(contender: Contender) -> Workload:
     """Detect objects in a validation set, as coco_eval.py does before scoring."""
     dataset = contender.dataset(contender.project.val_set)
     if contender.name == "plain":
-        evaluate = partial(baselines.baseline_evaluation, contender.network(), dataset)
+        evaluate: Callable = partial(baselines.baseline_evaluation, contender.network(), dataset)
     else:
         settings = OPTIONS, contender.batch_size, contender.num_workers, Stopwatch()
-        evaluate = partial(detect_dataset, contender.detector(), dataset, *settings)
-
-    def run_once() -> None:
-        with contextlib.redirect_stderr(io.StringIO()):  # hides the progress bar
-            evaluate()
-
-    return Workload(run_once, len(dataset), contender.device)
+        evaluate = partial(detect_dataset, contender.detector(), dataset, *settings, progress=False)
+    return Workload(evaluate, len(dataset), contender.device)
 
 
 class Kind(NamedTuple):
@@ -208,26 +195,24 @@ class Kind(NamedTuple):
 
     make: Callable[[Contender], Workload]
     batch_size: int  # by default
-    names: Mapping[str, str]  # mode -> contender
-    in_precisions: Sequence[str] = ()  # contenders that run in each precision; others run in float32
-    peers: Sequence[str] = ()
+    modes: Collection[str]
+    in_precisions: Collection[str] = ()  # modes that run in each precision; others run in float32
+    peers: Collection[str] = ()
     accepts_exported: bool = False
     needs_data: bool = False  # of a project
     forward_passes: int = 0  # with as many FLOPs; 0 if they are not counted
 
 
-_ALL_MODES = {mode: mode for mode in MODES}
-_PLAIN_AND_OURS = {"plain": "plain", "fused": "ours"}
 KINDS = {
-    "end_to_end": Kind(end_to_end, 1, _ALL_MODES, MODES, [*baselines.PEERS], accepts_exported=True, forward_passes=1),
-    "forward": Kind(forward, 32, _ALL_MODES, MODES, ["effdet"], accepts_exported=True, forward_passes=1),
+    "end_to_end": Kind(end_to_end, 1, MODES, MODES, baselines.PEERS, accepts_exported=True, forward_passes=1),
+    "forward": Kind(forward, 32, MODES, MODES, ["effdet"], accepts_exported=True, forward_passes=1),
     # The gradients of inputs and of weights each cost as many operations as the outputs.
-    "train": Kind(training_step, 4, _PLAIN_AND_OURS | {"compiled": "compiled"}, ("ours", "compiled"), forward_passes=3),
-    "loss": Kind(loss, 8, _PLAIN_AND_OURS, ("ours",)),
-    "postprocess": Kind(postprocessing, 8, _PLAIN_AND_OURS),
-    "prepare": Kind(prepare, 1, _PLAIN_AND_OURS, needs_data=True),
-    "loader": Kind(loader, 4, {"fused": "ours"}, needs_data=True),
-    "eval": Kind(evaluation, 8, _ALL_MODES, MODES, accepts_exported=True, needs_data=True),
+    "train": Kind(training_step, 4, ["plain", "fused", "compiled"], ["fused", "compiled"], forward_passes=3),
+    "loss": Kind(loss, 8, ["plain", "fused"], ["fused"]),
+    "postprocess": Kind(postprocessing, 8, ["plain", "fused"]),
+    "prepare": Kind(prepare, 1, ["plain", "fused"], needs_data=True),
+    "loader": Kind(loader, 4, ["fused"], needs_data=True),
+    "eval": Kind(evaluation, 8, MODES, MODES, accepts_exported=True, needs_data=True),
 }
 
 
@@ -263,31 +248,33 @@ def realistic_weights(compound_coef: int, side: int, project: Project, device: t
             module.momentum = 1.0  # the statistics of this image alone: fresh ones would let activations vanish
     network.train()(torch.cat((image, image.flip(-1))))  # two, since the top of a small pyramid is a single cell
     logits = network.eval()(image).class_logits[0].amax(dim=-1)
-    threshold = math.log(EVALUATION_SCORE_THRESHOLD / (1 - EVALUATION_SCORE_THRESHOLD))
-    shift = threshold - logits.sort(descending=True).values[CANDIDATES]
+    shift = torch.tensor(EVALUATION_SCORE_THRESHOLD).logit() - logits.sort(descending=True).values[CANDIDATES]
     network.get_submodule(CLASS_HEADER).get_parameter("conv.bias").add_(shift)
     return {key: tensor.cpu() for key, tensor in network.state_dict().items()}
 
 
-def random_outputs(
-    compound_coef: int, side: int, batch_size: int, device: torch.device, dtype: torch.dtype, mean: float, std: float
-) -> Outputs:
+def random_input(contender: Contender) -> Tensor:
+    """Return normalised images (N, 3, side, side), channels-last if the contender prefers it."""
+    images = torch.randn(contender.batch_size, 3, contender.side, contender.side, device=contender.device)
+    return images.contiguous(memory_format=torch.channels_last) if contender.is_optimized else images
+
+
+def random_outputs(contender: Contender, mean: float, std: float) -> Outputs:
     """Return the outputs of an imaginary network: class logits of this mean and standard deviation, and box deltas."""
     with torch.device("meta"):
-        network = EfficientDet(compound_coef, NUM_CLASSES)
-    anchors = network.anchors(torch.empty(1, 3, side, side, device=device))
-    logits = torch.empty(batch_size, len(anchors), NUM_CLASSES, dtype=dtype, device=device).normal_(mean, std)
-    deltas = torch.empty(batch_size, len(anchors), 4, dtype=dtype, device=device).normal_(0.0, 0.5)
-    return Outputs(logits, deltas, anchors)
+        network = EfficientDet(contender.compound_coef, NUM_CLASSES)
+    anchors = network.anchors(torch.empty(1, 3, contender.side, contender.side, device=contender.device))
+    empty = partial(torch.empty, dtype=PRECISIONS[contender.precision], device=contender.device)
+    logits = empty(contender.batch_size, len(anchors), NUM_CLASSES).normal_(mean, std)
+    return Outputs(logits, empty(contender.batch_size, len(anchors), 4).normal_(0.0, 0.5), anchors)
 
 
-def random_targets(batch_size: int, side: int, device: torch.device) -> Targets:
+def random_targets(contender: Contender) -> Targets:
     """Return boxes from 16 pixels to half the input's side, with aspect ratios of up to 2, clipped to the input."""
-    shape = (batch_size, OBJECTS, 1)
-    lengths = 16 * (side / 32) ** torch.rand(shape)
-    stretch = 2 ** (torch.rand(shape) - 0.5)
+    side, shape = contender.side, (contender.batch_size, OBJECTS)
+    lengths = 16 * (side / 32) ** torch.rand(*shape, 1)
+    stretch = 2 ** (torch.rand(*shape, 1) - 0.5)
     sizes = torch.cat((lengths * stretch, lengths / stretch), dim=-1)
-    centres = side * torch.rand(batch_size, OBJECTS, 2)
+    centres = side * torch.rand(*shape, 2)
     boxes = torch.cat((centres - sizes / 2, centres + sizes / 2), dim=-1).clamp(0, side)
-    class_ids = torch.randint(NUM_CLASSES, (batch_size, OBJECTS))
-    return Targets(boxes.to(device), class_ids.to(device))
+    return Targets(boxes.to(contender.device), torch.randint(NUM_CLASSES, shape).to(contender.device))

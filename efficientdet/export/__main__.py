@@ -50,7 +50,7 @@ from efficientdet.runtime.metadata import Metadata, Suppression
 from utils.cli import BOOLEAN, add_flags, default_workers, fraction, make_parser, non_negative_int, positive_int
 from utils.device import keep_freed_memory
 from utils.errors import InputError, exit_on_input_error
-from utils.files import atomic_write, make_writable_folder
+from utils.files import atomic_write, check_writable
 from utils.optional import require_packages
 from utils.stopwatch import Stopwatch
 
@@ -102,12 +102,13 @@ def main(args: argparse.Namespace) -> None:
     metadata = make_metadata(args, network.eval(), project)
     # The weights of shapes may be where programs are installed: write into the current folder instead.
     template = args.output or (Path(weights.name) if weights == SHAPES_WEIGHTS else weights)
-    make_writable_folder(template.parent)
+    paths = [template.with_suffix(EXPORT_SUFFIXES[export_format]) for export_format in args.format]
+    for path in paths:
+        check_writable(path)
     frames = proof_images(args, project)
     dataset = int8_validation_set(args, project, metadata) if args.int8 else None
 
-    for export_format in args.format:
-        path = template.with_suffix(EXPORT_SUFFIXES[export_format])
+    for export_format, path in zip(args.format, paths):
         print(f"D{args.compound_coef} from {weights} as {export_format} ...", flush=True)
         with TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
             file = Path(folder) / path.name

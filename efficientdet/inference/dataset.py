@@ -22,12 +22,13 @@ def detect_dataset(
     batch_size: int,
     num_threads: int,
     stopwatch: Stopwatch,
+    progress: bool = True,
 ) -> list[dict]:
     """Return the COCO results of all images, in the data set's order. `options.tile` has no effect.
 
     Processes share the images; each returns the results of all. `num_threads` load the next batches while the network
     runs; with 0, loading alternates with it. `stopwatch` receives the time of "loading" (as far as the network waits
-    for it), "network" and "post-processing". Raises InputError for an unusable image.
+    for it), "network" and "post-processing". `progress` shows a bar. Raises InputError for an unusable image.
     """
     share = dataset.image_ids[distributed.rank() :: distributed.world_size()]
     whole_images = replace(options, tile=None)
@@ -39,7 +40,7 @@ def detect_dataset(
     starts = range(0, len(share), batch_size)
     # Threads, because the processes of `BatchLoader` take longer to start than detection in a small set.
     loaded = ordered_map(load, starts, num_threads, num_threads) if num_threads else (load(start) for start in starts)
-    description, disable = f"{dataset.set_name} on {detector.device}", distributed.rank() > 0
+    description, disable = f"{dataset.set_name} on {detector.device}", distributed.rank() > 0 or not progress
     bar = tqdm(desc=description, total=len(share), unit="image", dynamic_ncols=True, disable=disable)
     found: dict[int | str, list[dict]] = {}
     problem = None

@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from contenders import contender
 from torchvision.models import get_model
 
 from efficientdet.benchmark.baselines import (
@@ -71,7 +72,7 @@ def test_loss_and_gradients_are_equal(objects):
 @pytest.mark.slow
 def test_a_training_step_updates_the_network_equally():
     torch.manual_seed(0)
-    images, targets = torch.randn(2, 3, SIDE, SIDE, dtype=torch.float64), random_targets(2, SIDE, CPU)
+    images, targets = torch.randn(2, 3, SIDE, SIDE, dtype=torch.float64), random_targets(contender("train", "plain"))
     batch = Batch(images, targets, letterboxes=[], image_ids=[])
     network = EfficientDet().double().train()
     before, other = copy.deepcopy(network.state_dict()), copy.deepcopy(network)
@@ -97,7 +98,7 @@ def test_prepared_images_are_equal(shape):
 @pytest.mark.parametrize("mean", [-50.0, -5.5])
 def test_detections_in_outputs_are_equal(mean):
     torch.manual_seed(0)
-    outputs = random_outputs(0, SIDE, 2, CPU, torch.float32, mean, std=1.0)
+    outputs = random_outputs(contender("postprocess", "plain"), mean, std=1.0)
     ours, baselines = postprocess(outputs, SIDE, SIDE, *THRESHOLDS), baseline_postprocess(outputs, SIDE)
     for found, expected in zip(ours, baselines, strict=True):
         assert (len(found) > 3) == (mean == -5.5)

@@ -60,15 +60,15 @@ def test_tables_and_files_of_work_on_random_inputs(run):
     what = ("end_to_end", "forward", "train", "loss", "postprocess")
     files = ("--json", "out/speed.json", "--markdown", "out/speed.md")
     text = run("--what", *what, "--batch_size", "2", "--runs", "2", *files)
-    for work, ours in zip(what, ("fused", "fused", "ours", "ours", "ours")):
+    for work in what:
         plain, fast = table(text, f"{work}: D0 at 128 x 128, batch 2")
-        assert (plain[""], fast[""]) == ("plain", ours)
+        assert (plain[""], fast[""]) == ("plain", "fused")
         assert (fast["median ms"], fast["images/s"], fast["/ plain"]) == ("500.0", "4.00", "1.00")
     assert "- limit: `matrix multiplication, 1000 GFLOP/s in float32`\n" in text
 
     content = json.loads(Path("out/speed.json").read_text())
     assert list(content["matmul_flops_per_second"]) == ["float32"]
-    assert [row["contender"] for row in content["rows"]] == ["plain", "fused"] * 2 + ["plain", "ours"] * 3
+    assert [row["contender"] for row in content["rows"]] == ["plain", "fused"] * 5
     assert all(row["seconds"] == [0.5, 0.5] for row in content["rows"])
     assert Path("out/speed.md").read_text() == text.rstrip() + "\n"
 
@@ -79,8 +79,8 @@ def test_images_and_weights_of_a_project(run, shapes_project):
     text = run("--what", "eval", "prepare", "loader", *data, "-w", weights)
     for heading, contenders in (
         ("eval: D0 at 128 x 128, batch 8, 3 images a pass", ["plain", "fused"]),
-        ("prepare: D0 at 128 x 128, batch 1, 3 images a pass", ["plain", "ours"]),
-        ("loader: D0 at 128 x 128, batch 4, 16 images a pass", ["ours"]),
+        ("prepare: D0 at 128 x 128, batch 1, 3 images a pass", ["plain", "fused"]),
+        ("loader: D0 at 128 x 128, batch 4, 16 images a pass", ["fused"]),
     ):
         assert [row[""] for row in table(text, heading)] == contenders
 
@@ -162,10 +162,10 @@ def test_no_mode_of_the_work_is_an_error():
 def test_each_mode_takes_part_in_each_precision():
     forward = ["plain float32", "plain bf16", "fused float32", "fused bf16"]
     assert contenders("--what forward --mode plain fused --precision float32 bf16") == forward
-    train = ["plain float32", "ours float32", "ours bf16", "compiled float32", "compiled bf16"]
+    train = ["plain float32", "fused float32", "fused bf16", "compiled float32", "compiled bf16"]
     assert contenders(f"--what train --mode {' '.join(MODES)} --precision float32 bf16") == train
-    assert contenders("--what loss --mode plain fused --precision bf16") == ["plain float32", "ours bf16"]
-    prepare = ["plain float32", "ours float32"]
+    assert contenders("--what loss --mode plain fused --precision bf16") == ["plain float32", "fused bf16"]
+    prepare = ["plain float32", "fused float32"]
     assert contenders("--what prepare --mode plain fused --precision float32 bf16") == prepare
 
 
@@ -178,14 +178,14 @@ def test_peers_take_part_where_they_can():
         "ssdlite320_mobilenet_v3_large (320 x 320) float32",
         "fasterrcnn_mobilenet_v3_large_320_fpn (426 x 320) float32",
     ]
-    assert contenders("--what train --mode fused --compare effdet") == ["ours float32"]
+    assert contenders("--what train --mode fused --compare effdet") == ["fused float32"]
 
 
 def test_exported_files_take_part_where_the_network_runs(monkeypatch):
     monkeypatch.setattr(benchmark, "ExportedModel", FakeExported)
     flags = "--mode fused -w 384x384.onnx"
     assert contenders(f"--what forward {flags}") == ["fused float32", "384x384.onnx float16"]
-    assert contenders(f"--what train {flags}") == ["ours float32"]
+    assert contenders(f"--what train {flags}") == ["fused float32"]
 
 
 def test_exported_files_set_the_size(monkeypatch):
@@ -258,7 +258,7 @@ def test_ctrl_c_keeps_the_results_so_far(tmp_path):
             script.kill()  # its processes end with it
     assert script.returncode == 130, error.read_text()
     assert "Traceback" not in error.read_text()
-    assert [row[""] for row in table(output, "postprocess: ")] == ["plain", "ours"]
+    assert [row[""] for row in table(output, "postprocess: ")] == ["plain", "fused"]
     assert "stopped" in output
     content = json.loads((tmp_path / "speed.json").read_text())
     assert all(len(row["seconds"]) > 1 for row in content["rows"])

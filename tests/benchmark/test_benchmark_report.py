@@ -67,7 +67,7 @@ def test_figures_of_a_group():
 
 
 def test_figures_of_training():
-    group = {contender("ours", what="train", batch_size=4): measured(500, images=4)}
+    group = {contender("fused", what="train", batch_size=4): measured(500, images=4)}
     (row,) = rows(group, matmul_speed=1e12)
     assert row["images_per_second"] == pytest.approx(8)
     assert row["gflop_per_image"] == pytest.approx(3 * forward_flops(0, 512) / 1e9)
@@ -154,7 +154,7 @@ def test_what_is_printed_and_written(tmp_path, monkeypatch, capsys):
 
 def test_columns_without_figures_are_left_out(capsys):
     report = Report(CPU, {})
-    report.add({contender("ours", what="loss", batch_size=8): measured(1, images=8)})
+    report.add({contender("fused", what="loss", batch_size=8): measured(1, images=8)})
     titles = capsys.readouterr().out.splitlines()[-4]
     assert "median ms" in titles
     assert not any(title in titles for title in ("/ plain", "/ effdet", "post", "of limit"))

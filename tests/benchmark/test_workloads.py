@@ -4,21 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from contenders import contender
 from exports import describe, network_that_finds
 
-from efficientdet.benchmark.workloads import KINDS, Contender, forward_flops, realistic_weights
+from efficientdet.benchmark.workloads import KINDS, forward_flops, realistic_weights
 from efficientdet.export.formats import write_exported
 from efficientdet.project import load_project
 from utils.errors import InputError
 
 CPU = torch.device("cpu")
-NOWHERE = Path("nowhere")
-
-
-def contender(what: str, name: str, precision: str = "float32", **changes) -> Contender:
-    """Return a contender of D0 at 128 x 128 with batches of two."""
-    settings = {"project": load_project("coco"), "data_path": NOWHERE, "weights": NOWHERE, "num_workers": 0}
-    return Contender(what, name, precision, 0, 128, 2, CPU, **{**settings, **changes})
 
 
 @pytest.mark.parametrize(
@@ -54,11 +48,11 @@ def weights(tmp_path_factory) -> Path:
         ("end_to_end", "plain", "bf16"),
         ("end_to_end", "fused", "float32"),
         ("train", "plain", "float32"),
-        ("train", "ours", "bf16"),
+        ("train", "fused", "bf16"),
         ("loss", "plain", "float32"),
-        ("loss", "ours", "bf16"),
+        ("loss", "fused", "bf16"),
         ("postprocess", "plain", "float32"),
-        ("postprocess", "ours", "float32"),
+        ("postprocess", "fused", "float32"),
     ],
 )
 def test_passes_on_random_inputs(weights, what, name, precision):
@@ -81,7 +75,7 @@ def test_passes_of_effdet(what):
 
 
 @pytest.mark.parametrize(
-    ("what", "name", "images"), [("loader", "ours", 8), ("prepare", "plain", 3), ("prepare", "ours", 3)]
+    ("what", "name", "images"), [("loader", "fused", 8), ("prepare", "plain", 3), ("prepare", "fused", 3)]
 )
 def test_passes_through_a_project(shapes_project, what, name, images):
     project = load_project(shapes_project.yml)
@@ -120,4 +114,4 @@ def test_passes_of_an_exported_file(exported, what):
 @pytest.mark.parametrize("what", ["loader", "prepare"])
 def test_missing_data_are_named(tmp_path, what):
     with pytest.raises(InputError, match="coco_tiny/annotations/instances_"):
-        KINDS[what].make(contender(what, "ours", project=load_project("coco_tiny"), data_path=tmp_path))
+        KINDS[what].make(contender(what, "fused", project=load_project("coco_tiny"), data_path=tmp_path))
