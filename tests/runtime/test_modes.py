@@ -55,11 +55,10 @@ def test_fused_mode_finds_the_same(d0):
 @pytest.mark.slow
 @pytest.mark.oldest
 @pytest.mark.skipif(not shutil.which("g++"), reason="compiling needs g++")
-def test_compiled_mode_finds_the_same_and_compiles_once_for_all_batches(d0, monkeypatch):
-    # Recompiling is an error, as is code that cannot be compiled.
-    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
+def test_compiled_mode_finds_the_same_and_compiles_once_for_all_batches(d0):
     fused, compiled = optimize(d0, CPU), optimize(d0, CPU, mode="compiled")
-    with torch.inference_mode():
+    # Recompiling is an error, as is code that cannot be compiled.
+    with torch.inference_mode(), torch._dynamo.config.patch(error_on_recompile=True):
         for count, threshold in ((2, THRESHOLD), (5, THRESHOLD), (3, 0.6), (1, THRESHOLD)):
             batch = images(count, 3, 128, 128).roll(count, dims=-1)
             assert_same(compiled.find(batch, threshold), fused.find(batch, threshold))
