@@ -43,9 +43,10 @@ obj_list: ['square', 'disc']
 def pytest_configure(config: pytest.Config) -> None:
     """Divide the cores among the workers of pytest-xdist and the scripts they run."""
     config.option.loadscopereorder = False  # keep the order below, instead of files with many tests first
-    threads = max(1, torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))
-    torch.set_num_threads(threads)
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # for the scripts
+    if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # not in the process that starts them: they inherit it
+        threads = max(1, torch.get_num_threads() // int(workers))
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # for the scripts
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

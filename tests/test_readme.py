@@ -312,6 +312,7 @@ RUNNABLE = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # the tests have imported the module
 @pytest.mark.slow
 @pytest.mark.parametrize("command", RUNNABLE, ids=lambda command: command.name)
 def test_command_runs(command, folder, monkeypatch):

@@ -178,6 +178,7 @@ def test_truncated_file_is_refused(weights_file, share):
         load_weights(EfficientDet(0, 2), weights_file)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("content", [b"not tensors\n", b"\x80", b"\x80\x04.", b"PK\x03\x04" + b"\0" * 100, bytes(1000)])
 def test_garbage_is_refused(tmp_path, content):
     (tmp_path / "bad.pth").write_bytes(content)
@@ -195,6 +196,7 @@ class _MakesAFile:
         return Path.touch, (self.path,)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("write", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
 def test_code_in_a_file_is_never_executed(tmp_path, write):
     made = tmp_path / "made"
