@@ -5,7 +5,7 @@
   python coco_eval.py -p my_project -c 2 -w best                       the best weights of train.py so far
   python coco_eval.py -p my_project -c 2 -w logs/my_project/efficientdet-d2_30_4000.pth
   python coco_eval.py -p my_project -w model.onnx                      a file of efficientdet.export, in its own engine
-  python coco_eval.py -p my_project -c 2 -w best --report              also a page that analyses the errors
+  python coco_eval.py -p my_project -c 2 -w best --report              also a page that analyzes the errors
   python coco_eval.py -p my_project --results detections.json          any detector's results, without weights
 
 Detections are written to logs/{project}/{set}_bbox_results.json, in COCO's results format. If num_gpus in the
@@ -24,7 +24,7 @@ from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRES
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.results import read_results, write_results
 from efficientdet.data.shapes import draw_if_absent
-from efficientdet.evaluation.analysis import analyse, class_table
+from efficientdet.evaluation.analysis import analyze, class_table
 from efficientdet.evaluation.coco import score_in_detail
 from efficientdet.evaluation.report import report_folder, write_report
 from efficientdet.inference.dataset import detect_dataset
@@ -113,7 +113,7 @@ def evaluate(args: argparse.Namespace, project: Project, device: torch.device) -
     if not source:
         print(stopwatch.summary(len(dataset)))
     if args.report:
-        analysis = analyse(details, project.class_names, dataset.image_ids)
+        analysis = analyze(details, project.class_names, dataset.image_ids)
         folder = report_folder(LOGS / project.name, set_name, source or weights)
         write_report(folder, dataset, evaluation, details, analysis, facts, None if source else stopwatch.seconds)
         print(class_table(analysis.classes))

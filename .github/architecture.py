@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
 
 INK, PALE = "#303030", "#6b6b6b"
-BLUE, GREEN, ORANGE, VIOLET, GREY = "#dbe9f6", "#dff0d8", "#fde8cf", "#e8e0f3", "#f0f0f0"
+BLUE, GREEN, ORANGE, VIOLET, GRAY = "#dbe9f6", "#dff0d8", "#fde8cf", "#e8e0f3", "#f0f0f0"
 LEVEL_Y = {3: 1.6, 4: 2.6, 5: 3.6, 6: 4.6, 7: 5.6}
 LEVEL_COLORS = {3: "#c6dbef", 4: "#9ecae1", 5: "#6baed6", 6: "#fdd0a2", 7: "#fdae6b"}
 IN_X, MIDDLE_X, OUT_X = 5.3, 6.3, 7.3
@@ -24,7 +24,7 @@ def draw_architecture() -> Figure:
 
 
 def _draw_backbone(axes: Axes) -> None:
-    _panel(axes, (0.1, 0.9), 1.35, 5.3, GREY, "input", "efficientdet/\ndata/transforms.py")
+    _panel(axes, (0.1, 0.9), 1.35, 5.3, GRAY, "input", "efficientdet/\ndata/transforms.py")
     _box(axes, (0.25, 3.1), 1.05, 1.0, "white", "letterbox\n512 to 1536\npixels")
     _panel(axes, (1.85, 0.9), 2.3, 5.3, BLUE, "backbone", "efficientnet/\nmodel.py")
     axes.text(3.0, 5.72, "EfficientNet\nB0 to B7", ha="center", va="center", fontsize=9, color=INK)
@@ -88,9 +88,9 @@ def _panel(
 ) -> None:
     style = "round,pad=0,rounding_size=0.12"
     axes.add_patch(FancyBboxPatch(corner, width, height, boxstyle=style, facecolor=color, edgecolor="none", zorder=0))
-    centre = corner[0] + width / 2
-    axes.text(centre, corner[1] + height + 0.3, title, ha="center", va="center", fontsize=13, weight="bold", color=INK)
-    axes.text(centre, corner[1] - 0.12, file, ha="center", va="top", fontsize=8.5, family="monospace", color=INK)
+    center = corner[0] + width / 2
+    axes.text(center, corner[1] + height + 0.3, title, ha="center", va="center", fontsize=13, weight="bold", color=INK)
+    axes.text(center, corner[1] - 0.12, file, ha="center", va="top", fontsize=8.5, family="monospace", color=INK)
 
 
 def _box(axes: Axes, corner: tuple[float, float], width: float, height: float, color: str, text: str) -> None:
@@ -98,8 +98,8 @@ def _box(axes: Axes, corner: tuple[float, float], width: float, height: float, c
     axes.add_patch(
         FancyBboxPatch(corner, width, height, boxstyle=style, facecolor=color, edgecolor=INK, linewidth=0.8, zorder=3)
     )
-    centre = corner[0] + width / 2, corner[1] + height / 2
-    axes.text(*centre, text, ha="center", va="center", fontsize=8.5, color=INK, zorder=4, linespacing=1.4)
+    center = corner[0] + width / 2, corner[1] + height / 2
+    axes.text(*center, text, ha="center", va="center", fontsize=8.5, color=INK, zorder=4, linespacing=1.4)
 
 
 def _arrow(

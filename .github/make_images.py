@@ -143,7 +143,7 @@ def make_accuracy() -> Path:
     axes.minorticks_off()
     for coef, point in enumerate(points):
         name, side = ("D7X" if coef == 8 else f"D{coef}"), model_config(coef).input_size
-        below = coef in (6, 7)  # close to their neighbours
+        below = coef in (6, 7)  # close to their neighbors
         axes.annotate(
             f"{name} · {side} px",
             point,

@@ -1,8 +1,8 @@
 """EfficientDet D0 to D7X in PyTorch, with the published weights' keys and arithmetic.
 
-- `load_detector` makes a `Detector` of weights and a project: images in, `Detections` out.
-- `EfficientDet` is the plain network: images in, `Outputs` out. `load_weights` puts a weights file into it.
-- `load_project` reads a project's YAML file to a `Project`.
+- `load_detector` builds a `Detector` from weights and a project: images in, `Detections` out.
+- `EfficientDet` is the plain network: images in, `Outputs` out. `load_weights` loads a weights file into it.
+- `load_project` reads a project's YAML file into a `Project`.
 - `InputError`, a ValueError, says in a sentence what is wrong with a file or a value.
 """
 

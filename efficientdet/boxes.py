@@ -41,8 +41,8 @@ def pairwise_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
     return intersection / union.clamp(min=1e-8)
 
 
-def _centre_and_size(boxes_yxyx: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the centres (cy, cx) and sizes (h, w), each (..., 2)."""
+def _center_and_size(boxes_yxyx: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the centers (cy, cx) and sizes (h, w), each (..., 2)."""
     top_left, bottom_right = boxes_yxyx[..., :2], boxes_yxyx[..., 2:]
     return (top_left + bottom_right) / 2, bottom_right - top_left
 
@@ -50,26 +50,26 @@ def _centre_and_size(boxes_yxyx: Tensor) -> tuple[Tensor, Tensor]:
 def encode(boxes_xyxy: Tensor, anchors_yxyx: Tensor) -> Tensor:
     """Return the deltas (dy, dx, dh, dw) that turn each anchor into its box: the inverse of `decode`.
 
-    Box sides below 1 pixel count as 1, so that the logarithm stays finite (reference behaviour).
+    Box sides below 1 pixel count as 1, so that the logarithm stays finite (reference behavior).
     """
-    box_centre, box_size = _centre_and_size(yxyx_to_xyxy(boxes_xyxy))
-    anchor_centre, anchor_size = _centre_and_size(anchors_yxyx)
+    box_center, box_size = _center_and_size(yxyx_to_xyxy(boxes_xyxy))
+    anchor_center, anchor_size = _center_and_size(anchors_yxyx)
     box_size = box_size.clamp(min=1)
-    return torch.cat(((box_centre - anchor_centre) / anchor_size, (box_size / anchor_size).log()), dim=-1)
+    return torch.cat(((box_center - anchor_center) / anchor_size, (box_size / anchor_size).log()), dim=-1)
 
 
 def decode(deltas: Tensor, anchors_yxyx: Tensor) -> Tensor:
     """Apply the deltas (dy, dx, dh, dw) to the anchors and return the boxes, xyxy."""
-    anchor_centre, anchor_size = _centre_and_size(anchors_yxyx)
-    centre = deltas[..., :2] * anchor_size + anchor_centre
+    anchor_center, anchor_size = _center_and_size(anchors_yxyx)
+    center = deltas[..., :2] * anchor_size + anchor_center
     half_size = deltas[..., 2:].exp() * anchor_size / 2
-    return yxyx_to_xyxy(torch.cat((centre - half_size, centre + half_size), dim=-1))
+    return yxyx_to_xyxy(torch.cat((center - half_size, center + half_size), dim=-1))
 
 
 def clip_boxes(boxes_xyxy: Tensor, height: int, width: int) -> Tensor:
     """Clip top-left corners to at least 0 and bottom-right corners to at most (width - 1, height - 1).
 
-    A box that lies entirely outside stays outside (reference behaviour): if each corner were clipped to both limits,
+    A box that lies entirely outside stays outside (reference behavior): if each corner were clipped to both limits,
     such boxes would collapse to empty ones, and a different number of them would survive NMS.
     """
     left, top, right, bottom = boxes_xyxy.unbind(-1)

@@ -5,7 +5,7 @@
   python -m efficientdet.convert_weights tf_efficientnet_b3_ns-9d44bf68.pth -o weights/b3.pth        # a backbone
   python -m efficientdet.convert_weights logs/birds/efficientdet-d2_best.pth -o birds.pth --to effdet
 
-Files are recognised by their keys, with or without a prefix such as "model." or "module.", alone or in a training
+Files are recognized by their keys, with or without a prefix such as "model." or "module.", alone or in a training
 checkpoint (whose averaged weights are preferred). No code in a file is executed.
 - Detectors of effdet, tf_efficientdet_d0 to d7x (D8 here), with any number of classes, become a file for -w.
 - ImageNet backbones B0 to B7 of EfficientNet-PyTorch, torchvision and timm become a file for train.py
@@ -54,7 +54,7 @@ class Conversion(NamedTuple):
     """Converted weights, and what to print about them."""
 
     weights: dict[str, Tensor]
-    recognised: str
+    recognized: str
     differences: list[str]
     next_step: str  # with a field {output} for the new file
 
@@ -107,14 +107,14 @@ def convert_from_effdet(weights: dict[str, Tensor]) -> Conversion:
     """Convert a detector of effdet. Raises ValueError if it is none of tf_efficientdet_d0 to d7x."""
     converted = from_effdet(weights)
     coefs, classes, anchors = guess_compound_coefs(converted), num_classes(converted), anchors_per_cell(converted)
-    recognised = f"effdet's {' or '.join(map(effdet_name, coefs))}, {classes} classes, {anchors} anchors per cell"
+    recognized = f"effdet's {' or '.join(map(effdet_name, coefs))}, {classes} classes, {anchors} anchors per cell"
     command, hints = f"python efficientdet_test.py photo.jpg -c {coefs[0]} -w {{output}}", []
     if classes != 90:
         command += " -p my_project"
         hints.append(f"obj_list: the {classes} classes in the order of effdet's labels")
     hints += [f"or -c {coef}, as it was trained" for coef in coefs[1:]]
     next_step = f"{command}  # {'; '.join(hints)}" if hints else command
-    return Conversion(converted, recognised, EFFDET_DIFFERENCES, next_step)
+    return Conversion(converted, recognized, EFFDET_DIFFERENCES, next_step)
 
 
 def convert_to_effdet(weights: dict[str, Tensor]) -> Conversion:
@@ -124,9 +124,9 @@ def convert_to_effdet(weights: dict[str, Tensor]) -> Conversion:
         raise ValueError("its pyramid is none of D0 to D7X")
     converted, classes, anchors = to_effdet(weights, coefs[0]), num_classes(weights), anchors_per_cell(weights)
     names = " or ".join(f"D{coef}" for coef in coefs)
-    recognised = f"this project's {names}, {classes} classes, {anchors} anchors per cell"
+    recognized = f"this project's {names}, {classes} classes, {anchors} anchors per cell"
     model = f'effdet.create_model("{effdet_name(coefs[0])}", num_classes={classes}, checkpoint_path="{{output}}")'
-    return Conversion(converted, recognised, EFFDET_DIFFERENCES, f"python -c 'import effdet; model = {model}'")
+    return Conversion(converted, recognized, EFFDET_DIFFERENCES, f"python -c 'import effdet; model = {model}'")
 
 
 def convert_backbone(weights: dict[str, Tensor], family: pretrained.Family, path: str) -> Conversion:
@@ -139,13 +139,13 @@ def convert_backbone(weights: dict[str, Tensor], family: pretrained.Family, path
     differences = [OTHER_EPSILON] if other_epsilon else []
     if other_epsilon or family is pretrained.TORCHVISION:
         differences.append(OTHER_PADDING)
-    recognised = f"{family.name}'s EfficientNet B{index}"
+    recognized = f"{family.name}'s EfficientNet B{index}"
     if family is pretrained.TIMM:
-        recognised += f", by its path {'efficientnet' if other_epsilon else 'tf_efficientnet'}_b{index}"
+        recognized += f", by its path {'efficientnet' if other_epsilon else 'tf_efficientnet'}_b{index}"
     renamed = {pretrained.efficientnet_pytorch_key(key, index): value for key, value in converted.items()}
     coef = next(coef for coef, config in enumerate(CONFIGS) if config.backbone == index)
     next_step = f"python train.py -p my_project -c {coef} --backbone_weights {{output}}"
-    return Conversion(renamed, recognised, differences, next_step)
+    return Conversion(renamed, recognized, differences, next_step)
 
 
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
@@ -167,7 +167,7 @@ def main(args: argparse.Namespace) -> None:
     save_tensors(conversion.weights, args.output)
 
     source = f"{args.file} ({entry})" if entry else args.file
-    print(f"{source}: {conversion.recognised}, {len(weights)} tensors")
+    print(f"{source}: {conversion.recognized}, {len(weights)} tensors")
     print(f"-> {args.output}: {len(conversion.weights)} tensors\n\nWhat differs:")
     print(*(f"  {difference}" for difference in conversion.differences or ["nothing"]), sep="\n")
     print(f"\nNext:\n  {conversion.next_step.format(output=args.output)}")

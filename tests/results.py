@@ -6,7 +6,7 @@ import numpy as np
 from conftest import CATEGORIES, _write_coco
 
 from efficientdet.data.dataset import CocoDataset
-from efficientdet.evaluation.analysis import Analysis, analyse
+from efficientdet.evaluation.analysis import Analysis, analyze
 from efficientdet.evaluation.coco import Details, Evaluation, score_in_detail
 from efficientdet.project import Project
 
@@ -32,7 +32,7 @@ def write_set(folder: Path, project: Project, image_ids, annotations, categories
 
 def explain(dataset: CocoDataset, results: list[dict]) -> tuple[Evaluation, Details, Analysis]:
     evaluation, details = score_in_detail(dataset, results)
-    return evaluation, details, analyse(details, dataset.project.class_names, dataset.image_ids)
+    return evaluation, details, analyze(details, dataset.project.class_names, dataset.image_ids)
 
 
 def each_cause(folder: Path, project: Project) -> tuple[CocoDataset, list[dict]]:

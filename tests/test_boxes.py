@@ -68,7 +68,7 @@ def test_iou_broadcasts_over_a_batch():
     torch.testing.assert_close(iou[1], pairwise_iou(a[1], b))
 
 
-ANCHOR = [10, 20, 30, 60]  # (y1, x1, y2, x2): centre y 20, x 40; 20 high, 40 wide
+ANCHOR = [10, 20, 30, 60]  # (y1, x1, y2, x2): center y 20, x 40; 20 high, 40 wide
 
 
 @pytest.mark.parametrize(

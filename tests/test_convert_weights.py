@@ -1,4 +1,4 @@
-"""python -m efficientdet.convert_weights: what it recognises, writes, prints and refuses.
+"""python -m efficientdet.convert_weights: what it recognizes, writes, prints and refuses.
 
 `test_effdet.py` and `test_pretrained.py` compare the numbers.
 """
@@ -58,7 +58,7 @@ def assert_is_ours(path: str, coef: int = 0, num_classes: int = 2) -> None:
         assert torch.equal(weights[key], value), key
 
 
-# What is recognised.
+# What is recognized.
 
 
 @pytest.mark.parametrize(

@@ -67,21 +67,21 @@ def demo(tmp_path_factory) -> SimpleNamespace:
     """A run on images and folders of several kinds, without detections."""
     project = write_shapes_project(tmp_path_factory.mktemp("demo"))
     write_weights(project.root / "untrained.pth")
-    write_image(project.root / "grey.png", 90, 70, channels=1)
+    write_image(project.root / "gray.png", 90, 70, channels=1)
     write_image(project.root / "alpha.png", 60, 200, channels=4)
     write_image(project.root / "one" / "same.png", 50, 60)
     write_image(project.root / "two" / "same.png", 64, 48)
     (project.root / "two" / "notes.txt").write_text("no image")
-    run = detect(project.root, "grey.png", "alpha.png", "one", "two", "--speed_runs", "2")
+    run = detect(project.root, "gray.png", "alpha.png", "one", "two", "--speed_runs", "2")
     return SimpleNamespace(root=project.root, run=run)
 
 
 def test_images_without_detections_are_written_in_their_size(demo):
     assert demo.run.status == 0
-    expected = {"grey.png": (90, 70), "alpha.png": (60, 200), "same.png": (50, 60), "same_2.png": (64, 48)}
+    expected = {"gray.png": (90, 70), "alpha.png": (60, 200), "same.png": (50, 60), "same_2.png": (64, 48)}
     assert {path.name: size(path) for path in (demo.root / "test").iterdir()} == expected
     assert demo.run.stdout.count(": 0 objects -> test/") == 4
-    assert "grey.png (70 x 90): 0 objects -> test/grey.png" in demo.run.stdout
+    assert "gray.png (70 x 90): 0 objects -> test/gray.png" in demo.run.stdout
 
 
 @pytest.mark.slow
@@ -247,7 +247,7 @@ def test_no_usable_source_is_an_error(demo):
 )
 def test_bad_flags_are_errors(demo, flags, named):
     with pytest.raises(InputError, match=named):
-        detect(demo.root, "grey.png", *flags)
+        detect(demo.root, "gray.png", *flags)
 
 
 def test_flags_have_the_spellings_of_all_scripts():

@@ -205,11 +205,11 @@ def folder(tmp_path_factory) -> Path:
 
 
 def write_labels(root: Path, images: list[Path]) -> None:
-    """Write a labelled data set in each of the layouts that the converter reads."""
+    """Write a labeled data set in each of the layouts that the converter reads."""
     voc, plates, helmets = root / "VOCdevkit" / "VOC2007", root / "exported", root / "helmets"
-    for path in (voc / "ImageSets" / "Main", voc / "Annotations", plates, root / "labelled" / "labels"):
+    for path in (voc / "ImageSets" / "Main", voc / "Annotations", plates, root / "labeled" / "labels"):
         path.mkdir(parents=True)
-    for path in (voc / "JPEGImages", root / "labelled" / "images", root / "photos"):
+    for path in (voc / "JPEGImages", root / "labeled" / "images", root / "photos"):
         shutil.copytree(images[0].parent, path)
     names = [path.stem for path in images]
     box = "<bndbox><xmin>20</xmin><ymin>30</ymin><xmax>90</xmax><ymax>80</ymax></bndbox>"
@@ -218,8 +218,8 @@ def write_labels(root: Path, images: list[Path]) -> None:
         (voc / "Annotations" / f"{path.stem}.xml").write_text(xml)
         (plates / f"{path.stem}.xml").write_text(xml)
         shutil.copy(path, plates)
-        (root / "labelled" / "labels" / f"{path.stem}.txt").write_text("0 0.5 0.5 0.25 0.25\n")
-    (root / "labelled" / "classes.txt").write_text("person\n")
+        (root / "labeled" / "labels" / f"{path.stem}.txt").write_text("0 0.5 0.5 0.25 0.25\n")
+    (root / "labeled" / "classes.txt").write_text("person\n")
     (voc / "ImageSets" / "Main" / "train.txt").write_text("\n".join(names[:4]))
     (voc / "ImageSets" / "Main" / "val.txt").write_text("\n".join(names[4:]))
     for set_name, part in (("train", images[:4]), ("val", images[4:])):

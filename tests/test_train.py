@@ -301,7 +301,7 @@ def test_weights_with_other_classes_get_a_new_class_header(shapes_project):
     assert_succeeded(run)
     assert f"{weights} has other classes" in run.stdout
     (first_loss,) = re.findall(r"step 1, class (\d+\.\d+)", run.stderr)[:1]
-    assert float(first_loss) < 10  # with a header that is not initialised for rare objects: hundreds
+    assert float(first_loss) < 10  # with a header that is not initialized for rare objects: hundreds
     assert last_state(shapes_project)["settings"]["head_only"] is True
 
 

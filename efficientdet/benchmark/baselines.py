@@ -33,7 +33,7 @@ PEERS = {  # package -> contenders; torchvision's with the size to which each re
 
 
 def baseline_image(letterbox: Letterbox, image: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """`Letterbox.apply`, normalised in float64 before resizing."""
+    """`Letterbox.apply`, normalized in float64 before resizing."""
     height, width = letterbox.resized
     normalized = (image / 255 - np.array(mean)) / np.array(std)
     canvas = np.zeros((*letterbox.canvas, 3), np.float32)

@@ -254,7 +254,7 @@ def realistic_weights(compound_coef: int, side: int, project: Project, device: t
 
 
 def random_input(contender: Contender) -> Tensor:
-    """Return normalised images (N, 3, side, side), channels-last if the contender prefers it."""
+    """Return normalized images (N, 3, side, side), channels-last if the contender prefers it."""
     images = torch.randn(contender.batch_size, 3, contender.side, contender.side, device=contender.device)
     return images.contiguous(memory_format=torch.channels_last) if contender.is_optimized else images
 
@@ -275,6 +275,6 @@ def random_targets(contender: Contender) -> Targets:
     lengths = 16 * (side / 32) ** torch.rand(*shape, 1)
     stretch = 2 ** (torch.rand(*shape, 1) - 0.5)
     sizes = torch.cat((lengths * stretch, lengths / stretch), dim=-1)
-    centres = side * torch.rand(*shape, 2)
-    boxes = torch.cat((centres - sizes / 2, centres + sizes / 2), dim=-1).clamp(0, side)
+    centers = side * torch.rand(*shape, 2)
+    boxes = torch.cat((centers - sizes / 2, centers + sizes / 2), dim=-1).clamp(0, side)
     return Targets(boxes.to(contender.device), torch.randint(NUM_CLASSES, shape).to(contender.device))

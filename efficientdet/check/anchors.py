@@ -2,7 +2,7 @@
 
 Every pyramid level has the same scales and ratios. So the search is for a few scales and a few ratios, not for single
 shapes, and boxes of all levels are folded into one octave. The distance between two shapes is 1 - IoU with their
-centres aligned (Redmon and Farhadi, YOLO9000, 2017, section 2).
+centers aligned (Redmon and Farhadi, YOLO9000, 2017, section 2).
 """
 
 from dataclasses import replace
@@ -90,26 +90,26 @@ def _fitness(ious: np.ndarray) -> float:
     return float((ious >= POSITIVE_IOU).mean() + 0.1 * ious.mean())
 
 
-def _centred_iou(sides: np.ndarray, shapes: np.ndarray) -> np.ndarray:
-    """Return the IoU of boxes and shapes of these (width, height), centres aligned: (K, 2), (S, 2) -> (K, S)."""
+def _centered_iou(sides: np.ndarray, shapes: np.ndarray) -> np.ndarray:
+    """Return the IoU of boxes and shapes of these (width, height), centers aligned: (K, 2), (S, 2) -> (K, S)."""
     intersection = np.minimum(sides[:, :1], shapes[:, 0]) * np.minimum(sides[:, 1:], shapes[:, 1])
     return intersection / (sides.prod(axis=1)[:, None] + shapes.prod(axis=1) - intersection)
 
 
 def _k_means(sides: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
-    """Return cluster centres (k, 2) of boxes (K, 2) by the distance 1 - IoU, initialised as in k-means++."""
-    centres = sides[rng.integers(len(sides))][None]
-    while len(centres) < k:
-        distance = 1 - _centred_iou(sides, centres).max(axis=1)
+    """Return cluster centers (k, 2) of boxes (K, 2) by the distance 1 - IoU, initialized as in k-means++."""
+    centers = sides[rng.integers(len(sides))][None]
+    while len(centers) < k:
+        distance = 1 - _centered_iou(sides, centers).max(axis=1)
         chances = distance**2 + 1e-12  # the boxes may all be alike
-        centres = np.concatenate((centres, sides[rng.choice(len(sides), p=chances / chances.sum())][None]))
+        centers = np.concatenate((centers, sides[rng.choice(len(sides), p=chances / chances.sum())][None]))
     for _ in range(100):
-        before, nearest = centres, _centred_iou(sides, centres).argmax(axis=1)
-        groups = [sides[nearest == i] if (nearest == i).any() else centres[i : i + 1] for i in range(k)]
-        centres = np.array([np.exp(np.log(group).mean(axis=0)) for group in groups])
-        if np.allclose(centres, before):
+        before, nearest = centers, _centered_iou(sides, centers).argmax(axis=1)
+        groups = [sides[nearest == i] if (nearest == i).any() else centers[i : i + 1] for i in range(k)]
+        centers = np.array([np.exp(np.log(group).mean(axis=0)) for group in groups])
+        if np.allclose(centers, before):
             break
-    return centres
+    return centers
 
 
 def _structured_k_means(sides: np.ndarray, levels: np.ndarray, octaves: np.ndarray, aspects: np.ndarray) -> np.ndarray:
@@ -119,7 +119,7 @@ def _structured_k_means(sides: np.ndarray, levels: np.ndarray, octaves: np.ndarr
     for _ in range(20):
         anchor_sizes = levels[:, None, None] * 2 ** octaves[:, None]
         anchors = np.stack((anchor_sizes * 2 ** (aspects / 2), anchor_sizes * 2 ** (-aspects / 2)), axis=-1)
-        best = _centred_iou(sides, anchors.reshape(-1, 2)).argmax(axis=1)
+        best = _centered_iou(sides, anchors.reshape(-1, 2)).argmax(axis=1)
         level, octave, ratio = np.unravel_index(best, shape)
         folded = size - np.log2(levels)[level]
         octaves = np.array([folded[octave == i].mean() if (octave == i).any() else octaves[i] for i in range(shape[1])])

@@ -18,9 +18,9 @@ _CHUNK = 2**16  # boxes compared at once, in a few tens of megabytes
 def best_anchor_iou(boxes_xyxy: Tensor, height: int, width: int, spec: AnchorSpec) -> Tensor:
     """Return the highest IoU of each box (M, 4) with an anchor of a `height` x `width` input: (M,).
 
-    On each level, only the anchors of the cell nearest to the box's centre are compared. Among anchors of one size the
+    On each level, only the anchors of the cell nearest to the box's center are compared. Among anchors of one size the
     IoU grows with the intersection, which is the overlap in x times the overlap in y; each of these depends on the
-    distance of the centres along its own axis alone, and never grows with it.
+    distance of the centers along its own axis alone, and never grows with it.
     """
     best = []
     for boxes in boxes_xyxy.split(_CHUNK):
@@ -30,9 +30,9 @@ def best_anchor_iou(boxes_xyxy: Tensor, height: int, width: int, spec: AnchorSpe
             stride = 2**level
             last_cell = centres_yx.new_tensor([height // stride - 1, width // stride - 1])
             cell = (centres_yx / stride).floor().clamp(min=0).minimum(last_cell)
-            centres = ((cell + 0.5) * stride)[:, None]  # (M, 1, 2)
+            centers = ((cell + 0.5) * stride)[:, None]  # (M, 1, 2)
             halves = spec.half_sizes(level).to(boxes)
-            anchors_xyxy = yxyx_to_xyxy(torch.cat((centres - halves, centres + halves), dim=-1))
+            anchors_xyxy = yxyx_to_xyxy(torch.cat((centers - halves, centers + halves), dim=-1))
             ious.append(pairwise_iou(anchors_xyxy, boxes[:, None]).amax(dim=(1, 2)))
         best.append(torch.stack(ious).amax(dim=0))
     return torch.cat(best)

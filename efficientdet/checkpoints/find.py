@@ -83,8 +83,8 @@ def find_weights(path: Path | str) -> Path:
             num_bytes = 15_862_583 if compound_coef == 0 else None  # None: as the server says
             download(f"{_RELEASES}/{release}/{published.name}", path, num_bytes)
             return path
-    neighbours = sorted(file.name for file in path.parent.glob("*.pth"))
-    hint = f"; that folder has {', '.join(neighbours[:5])}" if neighbours else ""
+    neighbors = sorted(file.name for file in path.parent.glob("*.pth"))
+    hint = f"; that folder has {', '.join(neighbors[:5])}" if neighbors else ""
     raise InputError(f"no weights file {path}{hint}")
 
 

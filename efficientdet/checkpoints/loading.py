@@ -41,7 +41,7 @@ def apply_weights(
     """Load `weights`, read from `path`, into `network`. Every key and shape must match.
 
     With `new_class_header`, weights for another number of classes fit too: all but the class header are loaded, and
-    that is initialised. Returns whether it was. Raises InputError with the likely cause if the weights do not fit.
+    that is initialized. Returns whether it was. Raises InputError with the likely cause if the weights do not fit.
     """
     expected = network.state_dict()
     misfits = [key for key in expected if key not in weights or weights[key].shape != expected[key].shape]

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from efficientdet.convert.csv_table import read_csv
-from efficientdet.convert.labels import LabelledImage, Labels, check_images
+from efficientdet.convert.labels import LabeledImage, Labels, check_images
 from efficientdet.convert.reading import files_below, read_class_names
 from efficientdet.convert.voc import DIFFICULT, read_voc
 from efficientdet.convert.writing import link_image, split_into_sets, summary_table, write_project
@@ -81,7 +81,7 @@ def main(args: argparse.Namespace) -> None:
 def read_labels(args: argparse.Namespace) -> Labels:
     """Read all sources and merge them. Prints each source's format and what was left out or assumed."""
     class_names = read_class_names(args.classes) if args.classes else None
-    images: list[LabelledImage] = []
+    images: list[LabeledImage] = []
     merged_names: dict[str, None] = dict.fromkeys(class_names or [])  # an ordered set
     for source in args.sources:
         label_format = args.format or guess_format(source)
@@ -127,7 +127,7 @@ def guess_format(source: Path) -> str:
     return found[0]
 
 
-def without_faulty(images: list[LabelledImage], skip_faulty: bool) -> list[LabelledImage]:
+def without_faulty(images: list[LabeledImage], skip_faulty: bool) -> list[LabeledImage]:
     """Print all faults to stderr and return the other images. Raises InputError for faults unless `skip_faulty`."""
     by_problem = defaultdict(list)
     for image in images:

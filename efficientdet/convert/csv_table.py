@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from efficientdet.convert.labels import Fault, LabelledBox, LabelledImage, Labels, call_or_record
+from efficientdet.convert.labels import Fault, LabeledBox, LabeledImage, Labels, call_or_record
 from efficientdet.convert.reading import SET_NAMES, files_below, finite_number, read_text, set_named_in
 from utils.errors import InputError
 
@@ -46,7 +46,7 @@ def read_csv(source: Path, images_folder: Path | None = None) -> Labels:
     files = files_below(source, {".csv"}) if source.is_dir() else [source]
     if not files:
         raise InputError(f"no CSV files in {source}: name the folder that holds them")
-    images: dict[tuple[str | None, Path | None], LabelledImage] = {}
+    images: dict[tuple[str | None, Path | None], LabeledImage] = {}
     for file in files:
         words = re.split(r"[\W_]+", file.stem.lower())
         named = next((SET_NAMES[word] for word in words if word in SET_NAMES), None) or set_named_in(file, root)
@@ -57,7 +57,7 @@ def read_csv(source: Path, images_folder: Path | None = None) -> Labels:
             file_name = dict(zip(columns, cells)).get("image", "").replace("\\", "/")
             path = Path(os.path.normpath((images_folder or file.parent) / file_name)) if file_name else None
             set_name = own_set or named
-            image = images.setdefault((set_name, path), LabelledImage(path, place, set_name, size))
+            image = images.setdefault((set_name, path), LabeledImage(path, place, set_name, size))
             if size and image.size and size != image.size:
                 faults.append(Fault(place, "a row with another image size than the image's first row", str(path)))
             image.faults.extend(faults)
@@ -110,7 +110,7 @@ def _columns(place: str, first: list[str]) -> tuple[list[str], bool]:
 
 def _parse_row(
     place: str, columns: list[str], cells: list[str]
-) -> tuple[str | None, tuple[int, int] | None, LabelledBox | None]:
+) -> tuple[str | None, tuple[int, int] | None, LabeledBox | None]:
     """Return a row's set, image size (height, width) and box, each None if unspecified."""
     row = dict(zip(columns, cells))
     if len(cells) < len(columns) or any(cells[len(columns) :]):
@@ -131,5 +131,5 @@ def _parse_row(
             raise Fault(place, "an object without a class")
         x1, y1, *rest = (finite_number(text, place) for text in texts)
         x2, y2 = rest if is_xyxy else (x1 + rest[0], y1 + rest[1])
-        box = LabelledBox(row["class"], (x1, y1, x2, y2), place)
+        box = LabeledBox(row["class"], (x1, y1, x2, y2), place)
     return SET_NAMES.get(set_name.lower()), size, box

@@ -29,7 +29,7 @@ class Fault(Exception):
 
 
 @dataclass(frozen=True)
-class LabelledBox:
+class LabeledBox:
     """One object. Coordinates count from 0: the image's corners are (0, 0) and (width, height)."""
 
     class_name: str
@@ -39,23 +39,23 @@ class LabelledBox:
 
 
 @dataclass(frozen=True)
-class LabelledImage:
+class LabeledImage:
     """One image as its label file describes it."""
 
     path: Path | None  # None if the label file does not lead to an image
     place: str  # label file and line
     set_name: str | None = None  # "train", "val" or "test"; None if unspecified
     size: tuple[int, int] | None = None  # (height, width); None if unspecified
-    boxes: list[LabelledBox] = field(default_factory=list)
+    boxes: list[LabeledBox] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
-    normalised: bool = False  # whether the boxes are fractions of the image's sides
+    normalized: bool = False  # whether the boxes are fractions of the image's sides
 
 
 @dataclass(frozen=True)
 class Labels:
     """The content of a data set's label files."""
 
-    images: list[LabelledImage]
+    images: list[LabeledImage]
     class_names: list[str] | None = None  # in the order of the network's outputs; None if unspecified
     notes: list[str] = field(default_factory=list)  # sentences to print
 
@@ -69,17 +69,17 @@ def call_or_record(faults: list[Fault], function: Callable[..., T], *args: objec
         return None
 
 
-def check_images(labels: Labels, clip: bool, num_threads: int) -> list[LabelledImage]:
+def check_images(labels: Labels, clip: bool, num_threads: int) -> list[LabeledImage]:
     """Open every image and check its boxes. Returns the images with true sizes, boxes in pixels, and all faults.
 
     An image's size is the one in its labels if the stored pixels have that size, else its size with the EXIF
     orientation applied. With `clip`, boxes that reach beyond their image are clipped instead of reported.
     """
-    by_key: dict[tuple[str, str], LabelledImage] = {}  # the first of those with the same set and path
+    by_key: dict[tuple[str, str], LabeledImage] = {}  # the first of those with the same set and path
     keys = [(image.set_name or "train", os.path.abspath(image.path) if image.path else "") for image in labels.images]
     first = [by_key.setdefault(key, image) for key, image in zip(keys, labels.images)]
 
-    def check(image: LabelledImage, first: LabelledImage) -> LabelledImage:
+    def check(image: LabeledImage, first: LabeledImage) -> LabeledImage:
         if image.path is None:
             return image
         faults = list(image.faults)
@@ -87,16 +87,16 @@ def check_images(labels: Labels, clip: bool, num_threads: int) -> list[LabelledI
         if size is None:
             return replace(image, faults=faults)
         boxes = [call_or_record(faults, _check_box, image, box, size, labels.class_names, clip) for box in image.boxes]
-        return replace(image, size=size, boxes=[*filter(None, boxes)], faults=faults, normalised=False)
+        return replace(image, size=size, boxes=[*filter(None, boxes)], faults=faults, normalized=False)
 
     bar = {"desc": "checking images", "unit": "img", "dynamic_ncols": True}
     return thread_map(check, labels.images, first, max_workers=num_threads, **bar)
 
 
-def _true_size(image: LabelledImage, path: Path, first: LabelledImage) -> tuple[int, int]:
+def _true_size(image: LabeledImage, path: Path, first: LabeledImage) -> tuple[int, int]:
     """Return the (height, width) of the image at `path`. Raises Fault if it is unusable or not the `first`."""
     if first is not image:
-        raise Fault(image.place, "an image that is labelled twice", f"{path} is also in {first.place}")
+        raise Fault(image.place, "an image that is labeled twice", f"{path} is also in {first.place}")
     if not os.path.isfile(path):  # Path.is_file raises for names that are too long
         raise Fault(image.place, MISSING_IMAGE, str(path))
     try:
@@ -107,14 +107,14 @@ def _true_size(image: LabelledImage, path: Path, first: LabelledImage) -> tuple[
 
 
 def _check_box(
-    image: LabelledImage, box: LabelledBox, size: tuple[int, int], class_names: list[str] | None, clip: bool
-) -> LabelledBox:
+    image: LabeledImage, box: LabeledBox, size: tuple[int, int], class_names: list[str] | None, clip: bool
+) -> LabeledBox:
     """Return a box in pixels, clipped to the (height, width) `size` of its image."""
     if class_names is not None and box.class_name not in class_names:
         raise Fault(box.place, "a class that is not in the list of classes", repr(box.class_name))
     height, width = size
     x1, y1, x2, y2 = box.xyxy
-    if image.normalised:
+    if image.normalized:
         x1, y1, x2, y2 = x1 * width, y1 * height, x2 * width, y2 * height
     shown = f"x1 y1 x2 y2 = {x1:g} {y1:g} {x2:g} {y2:g} in {width} x {height} pixels"
     if max(-x1, -y1, x2 - width, y2 - height) > PIXEL_TOLERANCE and not clip:

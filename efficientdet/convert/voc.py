@@ -8,7 +8,7 @@ from xml.parsers import expat
 
 from tqdm import tqdm
 
-from efficientdet.convert.labels import MISSING_IMAGE, Fault, LabelledBox, LabelledImage, Labels, call_or_record
+from efficientdet.convert.labels import MISSING_IMAGE, Fault, LabeledBox, LabeledImage, Labels, call_or_record
 from efficientdet.convert.reading import files_below, finite_number, read_lines, set_named_in
 from utils.errors import InputError
 
@@ -33,7 +33,7 @@ def read_voc(
     Raises InputError if there are no XML files. Faults of an XML file are recorded with its image.
     """
     voc_folders = [source] if (source / "Annotations").is_dir() else [p.parent for p in source.glob("*/Annotations")]
-    images: list[LabelledImage] = []
+    images: list[LabeledImage] = []
     notes: list[str] = []
     for root in sorted(voc_folders) or [source]:
         xml_files = files_below(root, {".xml"})
@@ -80,11 +80,11 @@ def _read_set_lists(root: Path) -> list[tuple[Path, str, str | None]] | None:
 
 def _read_annotation(
     xml_file: Path, place: str, set_name: str | None, by_name: dict[str, list[Path]], zero_based: bool, difficult: str
-) -> LabelledImage:
+) -> LabeledImage:
     faults: list[Fault] = []
     root = call_or_record(faults, _parse, xml_file, place)
     if root is None:
-        return LabelledImage(None, place, set_name, faults=faults)
+        return LabeledImage(None, place, set_name, faults=faults)
     boxes = []
     for element in root.iterfind("object"):
         is_difficult = element.findtext("difficult", "").strip() == "1"
@@ -93,7 +93,7 @@ def _read_annotation(
             boxes.append(call_or_record(faults, _read_object, element, zero_based, is_crowd))
     path = call_or_record(faults, _find_image, xml_file, root, by_name)
     size = call_or_record(faults, _read_size, root)
-    return LabelledImage(path, _place(root), set_name, size, [*filter(None, boxes)], faults)
+    return LabeledImage(path, _place(root), set_name, size, [*filter(None, boxes)], faults)
 
 
 def _parse(path: Path, listed_at: str) -> Element:
@@ -159,7 +159,7 @@ def _read_size(root: Element) -> tuple[int, int] | None:
     return (height, width) if height and width else None
 
 
-def _read_object(element: Element, zero_based: bool, is_crowd: bool) -> LabelledBox:
+def _read_object(element: Element, zero_based: bool, is_crowd: bool) -> LabeledBox:
     class_name = (_child(element, "name").text or "").strip()
     if not class_name:
         raise Fault(_place(element), "an object without a class")
@@ -170,7 +170,7 @@ def _read_object(element: Element, zero_based: bool, is_crowd: bool) -> Labelled
             problem = "a coordinate below 1, where Pascal VOC starts: pass --zero_based if yours start at 0"
             raise Fault(_place(box), problem, f"xmin {x1:g}, ymin {y1:g}")
         x1, y1 = x1 - 1, y1 - 1
-    return LabelledBox(class_name, (x1, y1, x2, y2), _place(element), is_crowd)
+    return LabeledBox(class_name, (x1, y1, x2, y2), _place(element), is_crowd)
 
 
 def _place(element: Element) -> str:

@@ -1,4 +1,4 @@
-"""Write labelled images as a project: image folders, COCO annotation files and the YAML file."""
+"""Write labeled images as a project: image folders, COCO annotation files and the YAML file."""
 
 import json
 import os
@@ -11,11 +11,11 @@ import yaml
 from numpy.random import RandomState
 from tqdm import tqdm
 
-from efficientdet.convert.labels import LabelledImage
+from efficientdet.convert.labels import LabeledImage
 from utils.errors import InputError
 from utils.files import atomic_folder, atomic_write, make_writable_folder
 
-Sets = dict[str, list[LabelledImage]]  # set name -> its images
+Sets = dict[str, list[LabeledImage]]  # set name -> its images
 
 PROJECT_FILE = """\
 {project_name}
@@ -38,7 +38,7 @@ anchors_ratios: '[(1.0, 1.0), (1.4, 0.7), (0.7, 1.4)]'
 """
 
 
-def split_into_sets(images: list[LabelledImage], val_fraction: float, seed: int) -> Sets:
+def split_into_sets(images: list[LabeledImage], val_fraction: float, seed: int) -> Sets:
     """Return the images of `train` and `val`, and of `test` if the labels name one.
 
     Images of no set become training images. If the labels name no val, `val_fraction` of the training images,
@@ -93,7 +93,7 @@ def project_text(name: str, class_names: list[str]) -> str:
     )
 
 
-def coco_content(images: list[LabelledImage], file_names: list[str], class_names: list[str]) -> dict:
+def coco_content(images: list[LabeledImage], file_names: list[str], class_names: list[str]) -> dict:
     """Return a set in COCO's format, with ids from 1."""
     category_ids = {name: number for number, name in enumerate(class_names, 1)}
     entries: list[dict] = []

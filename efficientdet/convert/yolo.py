@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from efficientdet.convert.labels import MISSING_IMAGE, Fault, LabelledBox, LabelledImage, Labels, call_or_record
+from efficientdet.convert.labels import MISSING_IMAGE, Fault, LabeledBox, LabeledImage, Labels, call_or_record
 from efficientdet.convert.reading import files_below, finite_number, read_class_names, read_lines, set_named_in
 from utils.errors import InputError
 from utils.yaml_file import read_yaml
@@ -54,8 +54,8 @@ def read_yolo(source: Path, class_names: list[str] | None = None) -> Labels:
     images = [
         _read_image(path, place, set_name, file, names) for (path, place, set_name), file in zip(bar, label_files)
     ]
-    if num_unlabelled := label_files.count(None):
-        notes.append(f"{num_unlabelled} images have no label file: they count as images without objects")
+    if num_unlabeled := label_files.count(None):
+        notes.append(f"{num_unlabeled} images have no label file: they count as images without objects")
     return Labels(images + _labels_without_image(paths), [names[index] for index in sorted(names)], notes)
 
 
@@ -136,7 +136,7 @@ def _label_file(image_path: Path) -> Path | None:
 
 def _read_image(
     path: Path, place: str, set_name: str | None, label_file: Path | None, names: dict[int, str]
-) -> LabelledImage:
+) -> LabeledImage:
     lines: list[str] = []
     faults: list[Fault] = []
     if label_file:
@@ -147,13 +147,13 @@ def _read_image(
             faults.append(Fault(str(label_file), "an unreadable file", str(error)))
     places = [f"{label_file}, line {line}" for line in range(1, len(lines) + 1)]
     boxes = [call_or_record(faults, _read_line, place, text, names) for place, text in zip(places, lines) if text]
-    return LabelledImage(path, place, set_name, None, [*filter(None, boxes)], faults, normalised=True)
+    return LabeledImage(path, place, set_name, None, [*filter(None, boxes)], faults, normalized=True)
 
 
-def _read_line(place: str, text: str, names: dict[int, str]) -> LabelledBox:
+def _read_line(place: str, text: str, names: dict[int, str]) -> LabeledBox:
     class_index, *values = (finite_number(value, place) for value in text.split())
     if len(values) != 4 and (len(values) < 6 or len(values) % 2):
-        problem = "a line with neither 5 values (class, centre x and y, width, height) nor a class and a polygon"
+        problem = "a line with neither 5 values (class, center x and y, width, height) nor a class and a polygon"
         raise Fault(place, problem, f"{1 + len(values)} values")
     if class_index not in names:
         raise Fault(place, "a class index without a class name", f"{class_index:g}, with {len(names)} names")
@@ -166,10 +166,10 @@ def _read_line(place: str, text: str, names: dict[int, str]) -> LabelledBox:
         xyxy = (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
     else:
         xyxy = (min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2]))
-    return LabelledBox(names[int(class_index)], xyxy, place)
+    return LabeledBox(names[int(class_index)], xyxy, place)
 
 
-def _labels_without_image(image_paths: list[Path]) -> list[LabelledImage]:
+def _labels_without_image(image_paths: list[Path]) -> list[LabeledImage]:
     """Return an image with a fault for each file in a `labels` folder without a counterpart in `images`."""
     faults = []
     for folder in sorted({folder for path in image_paths if (folder := _images_folder(path))}):
@@ -178,4 +178,4 @@ def _labels_without_image(image_paths: list[Path]) -> list[LabelledImage]:
         for file in files_below(labels, {".txt"}):
             if file.name not in NAMES_FILES and file.relative_to(labels).with_suffix("") not in present:
                 faults.append(Fault(f"{file}, line 1", MISSING_IMAGE))
-    return [LabelledImage(None, fault.place, faults=[fault]) for fault in faults]
+    return [LabeledImage(None, fault.place, faults=[fault]) for fault in faults]

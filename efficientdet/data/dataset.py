@@ -27,7 +27,7 @@ class SampleKey:
 class Sample:
     """An image, ready for the network."""
 
-    image: np.ndarray  # (H, W, 3) float32, normalised
+    image: np.ndarray  # (H, W, 3) float32, normalized
     target: Target  # in pixels of `image`
     letterbox: Letterbox
     image_id: int | str

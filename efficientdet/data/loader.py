@@ -19,7 +19,7 @@ from utils.errors import InputError
 class Batch:
     """N samples."""
 
-    images: Tensor  # (N, 3, H, W) float32, normalised, channels-last in memory
+    images: Tensor  # (N, 3, H, W) float32, normalized, channels-last in memory
     targets: Targets  # in pixels of `images`
     letterboxes: list[Letterbox]
     image_ids: list[int | str]

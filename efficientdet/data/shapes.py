@@ -138,10 +138,10 @@ def _random_polygons(rng: RandomState, name: str, height: int, width: int) -> li
     size = MIN_SIZE * (MAX_SIZE / MIN_SIZE) ** rng.random_sample(3).mean()
     aspect = 1 - 0.45 * rng.random_sample()
     angle = 2 * math.pi * rng.random_sample()
-    centre = rng.random_sample(2) * (width, height)
+    center = rng.random_sample(2) * (width, height)
     scale = np.array([1, aspect]) * size / 2
     rotation = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
-    polygons = [(np.array(polygon) * scale) @ rotation + centre for polygon in _OUTLINES[name]]
+    polygons = [(np.array(polygon) * scale) @ rotation + center for polygon in _OUTLINES[name]]
     return [np.rint(polygon * _SUBPIXELS).astype(np.int32) for polygon in polygons]
 
 
@@ -177,7 +177,7 @@ def _background(rng: RandomState, height: int, width: int, color: np.ndarray) ->
 
 
 def _texture(rng: RandomState, colors: list[np.ndarray], height: int, width: int) -> np.ndarray:
-    """Draw a pattern in a colour that contrasts with `colors`, and append that colour: (H, W, 3) int32."""
+    """Draw a pattern in a color that contrasts with `colors`, and append that color: (H, W, 3) int32."""
     for _ in range(30):
         color = rng.randint(0, 256, 3)
         if min(int(np.abs(color - other).sum()) for other in colors) >= MIN_CONTRAST:

@@ -41,16 +41,16 @@ class Letterbox:
         return cls(original, (max(1, canvas[1] * height // width), canvas[1]), canvas)
 
     def apply(self, image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
-        """Resize, normalise and pad an image: (H, W, 3) uint8 RGB -> (canvas height, canvas width, 3) float32.
+        """Resize, normalize and pad an image: (H, W, 3) uint8 RGB -> (canvas height, canvas width, 3) float32.
 
-        Normalised is (RGB / 255 - mean) / std. Floats are resized, because resizing uint8 changed the normalised values
+        Normalized is (RGB / 255 - mean) / std. Floats are resized, because resizing uint8 changed the normalized values
         of photographs by up to 0.013, and AP by 0.01.
         """
         height, width = self.resized
         enlarged = height * width > image.shape[0] * image.shape[1]
         is_huge = image.size > _HUGE and len(image) > height
         pixels = _shrink_rows(image, height) if is_huge else image.astype(np.float32)
-        if enlarged:  # resizing and normalising commute: normalise where there are fewer pixels
+        if enlarged:  # resizing and normalizing commute: normalize where there are fewer pixels
             _normalize(pixels, mean, std)
         canvas = np.zeros((*self.canvas, 3), np.float32)
         cv2.resize(pixels, (width, height), dst=canvas[:height, :width], interpolation=cv2.INTER_LINEAR)
@@ -59,7 +59,7 @@ class Letterbox:
         return canvas
 
     def apply_uint8(self, image: np.ndarray, padding: tuple[int, int, int]) -> np.ndarray:
-        """Resize and pad with the colour `padding`, in uint8, for exported networks that normalise themselves."""
+        """Resize and pad with the color `padding`, in uint8, for exported networks that normalize themselves."""
         height, width = self.resized
         canvas = np.empty((*self.canvas, 3), np.uint8)
         canvas[height:] = canvas[:, width:] = padding
@@ -101,7 +101,7 @@ def _shrink_rows(image: np.ndarray, height: int) -> np.ndarray:
 
 
 def _normalize(pixels: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    """Normalise (H, W, 3) float32 RGB from 0 to 255 in place."""
+    """Normalize (H, W, 3) float32 RGB from 0 to 255 in place."""
     rows = pixels.reshape(len(pixels), -1)  # a view; broadcasting three values would be four times slower
     mean_255, std_255 = (np.tile(np.asarray(values, np.float32) * 255, pixels.shape[1]) for values in (mean, std))
     rows -= mean_255

@@ -105,7 +105,7 @@ class Analysis:
         return matrix - np.diag(np.diag(matrix))
 
 
-def analyse(details: Details, class_names: Sequence[str], image_ids: Sequence[int | str]) -> Analysis:
+def analyze(details: Details, class_names: Sequence[str], image_ids: Sequence[int | str]) -> Analysis:
     """Return the analysis of a scored set. Names are by class index, ids in the order of the data set."""
     ground_truth, detections = details.ground_truth, details.detections
     names = [class_names[class_id] for class_id in details.class_ids]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from utils.charts import Figure
 
 LONGEST_SIDE = 640  # of each image of a pair, pixels
-_MAX_NAMED_CLASSES = 10  # of more, the curves are grey and have no names
+_MAX_NAMED_CLASSES = 10  # of more, the curves are gray and have no names
 _MAX_MATRIX_CLASSES = 24  # of more, the least confused are merged
 _Y_LIMITS = (0, 1.02)
 

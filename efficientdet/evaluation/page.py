@@ -42,7 +42,7 @@ _NOTES = {  # by section
     "that is right) and recall (the share of the boxes that is found) are those at the same score threshold.",
     "Precision and recall": "Each point of a curve is a score threshold. The closer a curve is to the top right "
     "corner, the better.",
-    "Confusions": "Rows are the classes of the ground truth, columns the detected classes; the colour is the share of "
+    "Confusions": "Rows are the classes of the ground truth, columns the detected classes; the color is the share of "
     "the row. The last column counts missed boxes, the last row detections of background or of a box that is found "
     "already.",
     "Causes of errors": "Each wrong detection has one cause, and a box is missed if no detection is near it (TIDE: "

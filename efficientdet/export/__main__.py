@@ -11,7 +11,7 @@ Formats: onnx for ONNX Runtime and most others; openvino (.xml and .bin) for Int
 its predecessor torchscript for PyTorch without this project.
 
 Input: a batch of uint8 RGB images (N, height, width, 3), resized to fit into the top left and padded with the padding
-colour; with --normalization outside float32 (N, 3, height, width), normalised and padded with zeros. Output:
+color; with --normalization outside float32 (N, 3, height, width), normalized and padded with zeros. Output:
 class_logits (N, A, classes), box_deltas (N, A, 4), anchors (A, 4); with --nms boxes (N, D, 4) as x1, y1, x2, y2 in
 pixels of the input, scores (N, D), classes (N, D), count (N). Class names, sizes and thresholds are in the metadata.
 
@@ -172,7 +172,7 @@ def make_metadata(args: argparse.Namespace, network: EfficientDet, project: Proj
         image_size=config.input_shape(args.image_size or project.image_size),
         dynamic=args.dynamic,
         size_divisor=config.size_divisor,
-        padding=(red, green, blue),  # the nearest to zero when normalised
+        padding=(red, green, blue),  # the nearest to zero when normalized
         precision="float16" if args.half else "float32",
         suppression=replace(_SUPPRESSION, **given_suppression(args)) if args.nms else None,
         pyramid_levels=config.pyramid_levels,

@@ -1,7 +1,7 @@
-"""Quantise OpenVINO files to eight-bit integers after training, for CPUs.
+"""Quantize OpenVINO files to eight-bit integers after training, for CPUs.
 
 NNCF runs calibration images to find the range of each activation, and corrects the biases for rounding errors.
-The README says what else was measured: ONNX Runtime gains next to nothing from its own quantisation.
+The README says what else was measured: ONNX Runtime gains next to nothing from its own quantization.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ CALIBRATION_IMAGES = 100  # on shapes, 10 cost another 0.01 AP and 300 gain noth
 def quantize(model_path: Path, inputs: Sequence[np.ndarray], quantized_path: Path) -> None:
     """Write the INT8 form of an exported float32 network: same inputs, outputs and metadata except the precision.
 
-    Convolutions and their predecessors are quantised, except squeeze-and-excitation, which NNCF skips. Whatever
+    Convolutions and their predecessors are quantized, except squeeze-and-excitation, which NNCF skips. Whatever
     follows the last convolutions, such as decoding and NMS, stays in float32.
 
     Args:
@@ -37,9 +37,9 @@ def quantize(model_path: Path, inputs: Sequence[np.ndarray], quantized_path: Pat
 
     Raises InputError if a package is missing, ValueError without inputs.
     """
-    require_packages(INT8_PACKAGES, "quantisation")
+    require_packages(INT8_PACKAGES, "quantization")
     if not inputs:
-        raise ValueError("quantisation needs at least one input for calibration")
+        raise ValueError("quantization needs at least one input for calibration")
     import nncf
     import openvino
 

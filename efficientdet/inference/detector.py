@@ -44,7 +44,7 @@ class Prepared(NamedTuple):
 
 
 class Detector:
-    """A network ready for inference, with a project's normalisation and class names. `load_detector` makes one."""
+    """A network ready for inference, with a project's normalization and class names. `load_detector` makes one."""
 
     def __init__(
         self,

@@ -66,7 +66,7 @@ def join_tiles(parts: list[tuple[Tile, Detections]], iou_threshold: float, max_d
     """Return the detections in an image, given those in its tiles (as of `make_tiles`), in pixels of the tile.
 
     Detections of several tiles are joined by NMS within each class. A box at an inner edge of its tile may be part of
-    an object. It is dropped if a neighbouring tile must show more of the object, because the box is shorter than the
+    an object. It is dropped if a neighboring tile must show more of the object, because the box is shorter than the
     overlap of tiles; or if an uncut box of its class covers most of it.
     """
     if len(parts) == 1:

@@ -34,11 +34,11 @@ def make_anchors(height: int, width: int, spec: AnchorSpec) -> Tensor:
     levels = []
     for level in spec.pyramid_levels:
         stride = 2**level
-        centre_y = torch.arange(stride / 2, height, stride, dtype=torch.float64)
-        centre_x = torch.arange(stride / 2, width, stride, dtype=torch.float64)
-        centres = torch.cartesian_prod(centre_y, centre_x)[:, None]  # (cells, 1, 2)
+        center_y = torch.arange(stride / 2, height, stride, dtype=torch.float64)
+        center_x = torch.arange(stride / 2, width, stride, dtype=torch.float64)
+        centers = torch.cartesian_prod(center_y, center_x)[:, None]  # (cells, 1, 2)
         half_sizes = spec.half_sizes(level)
-        levels.append(torch.cat((centres - half_sizes, centres + half_sizes), dim=-1).reshape(-1, 4))
+        levels.append(torch.cat((centers - half_sizes, centers + half_sizes), dim=-1).reshape(-1, 4))
     return torch.cat(levels)
 
 

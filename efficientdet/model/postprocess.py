@@ -24,7 +24,7 @@ class Candidates(NamedTuple):
 def find_candidates(
     outputs: tuple[Tensor, Tensor, Tensor], height: int, width: int, score_threshold: float | Tensor
 ) -> Candidates:
-    """Select the anchors whose best class scores above `score_threshold` (reference behaviour) and decode their boxes.
+    """Select the anchors whose best class scores above `score_threshold` (reference behavior) and decode their boxes.
 
     `outputs` are class logits (N, A, C), box deltas (N, A, 4) and anchors (A, 4) of a `height` x `width` input, to
     which the boxes are clipped.

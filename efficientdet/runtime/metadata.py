@@ -34,7 +34,7 @@ class Metadata:
     class_names: tuple[str, ...]  # class index -> name
     mean: tuple[float, ...]  # of red, green and blue in [0, 1]
     std: tuple[float, ...]
-    normalization: str  # "inside": images are uint8 (N, H, W, 3) RGB; "outside": float32 (N, 3, H, W), normalised
+    normalization: str  # "inside": images are uint8 (N, H, W, 3) RGB; "outside": float32 (N, 3, H, W), normalized
     image_size: tuple[int, int]  # (height, width) in pixels
     dynamic: bool  # whether other multiples of size_divisor are accepted as well
     size_divisor: int

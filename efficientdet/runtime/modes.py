@@ -155,7 +155,7 @@ class CudaGraphs(nn.Module):
             inputs, stream = images.clone(memory_format=torch.channels_last), torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
-                for _ in range(2):  # libraries initialise before the recording
+                for _ in range(2):  # libraries initialize before the recording
                     self.network(inputs)
             graph = torch.cuda.CUDAGraph()
             # Other threads prepare images meanwhile, and may allocate memory.

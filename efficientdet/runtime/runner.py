@@ -18,7 +18,7 @@ class Runner(Protocol):
 
     compound_coef: int
     size_divisor: int  # sides of the input must be multiples of it
-    input_dtype: torch.dtype  # of images: floating point, normalised; or uint8, which the network normalises itself
+    input_dtype: torch.dtype  # of images: floating point, normalized; or uint8, which the network normalizes itself
     padding: tuple[int, int, int]  # RGB around a uint8 image
     takes_any_shape: bool  # whether the input's shape may change from batch to batch
     limits: Suppression | None  # the thresholds of a graph that includes NMS

@@ -35,7 +35,7 @@ def _forward_and_recompute(module: nn.Module) -> tuple[AbstractContextManager, A
 
 @contextmanager
 def _frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Let the batch norms of `module` normalise as before without counting the batch in their statistics again."""
+    """Let the batch norms of `module` normalize as before without counting the batch in their statistics again."""
     norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:

@@ -297,8 +297,8 @@ def test_sheet_shows_samples_as_training_sees_them(clean_project, check, flags):
     assert status == 0 and "3 samples of train" in output and "-> test/check_drawn_train.jpg" in output
     sheet = cv2.imread("test/check_drawn_train.jpg")
     assert sheet.shape[0] > 2 * SIDE and sheet.shape[1] > 2 * SIDE  # two by two, with captions
-    grey = cv2.cvtColor(sheet, cv2.COLOR_BGR2GRAY)
-    pixels = np.stack([np.abs(grey.astype(int) - 50 * number) <= 2 for number in (1, 2, 3, 4)]).sum(axis=(1, 2))
+    gray = cv2.cvtColor(sheet, cv2.COLOR_BGR2GRAY)
+    pixels = np.stack([np.abs(gray.astype(int) - 50 * number) <= 2 for number in (1, 2, 3, 4)]).sum(axis=(1, 2))
     # Three of the four images are shown, with a quarter of their area at a scale of 0.5; the boxes hide a little.
     shares = np.sort(pixels)[1:] / SIDE**2
     assert (shares > (0.15 if "0.5" in flags else 0 if flags else 0.7)).all()

@@ -16,7 +16,7 @@ SQUARE, DISC = 7, 3  # category ids
 def report_of(tmp_path, write_coco, make_project):
     """Return a function that reports on images of the given sizes (by id) and annotations, at an input of 128 x 128.
 
-    The smallest anchors of D0 are 32 x 32 pixels, with centres at 4, 12, 20, ...
+    The smallest anchors of D0 are 32 x 32 pixels, with centers at 4, 12, 20, ...
     """
 
     def report(sizes, annotations, max_images=None, edit=None, **project) -> list[str]:

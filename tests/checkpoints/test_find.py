@@ -18,7 +18,7 @@ from utils.errors import InputError
 RELEASES = "https://github.com/zylo117/Yet-Another-Efficient-Pytorch/releases/download"
 
 
-def test_missing_weights_file_is_reported_with_its_neighbours(tmp_path):
+def test_missing_weights_file_is_reported_with_its_neighbors(tmp_path):
     (tmp_path / "b.pth").touch()
     (tmp_path / "notes.txt").touch()
     with pytest.raises(InputError, match=r"a\.pth.* b\.pth$"):
@@ -85,7 +85,7 @@ def test_last_of_another_coefficient_is_pointed_out(tmp_path):
     ("path", "expected"),
     [(None, False), ("d0.pth", False), ("d0.onnx", True), (Path("a/D0.ONNX"), True), ("d0.xml", True), ("onnx", False)],
 )
-def test_exported_files_are_recognised_by_their_suffix(path, expected):
+def test_exported_files_are_recognized_by_their_suffix(path, expected):
     assert is_exported(path) == expected
 
 

@@ -61,7 +61,7 @@ def test_weights_are_loaded_unchanged(weights_file, two_classes):
     assert_unchanged(network, two_classes)
 
 
-def test_only_the_class_header_is_initialised_for_other_classes(weights_file, two_classes):
+def test_only_the_class_header_is_initialized_for_other_classes(weights_file, two_classes):
     network = EfficientDet(0, 5)
     with torch.no_grad():
         network.get_submodule(HEADER).weight.fill_(100.0)
@@ -96,7 +96,7 @@ def test_other_classes_are_refused_without_a_new_class_header(weights_file):
 
 
 @pytest.mark.parametrize("new_class_header", [False, True])
-def test_weights_of_another_coefficient_are_recognised(tmp_path, new_class_header):
+def test_weights_of_another_coefficient_are_recognized(tmp_path, new_class_header):
     path = save(tmp_path / "one.pth", untrained(1, 2).state_dict())
     with pytest.raises(InputError, match=r"one\.pth.*D1.*-c 0"):
         load_weights(EfficientDet(0, 2), path, new_class_header)
@@ -109,13 +109,13 @@ def test_other_number_of_anchors_is_reported(weights_file, new_class_header):
         load_weights(network, weights_file, new_class_header)
 
 
-def test_keys_of_dataparallel_are_recognised(tmp_path, two_classes):
+def test_keys_of_dataparallel_are_recognized(tmp_path, two_classes):
     path = save(tmp_path / "wrapped.pth", {f"module.{key}": value for key, value in two_classes.items()})
     with pytest.raises(InputError, match=r"wrapped\.pth.*'module\.'"):
         load_weights(EfficientDet(0, 2), path)
 
 
-def test_effdet_file_is_recognised(tmp_path, two_classes):
+def test_effdet_file_is_recognized(tmp_path, two_classes):
     path = save(tmp_path / "theirs.pth", to_effdet(two_classes, 0))
     with pytest.raises(InputError, match=r"theirs\.pth.*effdet.*efficientdet\.convert_weights"):
         load_weights(EfficientDet(0, 2), path)

@@ -14,7 +14,7 @@ from scripts import REPOSITORY, assert_succeeded
 
 from efficientdet.convert import __main__ as convert
 from efficientdet.convert.__main__ import guess_format, main, parse_args
-from efficientdet.convert.labels import LabelledImage
+from efficientdet.convert.labels import LabeledImage
 from efficientdet.convert.writing import project_text, split_into_sets
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.project import load_project
@@ -136,7 +136,7 @@ def test_no_objects(folder):
 
 @pytest.mark.parametrize("write", [write_as_voc, write_as_yolo, write_as_csv])
 def test_there_and_back(shapes_project, folder, capsys, write):
-    run(*write(shapes_project, folder / "labelled"))
+    run(*write(shapes_project, folder / "labeled"))
 
     project = load_project("made")
     assert project.name == "made" and project.class_names == ("disc", "square")
@@ -230,21 +230,21 @@ def test_test_set_remains_separate(folder):
     assert load_project("made").val_set == "val"
 
 
-def labelled(*sets: str | None) -> list[LabelledImage]:
-    return [LabelledImage(Path(f"{number}.jpg"), "x, line 1", set_name) for number, set_name in enumerate(sets)]
+def labeled(*sets: str | None) -> list[LabeledImage]:
+    return [LabeledImage(Path(f"{number}.jpg"), "x, line 1", set_name) for number, set_name in enumerate(sets)]
 
 
 def test_validation_set_depends_on_the_seed_only():
     for fraction, expected in ((0.1, 3), (0.0, 1), (1.0, 29)):
-        sets = split_into_sets(labelled(*[None] * 30), fraction, seed=0)
+        sets = split_into_sets(labeled(*[None] * 30), fraction, seed=0)
         assert len(sets["val"]) == expected and len(sets["train"]) == 30 - expected
         assert {*map(id, sets["val"])} & {*map(id, sets["train"])} == set()
-    names = [[p.path.name for p in split_into_sets(labelled(*[None] * 30), 0.2, seed)["val"]] for seed in (0, 0, 1)]
+    names = [[p.path.name for p in split_into_sets(labeled(*[None] * 30), 0.2, seed)["val"]] for seed in (0, 0, 1)]
     assert names[0] == names[1] != names[2]
 
 
 def test_sets_of_the_data_are_kept():
-    a, b, c, d = labelled("train", "val", None, "test")
+    a, b, c, d = labeled("train", "val", None, "test")
     assert split_into_sets([a, b, c, d], 0.5, 0) == {"train": [a, c], "val": [b], "test": [d]}
 
 
@@ -253,7 +253,7 @@ def test_sets_of_the_data_are_kept():
 )
 def test_sets_without_images_are_rejected(sets, empty):
     with pytest.raises(InputError, match=f"the set {empty}"):
-        split_into_sets(labelled(*sets), 0.5, 0)
+        split_into_sets(labeled(*sets), 0.5, 0)
 
 
 def test_equal_names_in_different_folders_stay_apart(folder):

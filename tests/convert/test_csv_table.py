@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from efficientdet.convert.csv_table import read_csv
-from efficientdet.convert.labels import Fault, LabelledBox, LabelledImage, Labels
+from efficientdet.convert.labels import Fault, LabeledBox, LabeledImage, Labels
 from utils.errors import InputError
 
 
@@ -14,7 +14,7 @@ def read(folder: Path, text: str, name: str = "boxes.csv", **options) -> Labels:
     return read_csv(folder / name, **options)
 
 
-def line_of(found: LabelledImage | LabelledBox | Fault) -> int:
+def line_of(found: LabeledImage | LabeledBox | Fault) -> int:
     return int(found.place.split(", line ")[1])
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficientdet.convert.labels import Fault, LabelledBox, LabelledImage, Labels, check_images
+from efficientdet.convert.labels import Fault, LabeledBox, LabeledImage, Labels, check_images
 
 PLACE = "labels.txt, line 7"
 
@@ -19,11 +19,11 @@ def path(tmp_path) -> Path:
     return tmp_path / "a.png"
 
 
-def check(path: Path | None, *boxes, class_names=None, clip=False, **labels) -> LabelledImage:
+def check(path: Path | None, *boxes, class_names=None, clip=False, **labels) -> LabeledImage:
     """Check an image with a cat in each of the xyxy boxes, which are on lines 1, 2, ..."""
-    cats = [LabelledBox("cat", box, f"labels.txt, line {line}") for line, box in enumerate(boxes, 1)]
-    labelled = LabelledImage(path, PLACE, boxes=cats, **labels)
-    (checked,) = check_images(Labels([labelled], class_names), clip, num_threads=1)
+    cats = [LabeledBox("cat", box, f"labels.txt, line {line}") for line, box in enumerate(boxes, 1)]
+    labeled = LabeledImage(path, PLACE, boxes=cats, **labels)
+    (checked,) = check_images(Labels([labeled], class_names), clip, num_threads=1)
     return checked
 
 
@@ -38,8 +38,8 @@ def test_image_without_boxes(path):
 
 def test_fractions_become_pixels(path):
     assert check(path, (0, 1.5, 60, 40)).boxes[0].xyxy == (0, 1.5, 60, 40)
-    checked = check(path, (0.25, 0.5, 0.75, 1), normalised=True)
-    assert checked.boxes[0].xyxy == (15, 20, 45, 40) and not checked.normalised
+    checked = check(path, (0.25, 0.5, 0.75, 1), normalized=True)
+    assert checked.boxes[0].xyxy == (15, 20, 45, 40) and not checked.normalized
 
 
 def test_boxes_within_the_tolerance_are_clipped(path):
@@ -107,12 +107,12 @@ def test_faults_of_the_reader_are_kept(path):
     assert check(path, (9, 9, 9, 9), faults=[fault]).faults[0] is fault
 
 
-def test_image_labelled_twice_is_a_fault(path):
-    def labelled(path: Path, line: int, set_name: str | None) -> LabelledImage:
-        return LabelledImage(path, f"labels.txt, line {line}", set_name)
+def test_image_labeled_twice_is_a_fault(path):
+    def labeled(path: Path, line: int, set_name: str | None) -> LabeledImage:
+        return LabeledImage(path, f"labels.txt, line {line}", set_name)
 
     again = path.parent / "." / "sub" / ".." / path.name
-    images = [labelled(path, 1, "train"), labelled(again, 2, None), labelled(path, 3, "val")]
+    images = [labeled(path, 1, "train"), labeled(again, 2, None), labeled(path, 3, "val")]
     faults = [image.faults for image in check_images(Labels(images), clip=False, num_threads=1)]
     assert [len(found) for found in faults] == [0, 1, 0]
     assert faults[1][0].place == "labels.txt, line 2" and "twice" in faults[1][0].problem

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from efficientdet.convert.labels import Fault, LabelledBox, LabelledImage
+from efficientdet.convert.labels import Fault, LabeledBox, LabeledImage
 from efficientdet.convert.voc import read_voc
 from utils.errors import InputError
 
@@ -29,12 +29,12 @@ def write_pair(folder: Path, name: str, content: str = CAT) -> None:
     write(folder / f"{name}.xml", annotation(content))
 
 
-def only_image(folder: Path, **options) -> LabelledImage:
+def only_image(folder: Path, **options) -> LabeledImage:
     (image,) = read_voc(folder, **options).images
     return image
 
 
-def line_of(found: LabelledBox | Fault) -> int:
+def line_of(found: LabeledBox | Fault) -> int:
     return int(found.place.split(", line ")[1])
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from efficientdet.convert.labels import Fault, LabelledBox
+from efficientdet.convert.labels import Fault, LabeledBox
 from efficientdet.convert.yolo import read_yolo
 from utils.errors import InputError
 
@@ -25,7 +25,7 @@ def write_yolo(folder: Path, labels: dict[str, str | None], names: str = "cat\nd
     return folder
 
 
-def line_of(found: LabelledBox | Fault) -> int:
+def line_of(found: LabeledBox | Fault) -> int:
     return int(found.place.split(", line ")[1])
 
 
@@ -57,7 +57,7 @@ def test_boxes_computed_by_hand(tmp_path):
     write_yolo(tmp_path, {"a": "1 0.5 0.25 0.5 0.25\n\n0 0.75 0.5 0.5 1\n"})
     labels = read_yolo(tmp_path)
     (image,) = labels.images
-    assert labels.class_names == ["cat", "dog"] and image.normalised and image.size is None
+    assert labels.class_names == ["cat", "dog"] and image.normalized and image.size is None
     assert [(box.class_name, box.xyxy, line_of(box)) for box in image.boxes] == [
         ("dog", (0.25, 0.125, 0.75, 0.375), 1),
         ("cat", (0.5, 0, 1, 1), 3),

@@ -8,7 +8,7 @@ import pytest
 from efficientdet.data.annotations import UNKNOWN_CLASS, raise_first_error, read_set
 from utils.errors import InputError
 
-GREY = np.full((60, 80, 3), 100, np.uint8)
+GRAY = np.full((60, 80, 3), 100, np.uint8)
 
 
 def box(image_id, bbox=(0, 0, 9, 9), category_id=7, **fields) -> dict:
@@ -17,10 +17,10 @@ def box(image_id, bbox=(0, 0, 9, 9), category_id=7, **fields) -> dict:
 
 @pytest.fixture
 def read(tmp_path, write_coco, make_project):
-    """Return a function that writes a set of grey images, applies `edit` to the file's content, and reads it."""
+    """Return a function that writes a set of gray images, applies `edit` to the file's content, and reads it."""
 
     def read(image_ids=(1, 2), annotations=(), edit=None, max_images=None, **project):
-        path = write_coco(tmp_path, "some", dict.fromkeys(image_ids, GREY), annotations)
+        path = write_coco(tmp_path, "some", dict.fromkeys(image_ids, GRAY), annotations)
         if edit:
             content = json.loads(path.read_text())
             edit(content)

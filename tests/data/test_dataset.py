@@ -16,7 +16,7 @@ from utils.errors import InputError
 CANVAS = (128, 128)
 
 
-def grey(height: int = 60, width: int = 80) -> np.ndarray:
+def gray(height: int = 60, width: int = 80) -> np.ndarray:
     return np.full((height, width, 3), 100, np.uint8)
 
 
@@ -58,13 +58,13 @@ def assert_refused(shapes_project, *texts: str) -> None:
 
 
 def test_image_without_objects_has_empty_targets(open_set):
-    sample = open_set({1: grey()})[0]
+    sample = open_set({1: gray()})[0]
     assert sample.target.boxes.shape == (0, 4) and sample.target.boxes.dtype == np.float32
     assert sample.target.class_ids.shape == (0,) and sample.target.class_ids.dtype == np.int64
 
 
-def test_sample_is_letterboxed_and_normalised(open_set):
-    dataset = open_set({5: grey()}, [box(5, [8, 6, 16, 30])])
+def test_sample_is_letterboxed_and_normalized(open_set):
+    dataset = open_set({5: gray()}, [box(5, [8, 6, 16, 30])])
     sample = dataset[0]
     assert sample.image_id == 5
     assert sample.image.shape == (128, 128, 3) and sample.image.dtype == np.float32
@@ -77,7 +77,7 @@ def test_sample_is_letterboxed_and_normalised(open_set):
 
 
 def test_images_are_sorted_by_id(open_set):
-    dataset = open_set({30: grey(), 4: grey(), 100: grey()})
+    dataset = open_set({30: gray(), 4: gray(), 100: gray()})
     assert dataset.image_ids == [4, 30, 100]
     assert len(dataset) == 3
     assert [dataset[i].image_id for i in range(3)] == [4, 30, 100]
@@ -88,7 +88,7 @@ def test_categories_of_any_ids_become_classes_by_name(open_set, ids):
     disc, square = ids
     categories = [{"id": disc, "name": "disc"}, {"id": square, "name": "square"}]
     annotations = [box(1, [0, 0, 9, 9], disc), box(1, [5, 5, 9, 9], square), box(1, [2, 2, 9, 9], disc)]
-    dataset = open_set({1: grey()}, annotations, categories)
+    dataset = open_set({1: gray()}, annotations, categories)
     np.testing.assert_array_equal(dataset.target(1).class_ids, [1, 0, 1])
     assert dataset.category_ids == {1: disc, 0: square}
 
@@ -96,7 +96,7 @@ def test_categories_of_any_ids_become_classes_by_name(open_set, ids):
 @pytest.mark.parametrize("written", [(7, "7"), ("7", 7)])
 def test_category_ids_may_be_text_in_one_place_and_numbers_in_another(open_set, written):
     declared, used = written
-    dataset = open_set({1: grey()}, [box(1, [0, 0, 9, 9], used)], [{"id": declared, "name": "disc"}])
+    dataset = open_set({1: gray()}, [box(1, [0, 0, 9, 9], used)], [{"id": declared, "name": "disc"}])
     np.testing.assert_array_equal(dataset.target(1).class_ids, [1])
     assert dataset.category_ids == {1: declared}
 
@@ -105,7 +105,7 @@ def test_category_ids_may_be_text_in_one_place_and_numbers_in_another(open_set, 
 def test_boxes_of_an_image_whose_id_is_text_are_kept_or_refused(open_set, written):
     declared, used = written
     try:
-        dataset = open_set({declared: grey()}, [box(used, [0, 0, 9, 9])])
+        dataset = open_set({declared: gray()}, [box(used, [0, 0, 9, 9])])
     except InputError as error:
         assert declared != used and "image" in str(error)
     else:
@@ -113,12 +113,12 @@ def test_boxes_of_an_image_whose_id_is_text_are_kept_or_refused(open_set, writte
 
 
 def test_text_ids_are_kept(open_set):
-    dataset = open_set({"b": grey(), "a": grey()}, [box("b", [0, 0, 9, 9])])
+    dataset = open_set({"b": gray(), "a": gray()}, [box("b", [0, 0, 9, 9])])
     assert dataset.image_ids == ["a", "b"]
     assert (len(dataset.target("a").boxes), len(dataset.target("b").boxes)) == (0, 1)
 
 
-def test_crowd_regions_and_boxes_below_a_pixel_are_not_learnt(open_set):
+def test_crowd_regions_and_boxes_below_a_pixel_are_not_learned(open_set):
     annotations = [
         box(1, [1, 1, 20, 20], iscrowd=1),
         box(1, [2, 2, 0.99, 20]),
@@ -128,16 +128,16 @@ def test_crowd_regions_and_boxes_below_a_pixel_are_not_learnt(open_set):
         box(1, [6, 6, 1, 1]),
         box(1, [7, 7, 10, 20], iscrowd=0),
     ]
-    target = open_set({1: grey()}, annotations).target(1)
+    target = open_set({1: gray()}, annotations).target(1)
     np.testing.assert_array_equal(target.boxes, [[6, 6, 7, 7], [7, 7, 17, 27]])
 
 
 def test_optional_fields_may_be_absent(open_set):
-    assert len(open_set({1: grey()}, [box(1, [0, 0, 9, 9])]).target(1).boxes) == 1
+    assert len(open_set({1: gray()}, [box(1, [0, 0, 9, 9])]).target(1).boxes) == 1
 
 
 def test_max_images_keeps_the_first_by_id(open_set):
-    dataset = open_set({30: grey(), 4: grey(), 100: grey()}, [box(100, [0, 0, 9, 9])], max_images=2)
+    dataset = open_set({30: gray(), 4: gray(), 100: gray()}, [box(100, [0, 0, 9, 9])], max_images=2)
     assert dataset.image_ids == [4, 30]
 
 

@@ -280,7 +280,7 @@ class _KillsItsProcess(CocoDataset):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_dead_worker_is_recognised(shapes_project):
+def test_dead_worker_is_recognized(shapes_project):
     dataset = _KillsItsProcess(shapes_project.data, "train", load_project(shapes_project.yml), (128, 128))
     with pytest.raises(RuntimeError) as caught:
         list(BatchLoader(dataset, 1, 1))

@@ -128,7 +128,7 @@ def test_every_documented_property_occurs(drawn):
 
 
 def test_boxes_and_areas_match_the_visible_pixels(monkeypatch):
-    """Flat, distinct colours without blending at the edges show which pixels belong to which shape."""
+    """Flat, distinct colors without blending at the edges show which pixels belong to which shape."""
     rasterize = shapes._rasterize
     attempts: list[int] = []  # pixels of each shape that is tried, in order
 
@@ -198,7 +198,7 @@ def test_every_outline_is_tested():
 
 
 def test_nothing_is_drawn_outside_the_boxes(monkeypatch):
-    """Drawings that differ only in the colour of shapes differ at most two pixels outside the boxes, at thin tips."""
+    """Drawings that differ only in the color of shapes differ at most two pixels outside the boxes, at thin tips."""
 
     def draw(number: int, color: int):
         monkeypatch.setattr(

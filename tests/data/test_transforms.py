@@ -71,7 +71,7 @@ def test_every_size_fits_and_fills_a_side():
             assert resized == (640, 640)
 
 
-def test_normalisation_of_known_colours():
+def test_normalization_of_known_colors():
     image = np.empty((2, 4, 3), np.uint8)
     image[:] = (255, 0, 51)
     pixels = Letterbox.fit((2, 4), (4, 4)).apply(image, MEAN, STD)
@@ -94,12 +94,12 @@ def test_image_as_large_as_the_canvas_is_not_resampled():
     np.testing.assert_allclose(pixels, image / 255, atol=1e-6)
 
 
-def test_enlarging_interpolates_linearly_between_pixel_centres():
+def test_enlarging_interpolates_linearly_between_pixel_centers():
     image = np.zeros((1, 2, 3), np.uint8)
     image[0, 1] = 200
     pixels = Letterbox.fit((1, 2), (4, 4)).apply(image, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    # Output centres lie at -0.25, 0.25, 0.75, 1.25 of the input.
-    np.testing.assert_allclose(pixels[0, :, 0] * 255, [0, 50, 150, 200], atol=2e-4)  # a grey level is 0.017
+    # Output centers lie at -0.25, 0.25, 0.75, 1.25 of the input.
+    np.testing.assert_allclose(pixels[0, :, 0] * 255, [0, 50, 150, 200], atol=2e-4)  # a gray level is 0.017
 
 
 @pytest.mark.parametrize("shape", [(1, 300), (300, 1), (1, 1)])
@@ -117,7 +117,7 @@ def test_huge_images_give_the_same_result_in_less_memory(monkeypatch, shape):
 
 
 @pytest.mark.parametrize("shape", [(60, 100), (30, 20), (64, 64), (200, 100)])
-def test_uint8_is_the_normalised_image_rounded(shape):
+def test_uint8_is_the_normalized_image_rounded(shape):
     image = noise(*shape)[:, ::-1]
     letterbox = Letterbox.fit(shape, (64, 64))
     pixels = letterbox.apply_uint8(image, (124, 116, 104))
@@ -136,7 +136,7 @@ def test_device_computes_the_same_as_opencv(shape):
     expected = torch.from_numpy(letterbox.apply(image, MEAN, STD)).permute(2, 0, 1)
     mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     computed = letterbox.apply_on_device(torch.from_numpy(image), mean, std)
-    torch.testing.assert_close(computed, expected, rtol=0, atol=2e-4)  # a grey level is 0.017
+    torch.testing.assert_close(computed, expected, rtol=0, atol=2e-4)  # a gray level is 0.017
 
 
 def test_input_image_is_not_modified():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from results import each_cause, explain, found, truth, write_set
 
-from efficientdet.evaluation.analysis import Analysis, ThresholdCurve, analyse, class_table
+from efficientdet.evaluation.analysis import Analysis, ThresholdCurve, analyze, class_table
 from efficientdet.evaluation.coco import Details, GroundTruth, ScoredDetections
 from efficientdet.evaluation.error_causes import CAUSES
 
@@ -214,7 +214,7 @@ def test_half_a_million_detections_take_seconds():
     tables = rng.random((10, 101, classes, 4)), rng.random((10, classes, 4))
     details = Details(np.arange(classes), *tables, ground_truth, scored)
     start = time.process_time()
-    analysis = analyse(details, [f"class {k}" for k in range(classes)], range(images))
+    analysis = analyze(details, [f"class {k}" for k in range(classes)], range(images))
     assert time.process_time() - start < 20
     assert all(getattr(analysis, field.name) is not None for field in fields(Analysis))
     assert analysis.confusion[:-1].sum() == (~ground_truth.crowd).sum()

@@ -1,4 +1,4 @@
-"""The exported graph, with normalisation and NMS inside."""
+"""The exported graph, with normalization and NMS inside."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def test_raw_outputs_equal_those_of_the_network():
     assert torch.equal(anchors, expected.anchors)
 
 
-def test_normalisation_inside_equals_outside():
+def test_normalization_inside_equals_outside():
     pixels = images(describe(), 1)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (describe().mean, describe().std))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Quantisation of a small network with the parts of an exported file: normalisation, decoding, top-k."""
+"""Quantization of a small network with the parts of an exported file: normalization, decoding, top-k."""
 
 import importlib.util
 import logging

@@ -129,7 +129,7 @@ def test_boxes_go_back_by_the_two_ratios_separately(detector):
     torch.testing.assert_close(found.boxes, torch.tensor([expected]))
 
 
-def test_network_sees_the_letterboxed_normalised_image(detector):
+def test_network_sees_the_letterboxed_normalized_image(detector):
     network = put_into(detector, [0.0, 0, 9, 9], class_ids=[0])
     detector([np.full((50, 100, 3), (255, 0, 51), np.uint8)])
     (batch,) = network.batches

@@ -95,7 +95,7 @@ def test_part_of_an_object_is_kept_if_nothing_else_shows_it():
     assert len(join_tiles(parts, 0.5, None)) == 2
 
 
-def test_part_of_which_a_neighbour_must_show_more_is_dropped():
+def test_part_of_which_a_neighbor_must_show_more_is_dropped():
     short, long = detections([420, 100, 511, 200]), detections([400, 100, 511, 200])  # a fifth of the side is 102
     for cut, left in ((short, 0), (long, 1)):
         parts = [(Tile(0, 0, 400, 1000), NONE), (Tile(0, 0, 400, 512), cut), (Tile(0, 244, 400, 512), NONE)]

@@ -29,7 +29,7 @@ def test_one_square_anchor_per_cell_row_by_row():
 
 def test_sides_are_strides_times_scales_times_ratios():
     anchors = make_anchors(8, 8, AnchorSpec((3,), 4.0, (1.0, 2.0), ((1.0, 1.0), (1.5, 0.5))))
-    # Centre (4, 4), base side 32; the second ratio is 1.5 wide and 0.5 high.
+    # Center (4, 4), base side 32; the second ratio is 1.5 wide and 0.5 high.
     assert anchors.tolist() == [
         [-12, -12, 20, 20],
         [-4, -20, 12, 28],
@@ -92,7 +92,7 @@ def test_without_boxes_there_is_no_best_anchor():
 def test_best_anchor_computed_by_hand():
     boxes = [
         [8.0, 0, 16, 8],  # identical to the anchor of the second cell
-        [2, 0, 10, 8],  # centre (6, 4), so the first cell, (0, 0, 8, 8): 48 / (64 + 64 - 48)
+        [2, 0, 10, 8],  # center (6, 4), so the first cell, (0, 0, 8, 8): 48 / (64 + 64 - 48)
         [8, 0, 16, 4],  # half of the second cell's anchor
         [0, 0, 16, 16],  # the only anchor of the next level
         [-16, 0, -8, 8],  # outside the input
@@ -109,11 +109,11 @@ def test_best_anchor_equals_the_best_of_all_pairs(monkeypatch, chunk, height, wi
     generator = torch.Generator().manual_seed(0)
 
     def random_boxes(spread: float, max_side: float) -> torch.Tensor:
-        """Return 100 boxes with sides up to `max_side` pixels, centred within `spread` times the input's sides."""
-        centres = (torch.rand(100, 2, generator=generator) - 0.5) * spread + 0.5
-        centres = centres * torch.tensor([width, height])
+        """Return 100 boxes with sides up to `max_side` pixels, centered within `spread` times the input's sides."""
+        centers = (torch.rand(100, 2, generator=generator) - 0.5) * spread + 0.5
+        centers = centers * torch.tensor([width, height])
         halves = torch.rand(100, 2, generator=generator) * max_side / 2
-        return torch.cat((centres - halves, centres + halves), dim=1)
+        return torch.cat((centers - halves, centers + halves), dim=1)
 
     borders = torch.tensor([[0.0, 0, 20, 30], [width - 9, height - 50, width, height], [0, 0, width, height]])
     between_cells = torch.tensor([[0.0, 0, 16, 16], [8, 8, 24, 24], [-8, -8, 8, 8]])  # equally close to two cells

@@ -107,7 +107,7 @@ def test_plain_sum_has_fusion_weights_but_never_uses_them():
     assert all(torch.equal(a, b) for a, b in zip(before, cell(inputs)))
 
 
-def test_upsampling_is_nearest_neighbour():
+def test_upsampling_is_nearest_neighbor():
     cell = make_identity(BiFPNCell(1, LEVELS, fast_attention=False).double())
     inputs = constant_pyramid([0.0, 0.0, 0.0, 0.0, 0.0])
     inputs[3] = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]], dtype=torch.float64)
