@@ -1,6 +1,6 @@
 """Measure speed and memory, compared with straightforward code, other packages and exported files.
 
-  python benchmark.py -c 0 1 2 3 4 5 6 7 8      the reference's table (2 minutes for D0 on two cores)
+  python benchmark.py -c 0 1 2 3 4 5 6 7 8      the reference's table (90 seconds for D0 on two cores)
   python benchmark.py --what end_to_end --mode fused compiled --precision float32 bf16 --compare effdet -w model.onnx
   python benchmark.py --what loader train -p shapes             do images arrive as fast as training uses them?
 
@@ -142,7 +142,7 @@ def measure_group(args: argparse.Namespace, group: list[Contender], number: str,
     if KINDS[first.what].needs_data:
         draw_if_absent(first.project, first.data_path)
     elif first.what in ("end_to_end", "forward") and not first.weights.exists():
-        torch.save(realistic_weights(first.compound_coef, first.side, first.project, first.device), first.weights)
+        torch.save(realistic_weights(first), first.weights)
     torch.cuda.empty_cache()  # leaves the GPU to the contenders
     try:
         makers = {contender: partial(make_workload, contender) for contender in group}

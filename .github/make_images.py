@@ -1,4 +1,4 @@
-"""Make the images of the READMEs again, with the project's own detector, drawing and charts.
+"""Make the images of the READMEs anew, with the project's own detector, drawing and charts.
 
   python .github/make_images.py                all seven: six minutes on two cores, most of it the tutorial's training
   python .github/make_images.py hero speed     only these: seconds, as neither trains
@@ -46,26 +46,26 @@ TUTORIAL_IMAGES = (89, 101, 109, 219, 221, 76)  # of the validation set
 
 PUBLISHED_AP = (33.1, 38.8, 42.1, 45.6, 48.8, 50.2, 50.7, 52.7, 53.9)  # COCO val, D0 to D7X
 
-# Milliseconds for one image: D0 at 512 x 512, letterbox and post-processing included; two cores of an AMD EPYC.
+# Milliseconds for one image: D0 at 512 x 512, letterbox and post-processing included; two cores of an Intel Xeon.
 # python benchmark.py --what end_to_end --mode plain fused compiled --precision float32 bf16 --compare effdet --runs 25
 INFERENCE_MS = {
-    "effdet 0.4.1, float32": 201,
-    "plain, float32": 186,
-    "fused (default), float32": 69,
-    "fused, bfloat16": 61,
-    "compiled, float32": 64,
-    "compiled, bfloat16": 51,
+    "effdet 0.4.1, float32": 193,
+    "plain, float32": 138,
+    "fused (default), float32": 58,
+    "fused, bfloat16": 54,
+    "compiled, float32": 60,
+    "compiled, bfloat16": 48,
 }
 # Time as a share of the straightforward implementation's, same machine.
 # python benchmark.py --what train loss --precision float32 bf16
 # python benchmark.py --what eval prepare postprocess -p shapes
 SHARES = {
-    "training step, float32": 0.46,
-    "training step, bfloat16": 0.34,
-    "loss": 0.15,
-    "evaluation": 0.36,
-    "image preparation": 0.14,
-    "post-processing": 0.21,
+    "training step, float32": 0.52,
+    "training step, bfloat16": 0.39,
+    "loss": 0.13,
+    "evaluation": 0.43,
+    "image preparation": 0.24,
+    "post-processing": 0.39,
 }
 OTHERS_COLOR, OWN_COLOR = "#b0b0b0", "#1f77b4"
 

@@ -109,8 +109,7 @@ def baseline_loss(outputs: Outputs, targets: Targets) -> Losses:
         alpha = torch.where(one_hot == 1, alpha, 1 - alpha)
         focal_weight = alpha * torch.where(one_hot == 1, 1 - probabilities, probabilities) ** 2
         cross_entropy = -(one_hot * probabilities.log() + (1 - one_hot) * (1 - probabilities).log())
-        losses = torch.where(one_hot != -1, focal_weight * cross_entropy, 0.0)
-        classification.append(losses.sum() / divisor)
+        classification.append(torch.where(one_hot != -1, focal_weight * cross_entropy, 0.0).sum() / divisor)
 
         distances = (deltas[positive] - encode(boxes[objects], anchors[positive])).abs()
         losses = torch.where(distances < 1 / 9, 4.5 * distances**2, distances - 0.5 / 9)

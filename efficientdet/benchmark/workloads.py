@@ -1,7 +1,7 @@
 """What the benchmark measures: for each kind of work, what a contender does in one pass, on random inputs."""
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import chain, islice, repeat
 from pathlib import Path
@@ -100,8 +100,7 @@ def end_to_end(contender: Contender) -> Workload:
     images, stopwatch = [random_image()] * contender.batch_size, Stopwatch()
     name, side, project, device = contender.name, contender.side, contender.project, contender.device
     if name == "plain":
-        network = contender.network()
-        detect = partial(baselines.baseline_detections, network, images, side, project, stopwatch)
+        detect = partial(baselines.baseline_detections, contender.network(), images, side, project, stopwatch)
         return contender.workload(detect, stopwatch)
     if name == "effdet":
         network = baselines.effdet_network(contender.compound_coef, side, device, "predict")
@@ -116,7 +115,7 @@ def end_to_end(contender: Contender) -> Workload:
 
 def forward(contender: Contender) -> Workload:
     """Run the network alone on images that are on the device already."""
-    images = random_input(contender)
+    images = prepared_batch(contender)
     if contender.name == "effdet":
         network: Callable = baselines.effdet_network(contender.compound_coef, contender.side, contender.device)
     elif is_exported(contender.name):
@@ -130,7 +129,7 @@ def forward(contender: Contender) -> Workload:
 def training_step(contender: Contender) -> Workload:
     """Update a network by a random batch: forward, loss, backward, AdamW."""
     network = EfficientDet(contender.compound_coef, NUM_CLASSES).train().to(contender.device)
-    batch = Batch(random_input(contender), random_targets(contender), letterboxes=[], image_ids=[])
+    batch = Batch(prepared_batch(contender), random_targets(contender), letterboxes=[], image_ids=[])
     if contender.name == "plain":
         adamw = torch.optim.AdamW(network.parameters(), lr=1e-4)
         return contender.workload(partial(baselines.baseline_step, network, adamw, batch))
@@ -219,11 +218,8 @@ KINDS = {
 @lru_cache
 def forward_flops(compound_coef: int, side: int) -> int:
     """Return the floating-point operations of all convolutions per image, two for each multiply-add."""
-    with torch.device("meta"):  # shapes only
-        network = EfficientDet(compound_coef, NUM_CLASSES).eval()
-        images = torch.empty(1, 3, side, side)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(images)
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:  # shapes only
+        EfficientDet(compound_coef, NUM_CLASSES).eval()(torch.empty(1, 3, side, side))
     return counter.get_total_flops()
 
 
@@ -237,12 +233,11 @@ def random_image() -> np.ndarray:
 
 
 @torch.inference_mode()
-def realistic_weights(compound_coef: int, side: int, project: Project, device: torch.device) -> dict[str, Tensor]:
+def realistic_weights(contender: Contender) -> dict[str, Tensor]:
     """Return random weights, on the CPU, with which CANDIDATES anchors of `random_image()` pass the threshold."""
     torch.manual_seed(0)
-    network = EfficientDet(compound_coef, project.num_classes, project.anchor_ratios, project.anchor_scales).to(device)
-    pixels = Letterbox.fit(IMAGE_SIZE, (side, side)).apply(random_image(), project.mean, project.std)
-    image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2).to(device)
+    network = EfficientDet(contender.compound_coef, contender.project.num_classes).to(contender.device)
+    image = prepared_batch(replace(contender, batch_size=1))
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0  # the statistics of this image alone: fresh ones would let activations vanish
@@ -253,17 +248,21 @@ def realistic_weights(compound_coef: int, side: int, project: Project, device: t
     return {key: tensor.cpu() for key, tensor in network.state_dict().items()}
 
 
-def random_input(contender: Contender) -> Tensor:
-    """Return normalized images (N, 3, side, side), channels-last if the contender prefers it."""
-    images = torch.randn(contender.batch_size, 3, contender.side, contender.side, device=contender.device)
-    return images.contiguous(memory_format=torch.channels_last) if contender.is_optimized else images
+def prepared_batch(contender: Contender) -> Tensor:
+    """Return copies of `random_image` as the network's input (N, 3, side, side), channels-last in optimized modes.
+
+    Noise instead would let activations grow, which then take up to a third longer to compute.
+    """
+    side, project = contender.side, contender.project
+    pixels = Letterbox.fit(IMAGE_SIZE, (side, side)).apply(random_image(), project.mean, project.std)
+    images = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2).repeat(contender.batch_size, 1, 1, 1)
+    layout = torch.channels_last if contender.is_optimized else torch.contiguous_format
+    return images.to(contender.device, memory_format=layout)
 
 
 def random_outputs(contender: Contender, mean: float, std: float) -> Outputs:
     """Return the outputs of an imaginary network: class logits of this mean and standard deviation, and box deltas."""
-    with torch.device("meta"):
-        network = EfficientDet(contender.compound_coef, NUM_CLASSES)
-    anchors = network.anchors(torch.empty(1, 3, contender.side, contender.side, device=contender.device))
+    anchors = EfficientDet(contender.compound_coef).anchors(prepared_batch(contender))
     empty = partial(torch.empty, dtype=PRECISIONS[contender.precision], device=contender.device)
     logits = empty(contender.batch_size, len(anchors), NUM_CLASSES).normal_(mean, std)
     return Outputs(logits, empty(contender.batch_size, len(anchors), 4).normal_(0.0, 0.5), anchors)

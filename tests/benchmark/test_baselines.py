@@ -47,7 +47,7 @@ THRESHOLDS = EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD
 def network_with_detections(project: Project) -> EfficientDet:
     """Return a D0 that detects something at SIDE x SIDE."""
     network = EfficientDet(0, project.num_classes, project.anchor_ratios, project.anchor_scales).eval()
-    network.load_state_dict(realistic_weights(0, SIDE, project, CPU))
+    network.load_state_dict(realistic_weights(contender("eval", "fused", project=project)))
     return network
 
 

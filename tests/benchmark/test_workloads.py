@@ -36,7 +36,7 @@ def test_operations_are_those_of_the_paper(compound_coef, side, billions):
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "d0.pth"
-    torch.save(realistic_weights(0, 128, load_project("coco"), CPU), path)
+    torch.save(realistic_weights(contender("forward", "fused")), path)
     return path
 
 
@@ -88,7 +88,7 @@ def test_passes_through_a_project(shapes_project, what, name, images):
 @pytest.mark.parametrize("name", ["plain", "fused"])
 def test_passes_through_a_validation_set(shapes_project, tmp_path, name):
     project = load_project(shapes_project.yml)
-    torch.save(realistic_weights(0, 128, project, CPU), tmp_path / "d0.pth")
+    torch.save(realistic_weights(contender("eval", "fused", project=project)), tmp_path / "d0.pth")
     data = {"data_path": shapes_project.data.parent, "weights": tmp_path / "d0.pth", "num_workers": 1}
     workload = KINDS["eval"].make(contender("eval", name, project=project, **data))
     assert workload.images == 3
