@@ -1,6 +1,6 @@
 """Make the images of the READMEs anew, with the project's own detector, drawing and charts.
 
-  python .github/make_images.py                all seven: six minutes on two cores, most of it the tutorial's training
+  python .github/make_images.py                all seven: 2.5 minutes on two cores, most of it the tutorial's training
   python .github/make_images.py hero speed     only these: seconds, as neither trains
   python .github/make_images.py training --run tutorial_run    keeps the trained tutorial there, or reuses it
 
@@ -60,9 +60,9 @@ INFERENCE_MS = {
 # python benchmark.py --what train loss --precision float32 bf16
 # python benchmark.py --what eval prepare postprocess -p shapes
 SHARES = {
-    "training step, float32": 0.52,
-    "training step, bfloat16": 0.39,
-    "loss": 0.13,
+    "training step, float32": 0.59,
+    "training step, bfloat16": 0.46,
+    "loss": 0.14,
     "evaluation": 0.43,
     "image preparation": 0.24,
     "post-processing": 0.39,

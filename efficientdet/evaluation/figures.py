@@ -104,7 +104,7 @@ def _class_lines(title: str, x: np.ndarray, curves: dict[str, np.ndarray], x_lab
 
 def _confusion_chart(analysis: Analysis) -> "Figure":
     names, matrix = [row.name for row in analysis.classes], analysis.confusion
-    title = f"score threshold {analysis.score_threshold:.2f}, IoU threshold 0.50"
+    title = f"score threshold {analysis.score_threshold:.2f},\nIoU threshold 0.50"
     if len(names) > _MAX_MATRIX_CLASSES:
         confusion = analysis.class_confusion
         order = np.argsort(-(confusion.sum(axis=0) + confusion.sum(axis=1)), kind="stable")
