@@ -49,11 +49,11 @@ PUBLISHED_AP = (33.1, 38.8, 42.1, 45.6, 48.8, 50.2, 50.7, 52.7, 53.9)  # COCO va
 # Milliseconds for one image: D0 at 512 x 512, letterbox and post-processing included; two cores of an Intel Xeon.
 # python benchmark.py --what end_to_end --mode plain fused compiled --precision float32 bf16 --compare effdet --runs 25
 INFERENCE_MS = {
-    "effdet 0.4.1, float32": 193,
-    "plain, float32": 138,
-    "fused (default), float32": 58,
-    "fused, bfloat16": 54,
-    "compiled, float32": 60,
+    "effdet 0.4.1, float32": 175,
+    "plain, float32": 139,
+    "fused (default), float32": 65,
+    "fused, bfloat16": 56,
+    "compiled, float32": 59,
     "compiled, bfloat16": 48,
 }
 # Time as a share of the straightforward implementation's, same machine.
