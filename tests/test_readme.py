@@ -1,4 +1,4 @@
-"""The READMEs: every command that they print runs, every link and image exists.
+"""The READMEs: every command that they print runs.
 
 Commands run in reading order in one folder that looks like a checkout, with small data under the names that the READMEs
 use. Later ones need what earlier ones wrote, so run this file as a whole. They run inside this process, because most of
@@ -6,7 +6,6 @@ a command's time would be Python starting up; those of an installed package run 
 """
 
 import io
-import json
 import os
 import re
 import runpy
@@ -19,32 +18,16 @@ from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from pages import PAGES, Command, blocks, commands, inline_commands
 from scripts import REPOSITORY, write_weights
 
 from efficientdet.data.shapes import write_shapes
 from efficientdet.project import load_project
-
-PAGES = (
-    "README.md",
-    "projects/README.md",
-    "weights/README.md",
-    "weights/efficientdet-d0_shapes.md",
-    "efficientdet/training/README.md",
-    "efficientdet/inference/README.md",
-    "efficientdet/evaluation/README.md",
-    "efficientdet/export/README.md",
-    "efficientdet/benchmark/README.md",
-    "tests/README.md",
-    "tests/golden/README.md",
-)
-IMAGES = REPOSITORY / ".github" / "images"
-MAX_LINES, MAX_IMAGE_BYTES = 250, 150_000
 
 # Why commands are not run, by a piece of their text. Their flags are parsed all the same.
 NOT_RUN = {
@@ -87,38 +70,6 @@ INSTALLED = {
     "efficientdet-test": "efficientdet_test",
     "efficientdet-benchmark": "benchmark",
 }
-
-
-class Command(NamedTuple):
-    page: str
-    text: str  # with a heredoc, if it has one
-
-    @property
-    def name(self) -> str:
-        return f"{self.page}: {self.text.splitlines()[0][:90]}"
-
-
-def blocks(page: str, language: str) -> list[str]:
-    text = (REPOSITORY / page).read_text()
-    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-
-
-def commands(page: str) -> list[Command]:
-    """Return the commands of a page's bash blocks without their comments; a heredoc belongs to its command."""
-    found = []
-    for block in blocks(page, "bash"):
-        for command in re.findall(r"^[^\n]*<<'EOF'\n.*?^EOF$|^[^\n]+$", block, flags=re.MULTILINE | re.DOTALL):
-            if "<<" not in command:
-                command = re.sub(r"\s+#.*", "", command)
-            found.append(Command(page, command))
-    return found
-
-
-def inline_commands(page: str) -> list[Command]:
-    """Return the commands of this project that a page's sentences name in full."""
-    prose = re.sub(r"^```.*?^```", "", (REPOSITORY / page).read_text(), flags=re.MULTILINE | re.DOTALL)
-    pieces = (re.sub(r"\s+", " ", piece) for piece in re.findall(r"`([^`]+)`", prose))
-    return [Command(page, piece) for piece in pieces if re.match(r"(python|efficientdet-\w+) (?!-m$)", piece)]
 
 
 COMMANDS = list(dict.fromkeys(command for page in PAGES for command in commands(page)))
@@ -363,62 +314,3 @@ def test_yaml_example_is_a_project(tmp_path):
     (text,) = blocks("projects/README.md", "yaml")
     (tmp_path / "my_project.yml").write_text(text)
     assert load_project(tmp_path / "my_project.yml").class_names == ("car", "bicycle", "person")
-
-
-# The pages themselves.
-
-
-def test_setup_commands_come_first():
-    first, second = commands("README.md")[:2]
-    setup = "python3 -m venv .venv && . .venv/bin/activate && pip install -r requirements.txt"
-    assert first.text == f"{setup} && python efficientdet_test.py"
-    assert second.text == f"{setup} pytest pytest-xdist && python -m pytest tests -n auto --dist loadfile"
-
-
-def test_first_page_is_short():
-    assert len((REPOSITORY / "README.md").read_text().splitlines()) <= MAX_LINES
-
-
-def anchors(page: Path) -> set[str]:
-    """Return the anchors that GitHub gives a page's headings."""
-    prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    headings = re.findall(r"^#+ (.*)", prose, flags=re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page):
-    path = REPOSITORY / page
-    for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
-        if link.startswith("https://"):
-            continue
-        name, _, anchor = link.partition("#")
-        target = (path.parent / name).resolve() if name else path
-        assert target.exists(), link
-        assert not anchor or anchor in anchors(target), link
-
-
-def test_all_pages_are_tested():
-    patterns = ("README.md", "[a-z]*/README.md", "efficientdet/*/README.md", "tests/*/README.md", "weights/*.md")
-    found = {path.relative_to(REPOSITORY).as_posix() for pattern in patterns for path in REPOSITORY.glob(pattern)}
-    assert found == set(PAGES)
-
-
-def test_images_are_small_and_shown():
-    files = sorted(IMAGES.iterdir())
-    assert len(files) >= 5
-    text = "".join((REPOSITORY / page).read_text() for page in PAGES)
-    for path in files:
-        assert path.stat().st_size <= MAX_IMAGE_BYTES
-        assert f".github/images/{path.name}" in text
-
-
-def test_images_script_knows_its_images():
-    done = run_shell("python .github/make_images.py --help", REPOSITORY)
-    assert all(path.stem in done for path in IMAGES.iterdir())
-
-
-def test_json_lines_in_the_pages_are_json():
-    for page in PAGES:
-        for line in re.findall(r"^\{\"file\".*\}$", (REPOSITORY / page).read_text(), flags=re.MULTILINE):
-            json.loads(line)

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from contenders import measured
 
 from efficientdet.benchmark.report import LEGEND, REFERENCE, Report, as_markdown, figures, reference_rows
 from efficientdet.benchmark.workloads import Contender, forward_flops
 from efficientdet.project import load_project
-from utils.measuring import Measured, Pass
+from utils.measuring import Measured
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -19,13 +20,6 @@ SSDLITE = "ssdlite320_mobilenet_v3_large (320 x 320)"
 def contender(name: str, precision: str = "float32", what: str = "end_to_end", batch_size: int = 1, side: int = 512):
     settings = CPU, load_project("coco"), Path("datasets"), Path("d0.pth"), 0
     return Contender(what, name, precision, 0, side, batch_size, *settings)
-
-
-def measured(*milliseconds: float, images: int = 1, share: float | None = None) -> Measured:
-    """Return passes of these durations, after a first one of 2 s that took 30 MiB on top of 100."""
-    first = Pass(2.0, None, 100 * MIB, 130 * MIB)
-    passes = [Pass(ms / 1e3, share and share * ms / 1e3, 0, 0) for ms in milliseconds]
-    return Measured(images, first, passes)
 
 
 GROUP = {

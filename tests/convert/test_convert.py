@@ -10,12 +10,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from label_formats import write_as_csv, write_as_voc, write_as_yolo
 from scripts import REPOSITORY, assert_succeeded
 
 from efficientdet.convert import __main__ as convert
 from efficientdet.convert.__main__ import guess_format, main, parse_args
-from efficientdet.convert.labels import LabeledImage
-from efficientdet.convert.writing import project_text, split_into_sets
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.project import load_project
 from utils.errors import InputError
@@ -59,70 +58,6 @@ def write_csv(number: int = 4, rows: str = "", file_name: str = "photos/boxes.cs
 
 def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
-
-
-# The shapes project of conftest, written in each format.
-
-
-def read_images(project) -> list[tuple[str, dict, list[tuple[str, list[float]]]]]:
-    """Return [(set, image entry, [(class, xywh)])] of a project."""
-    found = []
-    for set_name in ("train", "val"):
-        coco = json.loads((project.data / "annotations" / f"instances_{set_name}.json").read_text())
-        names = {category["id"]: category["name"] for category in coco["categories"]}
-        for image in coco["images"]:
-            mine = [a for a in coco["annotations"] if a["image_id"] == image["id"]]
-            found.append((set_name, image, [(names[a["category_id"]], a["bbox"]) for a in mine]))
-    return found
-
-
-def write_as_voc(project, folder: Path) -> list[str]:
-    lists = {"train": "", "val": ""}
-    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
-        (folder / name).mkdir(parents=True)
-    for set_name, image, boxes in read_images(project):
-        stem = Path(image["file_name"]).stem
-        lists[set_name] += f"{stem}\n"
-        os.link(project.data / set_name / image["file_name"], folder / "JPEGImages" / image["file_name"])
-        elements = "".join(
-            f"<object><name>{name}</name><bndbox><xmin>{x + 1}</xmin><ymin>{y + 1}</ymin>"
-            f"<xmax>{x + width}</xmax><ymax>{y + height}</ymax></bndbox></object>"
-            for name, (x, y, width, height) in boxes
-        )
-        (folder / "Annotations" / f"{stem}.xml").write_text(f"<annotation>{elements}</annotation>")
-    for set_name, text in lists.items():
-        (folder / "ImageSets" / "Main" / f"{set_name}.txt").write_text(text)
-    return [str(folder)]
-
-
-def write_as_yolo(project, folder: Path) -> list[str]:
-    classes = ["disc", "square"]
-    for set_name, image, boxes in read_images(project):
-        images, labels = folder / set_name / "images", folder / set_name / "labels"
-        images.mkdir(parents=True, exist_ok=True)
-        labels.mkdir(exist_ok=True)
-        os.link(project.data / set_name / image["file_name"], images / image["file_name"])
-        size = np.array([image["width"], image["height"]])
-        lines = []
-        for name, bbox in boxes:
-            corner, sides = np.array(bbox[:2]) / size, np.array(bbox[2:]) / size
-            lines.append(" ".join([str(classes.index(name)), *(f"{v:.6f}" for v in (*(corner + sides / 2), *sides))]))
-        (labels / image["file_name"]).with_suffix(".txt").write_text("\n".join(lines))
-    (folder / "data.yaml").write_text(f"train: ../train/images\nval: ../val/images\nnames: {classes}\n")
-    return [str(folder / "data.yaml")]
-
-
-def write_as_csv(project, folder: Path) -> list[str]:
-    folder.mkdir()
-    rows = {"train": "", "val": ""}
-    for set_name, image, boxes in read_images(project):
-        path = project.data / set_name / image["file_name"]
-        for name, (x, y, width, height) in boxes:
-            rows[set_name] += f"{path},{x},{y},{x + width},{y + height},{name}\n"
-        rows[set_name] += "" if boxes else f"{path},,,,,\n"
-    for set_name, text in rows.items():
-        (folder / f"{set_name}.csv").write_text(text)
-    return [str(folder / "train.csv"), str(folder / "val.csv")]
 
 
 def test_no_objects(folder):
@@ -228,32 +163,6 @@ def test_test_set_remains_separate(folder):
     run("data")
     assert [len(content(set_name)["images"]) for set_name in ("train", "val", "test")] == [2, 1, 1]
     assert load_project("made").val_set == "val"
-
-
-def labeled(*sets: str | None) -> list[LabeledImage]:
-    return [LabeledImage(Path(f"{number}.jpg"), "x, line 1", set_name) for number, set_name in enumerate(sets)]
-
-
-def test_validation_set_depends_on_the_seed_only():
-    for fraction, expected in ((0.1, 3), (0.0, 1), (1.0, 29)):
-        sets = split_into_sets(labeled(*[None] * 30), fraction, seed=0)
-        assert len(sets["val"]) == expected and len(sets["train"]) == 30 - expected
-        assert {*map(id, sets["val"])} & {*map(id, sets["train"])} == set()
-    names = [[p.path.name for p in split_into_sets(labeled(*[None] * 30), 0.2, seed)["val"]] for seed in (0, 0, 1)]
-    assert names[0] == names[1] != names[2]
-
-
-def test_sets_of_the_data_are_kept():
-    a, b, c, d = labeled("train", "val", None, "test")
-    assert split_into_sets([a, b, c, d], 0.5, 0) == {"train": [a, c], "val": [b], "test": [d]}
-
-
-@pytest.mark.parametrize(
-    ("sets", "empty"), [([], "train"), (["val"], "train"), (["train"], "val"), (["test", None], "val")]
-)
-def test_sets_without_images_are_rejected(sets, empty):
-    with pytest.raises(InputError, match=f"the set {empty}"):
-        split_into_sets(labeled(*sets), 0.5, 0)
 
 
 def test_equal_names_in_different_folders_stay_apart(folder):
@@ -420,15 +329,6 @@ def test_flags_that_do_not_fit(folder, args, words):
     with pytest.raises(InputError, match=words):
         main(parse_args(["-p", "made", *args]))
     assert not Path("datasets").exists()
-
-
-@pytest.mark.parametrize("name", ["1e5", "true", "my-birds.2", "鳥"])
-def test_project_file_accepts_any_names(tmp_path, name):
-    strange = ["no", "12", "it's", "a: b", "# x", "größe", 'say "hi"', "[", "tab\t"]
-    class_names = [*strange, *(f"class {n}" for n in range(99))]
-    (tmp_path / "a.yml").write_text(project_text(name, class_names), encoding="utf-8")
-    project = load_project(tmp_path / "a.yml")
-    assert project.name == name and project.class_names == tuple(class_names)
 
 
 @pytest.mark.slow
