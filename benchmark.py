@@ -38,7 +38,7 @@ from efficientdet.runtime.modes import MODES
 from utils.cli import add_flags, make_parser, non_negative_int, positive_int
 from utils.device import check_compiler, select_device
 from utils.errors import InputError, exit_on_input_error
-from utils.files import check_writable
+from utils.files import make_folder_for
 from utils.measuring import Measured, matmul_speed, measure
 from utils.optional import require_packages
 
@@ -102,7 +102,7 @@ def check(args: argparse.Namespace, device: torch.device) -> None:
     if len(weights := [path for path in args.weights if not is_exported(path)]) > 1:
         raise InputError(f"-w {' '.join(weights)}: eval measures one weights file")
     for path in filter(None, (args.json, args.markdown)):
-        check_writable(path)
+        make_folder_for(path)
 
 
 def plan(args: argparse.Namespace, device: torch.device, folder: Path) -> Iterator[list[Contender]]:

@@ -35,7 +35,7 @@ from utils import distributed
 from utils.cli import BOOLEAN, WORKERS, add_flags, make_parser
 from utils.device import inference_dtype, keep_freed_memory, network_mode, select_device
 from utils.errors import exit_on_input_error
-from utils.files import check_writable
+from utils.files import make_folder_for
 from utils.stopwatch import Stopwatch
 
 LOGS = Path("logs")
@@ -84,7 +84,7 @@ def evaluate(args: argparse.Namespace, project: Project, device: torch.device) -
     set_name = args.set_name or project.val_set
     dataset = CocoDataset(args.data_path / project.name, set_name, project, canvas, max_images=args.max_images)
     results_path = LOGS / project.name / f"{set_name}_bbox_results.json"
-    check_writable(results_path)
+    make_folder_for(results_path)
 
     stopwatch = Stopwatch()
     source = args.results or (results_path if not args.override and results_path.is_file() else None)

@@ -53,8 +53,8 @@ def make_writable_folder(folder: Path) -> None:
         tempfile.TemporaryFile(dir=folder).close()
 
 
-def check_writable(path: Path) -> None:
-    """Create the folder of a file that will be written. Raises InputError now rather than after hours of work."""
+def make_folder_for(path: Path) -> None:
+    """Create the folder of a file to write. Raises InputError now rather than after hours of work."""
     if path.is_dir():
         raise InputError(f"{path} is a folder: name a file in it")
     make_writable_folder(path.parent)

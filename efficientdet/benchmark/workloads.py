@@ -120,7 +120,9 @@ def forward(contender: Contender) -> Workload:
         network: Callable = baselines.effdet_network(contender.compound_coef, contender.side, contender.device)
     elif is_exported(contender.name):
         network = exported = ExportedModel(contender.name, contender.device)
-        images = torch.randint(256, images.shape, dtype=torch.uint8).to(contender.device, exported.input_dtype)
+        if exported.input_dtype == torch.uint8:
+            pixels = torch.from_numpy(cv2.resize(random_image(), (contender.side, contender.side)))
+            images = pixels.permute(2, 0, 1).repeat(len(images), 1, 1, 1).to(contender.device)
     else:
         network = contender.network()
     return contender.workload(torch.inference_mode()(partial(network, images)))
@@ -262,8 +264,8 @@ def prepared_batch(contender: Contender) -> Tensor:
 
 def random_outputs(contender: Contender, mean: float, std: float) -> Outputs:
     """Return the outputs of an imaginary network: class logits of this mean and standard deviation, and box deltas."""
-    anchors = EfficientDet(contender.compound_coef).anchors(prepared_batch(contender))
     empty = partial(torch.empty, dtype=PRECISIONS[contender.precision], device=contender.device)
+    anchors = EfficientDet(contender.compound_coef).anchors(empty(1, 3, contender.side, contender.side))
     logits = empty(contender.batch_size, len(anchors), NUM_CLASSES).normal_(mean, std)
     return Outputs(logits, empty(contender.batch_size, len(anchors), 4).normal_(0.0, 0.5), anchors)
 

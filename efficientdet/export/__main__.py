@@ -50,7 +50,7 @@ from efficientdet.runtime.metadata import Metadata, Suppression
 from utils.cli import BOOLEAN, add_flags, default_workers, fraction, make_parser, non_negative_int, positive_int
 from utils.device import keep_freed_memory
 from utils.errors import InputError, exit_on_input_error
-from utils.files import atomic_write, check_writable
+from utils.files import atomic_write, make_folder_for
 from utils.optional import require_packages
 from utils.stopwatch import Stopwatch
 
@@ -104,7 +104,7 @@ def main(args: argparse.Namespace) -> None:
     template = args.output or (Path(weights.name) if weights == SHAPES_WEIGHTS else weights)
     paths = [template.with_suffix(EXPORT_SUFFIXES[export_format]) for export_format in args.format]
     for path in paths:
-        check_writable(path)
+        make_folder_for(path)
     frames = proof_images(args, project)
     dataset = int8_validation_set(args, project, metadata) if args.int8 else None
 

@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from utils.errors import InputError
-from utils.files import atomic_folder, atomic_write, check_writable, make_writable_folder
+from utils.files import atomic_folder, atomic_write, make_folder_for, make_writable_folder
 
 
 def names(folder) -> list[str]:
@@ -114,11 +114,11 @@ def test_file_in_place_of_a_writable_folder_is_reported(tmp_path):
 
 def test_folder_of_a_file_to_write_is_created_and_a_folder_in_its_place_is_reported(tmp_path):
     path = tmp_path / "new" / "a.json"
-    check_writable(path)
+    make_folder_for(path)
     assert names(tmp_path / "new") == []
     path.mkdir()
     with pytest.raises(InputError, match=r"a\.json is a folder"):
-        check_writable(path)
+        make_folder_for(path)
 
 
 def test_empty_folder_is_written(tmp_path):
