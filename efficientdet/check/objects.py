@@ -24,12 +24,12 @@ def best_anchor_iou(boxes_xyxy: Tensor, height: int, width: int, spec: AnchorSpe
     """
     best = []
     for boxes in boxes_xyxy.split(_CHUNK):
-        centres_yx = ((boxes[:, :2] + boxes[:, 2:]) / 2).flip(-1)
+        centers_yx = ((boxes[:, :2] + boxes[:, 2:]) / 2).flip(-1)
         ious = []
         for level in spec.pyramid_levels:
             stride = 2**level
-            last_cell = centres_yx.new_tensor([height // stride - 1, width // stride - 1])
-            cell = (centres_yx / stride).floor().clamp(min=0).minimum(last_cell)
+            last_cell = centers_yx.new_tensor([height // stride - 1, width // stride - 1])
+            cell = (centers_yx / stride).floor().clamp(min=0).minimum(last_cell)
             centers = ((cell + 0.5) * stride)[:, None]  # (M, 1, 2)
             halves = spec.half_sizes(level).to(boxes)
             anchors_xyxy = yxyx_to_xyxy(torch.cat((centers - halves, centers + halves), dim=-1))
