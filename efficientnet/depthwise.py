@@ -7,68 +7,99 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+Padding = tuple[int, int, int, int]  # zeros to the left, right, top and bottom
 _FAST_KERNEL = 3  # the kernel size for which oneDNN computes the weight gradient fast
 
 
-def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int]) -> Tensor:
-    """Convolve each channel of `x` (N, C, H, W) with its own kernel of `weight` (C, 1, K, K), padding with zeros.
+def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int, padding: Padding) -> Tensor:
+    """Convolve each channel of `x` (N, C, H, W) with its own kernel of `weight` (C, 1, K, K); no side is padded by K.
 
     In half precision on the CPU (by the dtype of `x` or by autocast), gradients are composed of convolutions that
     oneDNN computes fast. Its own gradients take up to a hundred times as long.
     """
-    autocast = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
-    dtype = torch.get_autocast_dtype("cpu") if autocast and x.dtype != torch.float64 else x.dtype
-    if x.device.type == "cpu" and dtype in (torch.bfloat16, torch.float16) and torch.is_grad_enabled():
-        return _HalfPrecisionDepthwise.apply(x.to(dtype), weight.to(dtype), stride, padding)
-    return F.conv2d(x, weight, None, stride, padding, groups=weight.shape[0])
+    if x.device.type == "cpu" and torch.is_grad_enabled() and autocast_to(x).dtype in (torch.bfloat16, torch.float16):
+        return _HalfPrecisionDepthwise.apply(autocast_to(x), autocast_to(weight), stride, padding)
+    return padded_conv2d(x, weight, None, stride, padding, len(weight))
+
+
+def trains_on_cpu(x: Tensor) -> bool:
+    """Return whether gradients of `x` are to be computed on the CPU, op by op: the compiler has its own ways."""
+    return x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def autocast_to(x: Tensor) -> Tensor:
+    """Return `x`, on the CPU, in the dtype in which autocast computes convolutions."""
+    if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
+        return x.to(torch.get_autocast_dtype("cpu"))
+    return x
+
+
+def padded_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: Padding, groups: int) -> Tensor:
+    """Convolve with as many zeros on each side of `x` as `padding` says."""
+    left, right, top, bottom = padding
+    if (left, top) != (right, bottom):  # otherwise the convolution itself pads, without copying its input
+        x, left, top = F.pad(x, padding), 0, 0
+    return F.conv2d(x, weight, bias, stride, (top, left), groups=groups)
 
 
 class _HalfPrecisionDepthwise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: Padding) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.padding = stride, padding
-        return F.conv2d(x, weight, None, stride, padding, groups=weight.shape[0])
+        left, right, top, bottom = padding
+        if (right, bottom) == (left + 1, top + 1):
+            # With a first row and column of zeros in the kernel, padding is the same on both sides.
+            return F.conv2d(x, F.pad(weight, (1, 0, 1, 0)), None, stride, (bottom, right), groups=len(weight))
+        return padded_conv2d(x, weight, None, stride, padding, len(weight))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x, weight), geometry = ctx.saved_tensors, (ctx.stride, ctx.padding)
-        x_grad = weight_grad = None
-        if ctx.needs_input_grad[0] and ctx.stride == 1:
-            x_grad = _gradient(grad, x, weight, *geometry, of_weight=False)
-        elif ctx.needs_input_grad[0]:  # with a stride, only float32 is fast; only the input's shape and layout matter
-            like_x = torch.empty_like(x, dtype=torch.float32)
-            x_grad = _gradient(grad.float(), like_x, weight.float(), *geometry, of_weight=False).to(x.dtype)
-        if ctx.needs_input_grad[1]:
-            weight_grad = _weight_gradient(grad, x, weight, *geometry)
+        x_grad = _input_gradient(grad, x, weight, *geometry) if ctx.needs_input_grad[0] else None
+        weight_grad = _weight_gradient(grad, x, weight, *geometry) if ctx.needs_input_grad[1] else None
         return x_grad, weight_grad, None, None
 
 
-def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int]) -> Tensor:
+def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: Padding) -> Tensor:
+    """Convolve `grad`, with zeros between its pixels if there is a stride, with the mirrored kernel."""
+    mirrored, reach = weight.flip(2, 3), weight.shape[2] - 1
+    if stride == 1:
+        left, right, top, bottom = (reach - side for side in padding)
+        return padded_conv2d(grad, mirrored, None, 1, (left, right, top, bottom), len(weight))
+    left, _, top, _ = (reach - side for side in padding)
+    images, channels, height, width = x.shape
+    spread = grad.new_zeros(images, height + reach, width + reach, channels).permute(0, 3, 1, 2)
+    rows, columns = (stride * length for length in grad.shape[2:])
+    spread[:, :, top : top + rows : stride, left : left + columns : stride] = grad
+    return F.conv2d(spread, mirrored, groups=channels)
+
+
+def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: Padding) -> Tensor:
     """Compose the gradient of 3 x 3 blocks. Each is the gradient of a smaller kernel in a shifted window of `x`."""
     size = weight.shape[2]
+    left, right, top, bottom = padding
+    if size <= _FAST_KERNEL and (left, top) == (right, bottom):
+        return _fast_weight_gradient(grad, x, weight, stride, (top, left))
+    x = F.pad(x, padding)
     if size <= _FAST_KERNEL:
-        return _gradient(grad, x, weight, stride, padding, of_weight=True)
-    vertical, horizontal = padding
-    x = F.pad(x, (horizontal, horizontal, vertical, vertical))
+        return _fast_weight_gradient(grad, x, weight, stride)
     rows, columns = (stride * (length - 1) + _FAST_KERNEL for length in grad.shape[2:])
     # If the size is not a multiple of 3, the last block overlaps the one before.
     corners = [*range(0, size - _FAST_KERNEL, _FAST_KERNEL), size - _FAST_KERNEL]
     kernel = weight[:, :, :_FAST_KERNEL, :_FAST_KERNEL].contiguous()  # only its shape matters
     result = torch.empty_like(weight)
-    for top in corners:
-        for left in corners:
-            window = x[:, :, top : top + rows, left : left + columns]
-            block = _gradient(grad, window, kernel, stride, (0, 0), of_weight=True)
-            result[:, :, top : top + _FAST_KERNEL, left : left + _FAST_KERNEL] = block
+    for y in corners:
+        for x_ in corners:
+            block = _fast_weight_gradient(grad, x[:, :, y : y + rows, x_ : x_ + columns], kernel, stride)
+            result[:, :, y : y + _FAST_KERNEL, x_ : x_ + _FAST_KERNEL] = block
     return result
 
 
-def _gradient(
-    grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int], of_weight: bool
+def _fast_weight_gradient(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int] = (0, 0)
 ) -> Tensor:
-    """Return PyTorch's own gradient of the weight, or of the input."""
-    geometry = [stride, stride], list(padding), [1, 1], False, [0, 0], weight.shape[0]  # no dilation, not transposed
-    output_mask = [not of_weight, of_weight, False]
-    return torch.ops.aten.convolution_backward(grad, x, weight, None, *geometry, output_mask)[of_weight]
+    """Return PyTorch's own gradient of the weight."""
+    geometry = [stride, stride], list(padding), [1, 1], False, [0, 0], len(weight)  # no dilation, not transposed
+    return torch.ops.aten.convolution_backward(grad, x, weight, None, *geometry, [False, True, False])[1]

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from efficientnet.depthwise import depthwise_conv2d
+from efficientnet.depthwise import depthwise_conv2d, padded_conv2d
 
 
 def same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:
@@ -36,15 +36,11 @@ class SameConv2d(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, groups=groups, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        left, right, top, bottom = _same_padding_2d(x, self.kernel_size, self.stride)
-        padding = (top, left)
-        if (left, top) != (right, bottom):  # otherwise the convolution itself pads, without copying its input
-            x = F.pad(x, (left, right, top, bottom))
-            padding = (0, 0)
+        padding = _same_padding_2d(x, self.kernel_size, self.stride)
         conv = self.conv
         if conv.groups == conv.in_channels == conv.out_channels and conv.bias is None:
             return depthwise_conv2d(x, conv.weight, self.stride, padding)
-        return F.conv2d(x, conv.weight, conv.bias, conv.stride, padding, groups=conv.groups)
+        return padded_conv2d(x, conv.weight, conv.bias, self.stride, padding, conv.groups)
 
 
 class SameMaxPool2d(nn.Module):

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from efficientnet.layers import SameConv2d, drop_connect
+from efficientnet.pointwise_norm import normalized_pointwise
+from efficientnet.squeeze_excite import excite_and_project
 
 BATCH_NORM: dict[str, Any] = {"eps": 1e-3, "momentum": 0.01}  # PyTorch's momentum is 1 - TensorFlow's 0.99
 DROP_CONNECT_RATE = 0.2
@@ -90,12 +91,11 @@ class MBConvBlock(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         x = inputs
         if self.has_expansion:
-            x = self.swish(self._bn0(self._expand_conv(x)))
+            x = self.swish(normalized_pointwise(x, self._expand_conv.conv, self._bn0))
         x = self.swish(self._bn1(self._depthwise_conv(x)))
 
-        squeezed = F.adaptive_avg_pool2d(x, 1)
-        gate = self._se_expand(self.swish(self._se_reduce(squeezed))).sigmoid()
-        x = self._bn2(self._project_conv(gate * x))
+        x = excite_and_project(x, self._se_reduce.conv, self._se_expand.conv, self._project_conv.conv)
+        x = self._bn2(x)
 
         if not self.has_identity:
             return x
