@@ -1,7 +1,7 @@
 """Load weights files into the network, and explain why one does not fit.
 
 A weights file is a plain state dict, as the reference writes it. A training state (`efficientdet-d0_last.state`) holds
-the weights too, and is accepted in its place.
+the weights too, and their average if one is kept, and is accepted in its place.
 """
 
 from pathlib import Path
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from efficientdet.checkpoints.effdet import EFFDET_BOX_BIAS, compound_coefs_of_pyramid
 from efficientdet.checkpoints.find import find_backbone, find_weights, is_exported
-from efficientdet.model.network import BOX_HEADER, CLASS_HEADER, EfficientDet, initialize, initialize_class_prior
+from efficientdet.model.initialization import initialize_new_class_header
+from efficientdet.model.network import BOX_HEADER, CLASS_HEADER, EfficientDet
 from efficientnet.pretrained import convert_backbone_weights
 from utils.errors import InputError
 from utils.tensor_files import is_state_dict, load_tensors
@@ -24,7 +25,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path} is an exported file, but weights are needed: pass the weights it was exported from")
     content = load_tensors(path)
     if path.suffix == ".state" and isinstance(content, dict):
-        content = content.get("network")
+        average = content.get("average")
+        content = (average if isinstance(average, dict) else content).get("network")
     if not is_state_dict(content):
         raise InputError(f"{path} is not a plain state dict: if it is from another program, {_CONVERT}")
     return content
@@ -51,9 +53,7 @@ def apply_weights(
     if unknown or misfits and not (other_classes and new_class_header):
         raise InputError(f"{path} does not fit: {_guess_cause(weights, network, misfits, unknown, other_classes)}")
     if misfits:
-        header = network.get_submodule(CLASS_HEADER)
-        initialize(header)
-        initialize_class_prior(header)
+        initialize_new_class_header(network.get_submodule(CLASS_HEADER))
         weights = {**weights, **{key: network.state_dict()[key] for key in misfits}}
     network.load_state_dict(weights, strict=True)
     return bool(misfits)

@@ -1,6 +1,5 @@
 """EfficientDet D0 to D7X (Tan, Pang & Le, "EfficientDet", 2020): backbone, BiFPN, heads, anchors."""
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -12,13 +11,18 @@ from efficientdet.config import ANCHOR_RATIOS, ANCHOR_SCALES, check_image_size, 
 from efficientdet.model.anchors import AnchorSpec, cached_anchors
 from efficientdet.model.bifpn import BiFPNCell
 from efficientdet.model.heads import PredictionHead
+from efficientdet.model.initialization import (
+    initialize_backbone,
+    initialize_bifpn,
+    initialize_class_prior,
+    initialize_head,
+)
 from efficientdet.structures import Outputs
 from efficientnet.model import EfficientNet
 
 # The convolutions that produce the outputs; `{header}.conv.weight` and `{header}.conv.bias` in the published files.
 CLASS_HEADER = "classifier.header.pointwise_conv"
 BOX_HEADER = "regressor.header.pointwise_conv"
-PRIOR_PROBABILITY = 0.01  # of an object at any anchor, before training (RetinaNet paper, section 4.1)
 
 
 class EfficientDet(nn.Module):
@@ -63,7 +67,10 @@ class EfficientDet(nn.Module):
         self.regressor = PredictionHead(config.bifpn_channels, 4, *sizes)
         self.classifier = PredictionHead(config.bifpn_channels, num_classes, *sizes)
         self.backbone_net = nn.ModuleDict({"model": backbone})
-        initialize(self)
+        initialize_backbone(backbone)
+        initialize_bifpn(self.bifpn)
+        initialize_head(self.regressor)
+        initialize_head(self.classifier)
         initialize_class_prior(self.get_submodule(CLASS_HEADER))
 
     def forward(self, images: Tensor) -> Outputs:
@@ -87,18 +94,3 @@ class EfficientDet(nn.Module):
         height, width = images.shape[-2:]
         dtype = torch.promote_types(images.dtype, torch.float32)  # half precision would be off by pixels
         return cached_anchors(height, width, self.anchor_spec, dtype, images.device)
-
-
-def initialize(module: nn.Module) -> None:
-    """Initialize every convolution in `module`: weights normal with std sqrt(1 / fan_in), biases 0."""
-    for conv in module.modules():
-        if isinstance(conv, nn.Conv2d):
-            nn.init.normal_(conv.weight, std=math.sqrt(1 / conv.weight[0].numel()))
-            if conv.bias is not None:
-                nn.init.zeros_(conv.bias)
-
-
-def initialize_class_prior(class_header: nn.Module) -> None:
-    """Set the bias of the class header so that every score starts at `PRIOR_PROBABILITY`."""
-    bias = -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY)
-    nn.init.constant_(class_header.get_parameter("conv.bias"), bias)
