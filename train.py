@@ -37,18 +37,27 @@ from efficientdet.training.failures import (
     unless_out_of_memory,
 )
 from efficientdet.training.monitor import Monitor, progress_bar, step_summary
+from efficientdet.training.norm_statistics import STATISTICS_IMAGES
+from efficientdet.training.progress import VALIDATIONS, Length
 from efficientdet.training.recipe import Recipe, add_recipe_flags, make_recipe, recipe_changes
 from efficientdet.training.run import Run
-from efficientdet.training.step import SYNC_BN_BELOW
-from efficientdet.training.validation import validate
 from utils import distributed
-from utils.cli import BOOLEAN, add_flags, make_parser, non_negative_float, non_negative_int, positive_int
+from utils.cli import (
+    BOOLEAN,
+    add_flags,
+    make_parser,
+    non_negative_float,
+    non_negative_int,
+    positive_float,
+    positive_int,
+)
 from utils.device import autocast_dtype, check_compiler, keep_freed_memory, training_device
 from utils.errors import InputError, exit_on_input_error
 from utils.files import make_writable_folder
 from utils.stop import StopRequest
 
 DEBUG_FOLDER = Path("test")
+DEFAULT_EPOCHS = 500
 
 
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
@@ -60,13 +69,15 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
         "backbone's ImageNet weights: a file of EfficientNet-PyTorch, torchvision or timm, or imagenet to download"
     )
     add("--backbone_weights", metavar="FILE|imagenet", help=backbones)
-    add("--batch_size", type=positive_int, default=12, help="images per step, all GPUs together (default: 12)")
     add("--accumulate", type=positive_int, default=1, help="batches per step, to save memory (default: 1)")
-    add("--num_epochs", type=positive_int, default=500, help="(default: 500)")
-    add("--val_interval", type=positive_int, default=1, help="epochs between validations (default: 1)")
+    add("--num_epochs", type=positive_int, help="length of the run (default: the recipe's --num_steps, else 500)")
+    minutes = "length of the run instead: it ends on time, with its learning rate at the end of the schedule"
+    add("--minutes", type=positive_float, help=minutes)
+    interval = "epochs between validations (default: 1; ten validations if the length is in steps or minutes)"
+    add("--val_interval", type=positive_int, help=interval)
     add("--save_interval", type=positive_int, default=500, help="steps between checkpoints (default: 500)")
     add("--keep", type=non_negative_int, default=3, help="checkpoints of the run to keep; 0: all (default: 3)")
-    delta = "early stopping: how far the validation loss must fall to count as an improvement (default: 0)"
+    delta = "early stopping: how far AP must rise to count as an improvement (default: 0)"
     add("--es_min_delta", type=non_negative_float, default=0.0, help=delta)
     patience = "early stopping: epochs without improvement before it; 0: never stop early (default: 0)"
     add("--es_patience", type=non_negative_int, default=0, help=patience)
@@ -74,7 +85,6 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     add_flags(parser, saved_path={"help": "folder of the checkpoints (default: logs/)"})
     add("--head_only", **off, help="freeze backbone and BiFPN, train the heads only")
     add("--freeze_bn", **off, help="freeze the batch norms' statistics, for small batches")
-    add("--sync_bn", **BOOLEAN, help=f"batch norms across GPUs (default: below {SYNC_BN_BELOW} images per GPU)")
     add("--amp", choices=("off", "bf16", "fp16"), help="mixed precision (default: bf16 if the hardware supports it)")
     recompute = "recompute activations in the backward pass: half the memory (a third for D5), a third more time"
     add("--checkpoint_activations", **off, help=recompute)
@@ -99,34 +109,29 @@ def main(args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace, project: Project, device: torch.device) -> None:
     check_flags(args, device)
     torch.manual_seed(args.seed)
-    recipe = make_recipe(args.recipe, args.batch_size * args.accumulate, recipe_changes(args))
-    train_batches, val_batches = open_data(args, project, recipe, device)
+    recipe = make_recipe(args.recipe, recipe_changes(args), args.accumulate)
+    train_batches, statistics_batches, val_batches = open_data(args, project, recipe, device)
     run = open_run(args, project, recipe, device, len(train_batches.dataset))
     if distributed.rank() == 0:
         run.monitor = open_monitor(args, project, run, train_batches.dataset, val_batches.dataset)
 
     with StopRequest() as stop, save_on_failure(run):
-        while run.progress.epoch < args.num_epochs:
+        while not run.is_finished:
             train_epoch(run, train_batches, args, stop)
             if stop.agreed:
                 break
             validated = {}
-            if (run.progress.epoch + 1) % args.val_interval == 0:
-                with progress_bar("validation", val_batches) as bar:
-                    validated = validate(
-                        run.networks, run.val_loss, val_batches, val_batches.dataset, device, run.step.amp, stop, bar
-                    )
+            if run.length.validation_is_due(run.progress, run.seconds):
+                validated = run.validate(statistics_batches, val_batches, stop)
                 if stop.agreed:  # the resumed run starts with this validation
                     break
             improved = run.end_epoch(validated, args.es_min_delta)
             run.monitor.epoch(run.progress.history, validated, val_batches.dataset)
-            run.save_best(validated)
             stale = bool(validated) and run.progress.epoch - 1 - run.progress.best_epoch > args.es_patience > 0
-            if improved or stale or run.progress.epoch == args.num_epochs:
+            if improved or stale or run.is_finished:
                 run.save()
             if stale:
-                best = f"{run.progress.best_loss:.4f} since epoch {run.progress.best_epoch + 1}"
-                distributed.print_rank0(f"stopped early: no validation loss below {best}")
+                distributed.print_rank0(f"stopped early: nothing better since epoch {run.progress.best_epoch + 1}")
                 break
         if stop.agreed:
             run.save()
@@ -150,13 +155,14 @@ def train_epoch(run: Run, train_batches: BatchLoader, args: argparse.Namespace, 
     """Train for the rest of the current epoch, or until a request to stop. Raises OutOfMemory and Diverged."""
     progress = run.progress
     train_batches.start_epoch(progress.epoch, progress.images_in_epoch)
-    with progress_bar(f"epoch {progress.epoch + 1}/{args.num_epochs}", train_batches) as bar:
+    epochs = f"/{run.length.epochs}" if run.length.epochs else ""
+    with progress_bar(f"epoch {progress.epoch + 1}{epochs}", train_batches) as bar:
         for batches in steps(train_batches, args.accumulate, stop):
             result = unless_out_of_memory(partial(run.train_step, batches))
             if result is None:
                 if progress.images_in_epoch:
                     run.save()
-                flags = args.batch_size, args.accumulate, args.checkpoint_activations, args.compile
+                flags = run.recipe.batch_size, args.accumulate, args.checkpoint_activations, args.compile
                 raise OutOfMemory(memory_advice(run, batches[0], *flags))
             count_skipped(progress, result, batches)
             bar.update(result.images)
@@ -164,6 +170,8 @@ def train_epoch(run: Run, train_batches: BatchLoader, args: argparse.Namespace, 
             run.monitor.step(progress.step, batches, result, run.learning_rate.value)
             if progress.step % args.save_interval == 0:
                 run.save()
+            if run.is_finished:  # its minutes are over
+                break
 
 
 def steps(batches: BatchLoader, accumulate: int, stop: StopRequest) -> Iterator[list[Batch]]:
@@ -189,8 +197,11 @@ def steps(batches: BatchLoader, accumulate: int, stop: StopRequest) -> Iterator[
 
 def open_data(
     args: argparse.Namespace, project: Project, recipe: Recipe, device: torch.device
-) -> tuple[BatchLoader, BatchLoader]:
-    """Return this process's batches of the training set and of the validation set."""
+) -> tuple[BatchLoader, BatchLoader, BatchLoader]:
+    """Return batches of the training set, of a part of it for the statistics of batch norms, and of the validation set.
+
+    Training and validation are shared between the processes.
+    """
     if distributed.rank() == 0:
         draw_if_absent(project, args.data_path)
     distributed.any_rank()  # a barrier: the others wait for it
@@ -202,18 +213,19 @@ def open_data(
     val_set = CocoDataset(folder, project.val_set, project, canvas, max_images=args.max_images)
 
     rank, world_size = distributed.rank(), distributed.world_size()
-    if world_size > 1 and len(train_set) < args.batch_size:
-        raise InputError(f"--batch_size {args.batch_size} exceeds the {len(train_set)} images: pass a smaller one")
-    share = distributed.local_batch_size(args.batch_size)
+    batch_size = recipe.batch_size
+    if world_size > 1 and len(train_set) < batch_size:
+        raise InputError(f"--batch_size {batch_size} exceeds the {len(train_set)} images: pass a smaller one")
+    share = distributed.local_batch_size(batch_size)
     if max(canvas) == config.size_divisor and min(share, len(train_set)) == 1 and not args.freeze_bn:
         raise InputError(
             "batch norm cannot train on a single image of this size: pass --batch_size 2 or more for each process"
         )
-    sampler = EpochSampler(len(train_set), args.seed, args.batch_size, rank, world_size)
-    pin_memory = device.type == "cuda"
-    train_batches = BatchLoader(train_set, share, args.num_workers, sampler, pin_memory)
+    sampler = EpochSampler(len(train_set), args.seed, batch_size, rank, world_size)
+    load = partial(BatchLoader, batch_size=share, num_workers=args.num_workers, pin_memory=device.type == "cuda")
+    sample = range(0, len(train_set), -(-len(train_set) // STATISTICS_IMAGES))
     val_share = range(rank, len(val_set), world_size)
-    return train_batches, BatchLoader(val_set, share, args.num_workers, val_share, pin_memory)
+    return load(train_set, sampler=sampler), load(train_set, sampler=sample), load(val_set, sampler=val_share)
 
 
 def open_run(
@@ -234,23 +246,33 @@ def open_run(
         recipe,
         device,
         Checkpoints(saved_path, args.compound_coef, args.keep),
-        num_epochs=args.num_epochs,
+        length=run_length(args, recipe, images_per_epoch),
         images_per_epoch=images_per_epoch,
-        images_per_process=distributed.local_batch_size(args.batch_size),
+        images_per_process=distributed.local_batch_size(recipe.batch_size),
         seed=args.seed,
         amp=amp,
         head_only=args.head_only,
         freeze_bn=args.freeze_bn,
-        sync_bn=args.sync_bn,
         less_memory=args.checkpoint_activations,
         compiled=compile_network(network) if args.compile else None,
     )
     if last:
         run.resume(last)
         distributed.print_rank0(f"resuming {path}: epoch {run.progress.epoch + 1}, step {run.progress.step}")
-    if run.progress.epoch >= args.num_epochs:
-        raise InputError(f"the run has finished its {run.progress.epoch} epochs: pass a larger --num_epochs")
+    if run.is_finished:
+        done, flag = (args.minutes, "minutes") if args.minutes else (run.progress.epoch, "num_epochs")
+        raise InputError(f"the run has finished its {done:g} {flag.removeprefix('num_')}: pass a larger --{flag}")
     return run
+
+
+def run_length(args: argparse.Namespace, recipe: Recipe, images_per_epoch: int) -> Length:
+    """Return the length that was asked for, or the recipe's."""
+    if args.minutes:
+        return Length(None, args.minutes, args.val_interval)
+    steps_per_epoch = max(1, images_per_epoch // (recipe.batch_size * args.accumulate))
+    epochs = args.num_epochs or -(-recipe.num_steps // steps_per_epoch) or DEFAULT_EPOCHS
+    few = max(1, epochs // VALIDATIONS) if recipe.num_steps else 1
+    return Length(epochs, val_interval=args.val_interval or few)
 
 
 def load_initial_weights(args: argparse.Namespace, network: EfficientDet) -> None:
@@ -275,11 +297,14 @@ def open_monitor(
     processes = distributed.world_size()
     where = f"{processes} processes, first on {run.device}" if processes > 1 else str(run.device)
     amp = str(run.step.amp).removeprefix("torch.") if run.step.amp else "float32"
-    images = f"{args.batch_size} images" + (f" x {args.accumulate} batches" if args.accumulate > 1 else "")
+    images = f"{run.recipe.batch_size} images" + (f" x {args.accumulate} batches" if args.accumulate > 1 else "")
     height, width = train_set.canvas
+    steps = len(train_set) // (run.recipe.batch_size * args.accumulate) or 1
+    epochs = run.length.epochs
+    length = f"{epochs * steps:,} steps ({epochs} epochs)" if epochs else f"{args.minutes:g} minutes"
     print(
         f"D{args.compound_coef} at {width} x {height} on {where}, {amp}: {trainable:,} trainable parameters, "
-        f"{images} per step, recipe {args.recipe}, {run.recipe.optim} with lr {run.recipe.lr:g}\n"
+        f"{images} per step, {length}, recipe {args.recipe}, {run.recipe.optim} with lr {run.recipe.lr:g}\n"
         f"logs: {log_path}/history.csv, {log_path}/curves.png; tensorboard --logdir {log_path}"
     )
     return Monitor(log_path, project, run.progress.step, DEBUG_FOLDER if args.debug else None)

@@ -91,11 +91,10 @@ class MBConvBlock(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         x = inputs
         if self.has_expansion:
-            x = self.swish(normalized_pointwise(x, self._expand_conv.conv, self._bn0))
+            x = self.swish(normalized_pointwise(x, self._expand_conv, self._bn0))
         x = self.swish(self._bn1(self._depthwise_conv(x)))
 
-        x = excite_and_project(x, self._se_reduce.conv, self._se_expand.conv, self._project_conv.conv)
-        x = self._bn2(x)
+        x = self._bn2(excite_and_project(x, self._se_reduce, self._se_expand, self._project_conv))
 
         if not self.has_identity:
             return x

@@ -12,7 +12,7 @@ from efficientnet.depthwise import trains_on_cpu
 _WORTHWHILE = 12  # pixels per input channel, above which folding is faster
 
 
-def normalized_pointwise(x: Tensor, conv: nn.Conv2d, norm: Any) -> Tensor:
+def normalized_pointwise(x: Tensor, conv: Any, norm: Any) -> Tensor:
     """Return norm(conv(x)) for a 1x1 convolution without bias and a batch norm: (N, C, H, W) -> (N, out, H, W).
 
     In training on the CPU the mean and variance of the outputs are derived from the mean and covariance of the inputs,
@@ -24,7 +24,7 @@ def normalized_pointwise(x: Tensor, conv: nn.Conv2d, norm: Any) -> Tensor:
         return norm(conv(x))
     with torch.autocast("cpu", enabled=False):
         input_mean, covariance = _Moments.apply(x)
-        weight = conv.weight.flatten(1)
+        weight = conv.conv.weight.flatten(1)
         mean = weight @ input_mean
         variance = (weight @ covariance * weight).sum(dim=1)
         with torch.no_grad():
@@ -32,7 +32,7 @@ def normalized_pointwise(x: Tensor, conv: nn.Conv2d, norm: Any) -> Tensor:
             norm.running_mean.lerp_(mean, norm.momentum)
             norm.running_var.lerp_(variance * (pixels / (pixels - 1)), norm.momentum)
         scale = norm.weight * (variance + norm.eps).rsqrt()
-        weight, bias = (scale[:, None] * weight).view_as(conv.weight), norm.bias - scale * mean
+        weight, bias = (scale[:, None] * weight).view_as(conv.conv.weight), norm.bias - scale * mean
     return F.conv2d(x, weight, bias)
 
 

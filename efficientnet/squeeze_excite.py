@@ -4,21 +4,22 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from efficientnet.depthwise import autocast_to, trains_on_cpu
 
 
-def excite_and_project(x: Tensor, reduce: nn.Conv2d, expand: nn.Conv2d, project: nn.Conv2d) -> Tensor:
+def excite_and_project(x: Tensor, reduce: Any, expand: Any, project: Any) -> Tensor:
     """Multiply each channel of `x` (N, C, H, W) by its gate, then project: (N, C, H, W) -> (N, out, H, W).
 
     The gates are sigmoid(expand(swish(reduce(the channels' means)))). All are 1x1 convolutions, `project` without bias.
     In training on the CPU the gates multiply the weights of the projection, image by image, instead of activations,
     unless there are fewer of these.
     """
-    if trains_on_cpu(x) and x.shape[2] * x.shape[3] > project.out_channels:
-        parameters: Any = reduce.weight, reduce.bias, expand.weight, expand.bias, project.weight
+    if project.training and trains_on_cpu(x) and x.shape[2] * x.shape[3] > project.conv.out_channels:
+        convs = reduce.conv, expand.conv
+        parameters = *(parameter for conv in convs for parameter in (conv.weight, conv.bias)), project.conv.weight
         return _ExciteAndProject.apply(*map(autocast_to, (x, *parameters)))
     gate = expand(F.silu(reduce(F.adaptive_avg_pool2d(x, 1)))).sigmoid()
     return project(gate * x)

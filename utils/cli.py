@@ -64,6 +64,7 @@ def _number(name: str, kind: Callable[[str], Number], minimum: float, maximum: f
 positive_int = _number("positive_int", int, 1, math.inf)
 non_negative_int = _number("non_negative_int", int, 0, math.inf)
 non_negative_float = _number("non_negative_float", float, 0, sys.float_info.max)
+positive_float = _number("positive_float", float, sys.float_info.min, sys.float_info.max)
 fraction = _number("fraction", float, 0, 1)
 
 

@@ -13,6 +13,7 @@ begin at 1, biases of batch norms at 0.
 
 import math
 
+import torch
 from torch import nn
 
 PRIOR_PROBABILITY = 0.01  # of an object at any anchor, before training (RetinaNet paper, section 4.1)
@@ -35,12 +36,14 @@ def initialize_bifpn(bifpn: nn.Module) -> None:
         nn.init.uniform_(conv.weight, -limit, limit)
 
 
+@torch.no_grad()
 def initialize_head(head: nn.Module) -> None:
     """Initialize every convolution of a prediction head."""
+    reach = math.erf(2 / math.sqrt(2))  # two standard deviations, where the distribution is truncated
     for conv in _convolutions(head):
         fan_in, _ = _keras_fans(conv)
         std = math.sqrt(1 / fan_in) / _TRUNCATED_STD
-        nn.init.trunc_normal_(conv.weight, std=std, a=-2 * std, b=2 * std)
+        conv.weight.uniform_(-reach, reach).erfinv_().mul_(math.sqrt(2) * std)
 
 
 def initialize_class_prior(class_header: nn.Module) -> None:

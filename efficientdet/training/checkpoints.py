@@ -28,17 +28,17 @@ class Checkpoints:
         for leftover in folder.glob(f".efficientdet-d{compound_coef}_*.tmp"):  # of a process killed while saving
             _remove(leftover)
 
-    def save(self, network: nn.Module, state: dict, epoch: int, step: int) -> Path:
-        """Write the weights, then weights and `state` as `last`, and remove old checkpoints. Returns the weights' path.
+    def save(self, network: nn.Module, state: dict, epoch: int, step: int, average: nn.Module | None = None) -> Path:
+        """Write a weights file, then `network` and `state` as `last`, and remove old checkpoints.
 
-        `state` may hold tensors, numbers, strings, lists and dicts.
+        The weights file holds `average`, or without one the network. `state` may hold tensors, numbers, strings, lists
+        and dicts. Returns the path of the weights file.
         """
-        weights = _cpu_tensors(network)
         path = self.folder / f"efficientdet-d{self._coef}_{epoch}_{step}.pth"
-        save_tensors(weights, path)
+        save_tensors(_cpu_tensors(average or network), path)
         written = [name for name in self.written if name != path.name] + [path.name]
         kept = written[-self.keep :]
-        save_tensors({**state, "network": weights, "written": kept}, last_path(self.folder, self._coef))
+        save_tensors({**state, "network": _cpu_tensors(network), "written": kept}, last_path(self.folder, self._coef))
         self.written = kept
         for name in set(written) - set(kept):
             _remove(self.folder / name)

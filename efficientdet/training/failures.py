@@ -8,7 +8,8 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from efficientdet.data.loader import Batch, is_dead_worker
-from efficientdet.training.run import Progress, Run
+from efficientdet.training.progress import Progress
+from efficientdet.training.run import Run
 from efficientdet.training.step import StepOutcome, StepResult
 from utils import distributed
 from utils.device import is_out_of_memory

@@ -7,14 +7,20 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from efficientdet.training.muon import Muon
 from efficientdet.training.recipe import Recipe
 
 SGD_MOMENTUM = 0.9
 WARMUP_START = 0.1  # of the learning rate
 
 
-def make_optimizer(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
-    """Return the recipe's optimizer for the parameters of `network` that require gradients."""
+def make_optimizer(recipe: Recipe, network: nn.Module, amp: torch.dtype | None = None) -> torch.optim.Optimizer:
+    """Return the recipe's optimizer for the parameters of `network` that require gradients.
+
+    Muon orthogonalizes in bfloat16 if `amp` says that the hardware has it.
+    """
+    if recipe.optim == "muon":
+        return Muon(_muon_groups(network, recipe.weight_decay or 0.0), recipe.lr, amp or torch.float32)
     decay = {} if recipe.weight_decay is None else {"weight_decay": recipe.weight_decay}
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     groups = [{"params": trainable, **decay}]
@@ -27,13 +33,32 @@ def make_optimizer(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, recipe.lr, momentum=SGD_MOMENTUM, nesterov=recipe.nesterov, fused=True)
 
 
+def _muon_groups(network: nn.Module, weight_decay: float) -> list[dict]:
+    """Return Muon's parameter groups: the kernels of inner layers, all other kernels, and vectors without decay."""
+    groups: dict[str, list] = {"matrices": [], "kernels": [], "vectors": []}
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        is_matrix = parameter.ndim == 4 and parameter.shape[1] > 1
+        is_inner = not any(part in name for part in ("_conv_stem", "_se_", ".header."))
+        groups["matrices" if is_matrix and is_inner else "kernels" if parameter.ndim == 4 else "vectors"].append(
+            parameter
+        )
+    decays = {"matrices": weight_decay, "kernels": weight_decay, "vectors": 0.0}
+    return [
+        {"params": params, "weight_decay": decays[kind], "orthogonalize": kind == "matrices"}
+        for kind, params in groups.items()
+    ]
+
+
 class LearningRate:
     """The learning rate of an optimizer: linear warm-up, then cosine decay or steps at plateaus.
 
-    Time is counted in fractional epochs, so that the schedule does not depend on the batch size.
+    Time is counted in fractional epochs, so that the schedule does not depend on the batch size. `num_epochs` is
+    infinite if the run ends after some minutes instead.
     """
 
-    def __init__(self, recipe: Recipe, optimizer: torch.optim.Optimizer, num_epochs: int):
+    def __init__(self, recipe: Recipe, optimizer: torch.optim.Optimizer, num_epochs: float):
         self.recipe = recipe
         self.optimizer = optimizer
         self.num_epochs = num_epochs
@@ -45,16 +70,22 @@ class LearningRate:
         """The learning rate of the current step."""
         return self.optimizer.param_groups[0]["lr"]
 
-    def before_step(self, epochs_done: float) -> None:
-        """Set the rate for the step that follows `epochs_done` epochs."""
+    def before_step(self, epochs_done: float, steps_done: int = 0, share_done: float | None = None) -> None:
+        """Set the rate for the step that follows `epochs_done` epochs and `steps_done` steps.
+
+        `share_done`: of the whole run; None derives it from the epochs, without those of warm-up.
+        """
         warmup = min(self.recipe.warmup_epochs, self.num_epochs)
         if epochs_done < warmup:
-            rate = self.base * (WARMUP_START + (1 - WARMUP_START) * epochs_done / warmup)
-        elif self.recipe.schedule == "cosine":
-            done = (epochs_done - warmup) / max(self.num_epochs - warmup, 1e-9)
-            rate = self.base * (1 + math.cos(math.pi * min(1.0, done))) / 2
-        else:
-            rate = self.base
+            self._set(self.base * _ramp(epochs_done / warmup))
+            return
+        rate = self.base
+        if self.recipe.schedule == "cosine":
+            if share_done is None:
+                share_done = (epochs_done - warmup) / max(self.num_epochs - warmup, 1e-9)
+            rate = self.base * (1 + math.cos(math.pi * min(1.0, share_done))) / 2
+        if steps_done < self.recipe.warmup_steps:
+            rate *= _ramp(steps_done / self.recipe.warmup_steps)
         self._set(rate)
 
     def after_epoch(self, epochs_done: int, training_loss: float) -> None:
@@ -76,6 +107,11 @@ class LearningRate:
     def _set(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+
+
+def _ramp(share: float) -> float:
+    """Return the factor of the learning rate after a `share` of warm-up."""
+    return WARMUP_START + (1 - WARMUP_START) * share
 
 
 class WeightAverage:

@@ -1,15 +1,14 @@
-"""The two training recipes, side by side. `train.py` has a flag for each of their values."""
+"""The three training recipes, side by side. `train.py` has a flag for each of their values."""
 
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from utils.cli import BOOLEAN, non_negative_float, non_negative_int
+from utils.cli import BOOLEAN, non_negative_float, non_negative_int, positive_int
 
 
-def _value(description: str, reference: object, official: object, *choices: str) -> Any:
-    return field(
-        metadata={"help": description, "choices": choices or None, "reference": reference, "official": official}
-    )
+def _value(description: str, reference: object, official: object, quick: object, *choices: str) -> Any:
+    values = {"reference": reference, "official": official, "quick": quick}
+    return field(metadata={"help": description, "choices": choices or None, **values})
 
 
 @dataclass(frozen=True)
@@ -17,50 +16,63 @@ class Recipe:
     """How to train a network. The metadata of each field are the help and choices of its flag, and its values in
 
     - `reference`, that of "Yet Another EfficientDet Pytorch": to fine-tune published weights,
-    - `official`, that of google/automl (EfficientDet paper, section 5.1): to train from scratch or from a backbone.
+    - `official`, that of google/automl (EfficientDet paper, section 5.1): to train from scratch or from a backbone,
+    - `quick`: with few images or little time, from scratch or from weights.
     """
 
+    batch_size: int = _value("images per step, all GPUs together", 12, 12, 4)
+    num_steps: int = _value("steps of a run without --num_epochs and --minutes; 0: 500 epochs", 0, 0, 3000)
     # Optimizer and learning rate.
-    optim: str = _value("optimizer; sgd has momentum 0.9", "adamw", "sgd", "adamw", "sgd")
-    nesterov: bool = _value("Nesterov momentum for sgd", True, False)
-    lr: float = _value("learning rate", 1e-4, 0.08)
-    lr_images: int = _value("images per step that the lr is meant for, scaled to yours; 0: not scaled", 0, 64)
+    optim: str = _value("optimizer; sgd has momentum 0.9", "adamw", "sgd", "muon", "adamw", "sgd", "muon")
+    nesterov: bool = _value("Nesterov momentum for sgd", True, False, False)
+    lr: float = _value("learning rate", 1e-4, 0.08, 8e-3)
+    lr_images: int = _value("images per step that the lr is meant for, scaled to yours; 0: not scaled", 0, 64, 0)
     schedule: str = _value(
-        "plateau: lr / 10 when the training loss stops falling; cosine: to 0", "plateau", "cosine", "plateau", "cosine"
+        "plateau: lr / 10 when the training loss stops falling; cosine: to 0",
+        "plateau", "cosine", "cosine", "plateau", "cosine",
+    )  # fmt: skip
+    lr_patience: int = _value("plateau: epochs without improvement before the lr drops", 3, 3, 3)
+    warmup_epochs: float = _value("epochs of linear warm-up, from a tenth of the lr", 0.0, 1.0, 0.0)
+    warmup_steps: int = _value("steps of linear warm-up, from a tenth of the lr", 0, 0, 100)
+    weight_decay: float | None = _value("None: the optimizer's own, 0.01 for adamw and 0 for sgd", None, 4e-5, 0.0)
+    decay_kernels_only: bool = _value("weight decay for convolution kernels only", False, True, True)
+    clip_norm: float = _value("maximum gradient norm of a step; 0: no clipping", 0.0, 10.0, 10.0)
+    ema_decay: float = _value("decay of the weights' moving average, validated too; 0: no average", 0.0, 0.9998, 0.998)
+    # Network in training.
+    drop_connect: float | None = _value(
+        "share of samples whose last MBConv block is skipped; None: 0.2, but 0 for D0", 0.2, None, 0.0
     )
-    lr_patience: int = _value("plateau: epochs without improvement before the lr drops", 3, 3)
-    warmup_epochs: float = _value("epochs of linear warm-up, from a tenth of the lr", 0.0, 1.0)
-    weight_decay: float | None = _value("None: the optimizer's own, 0.01 for adamw and 0 for sgd", None, 4e-5)
-    decay_kernels_only: bool = _value("weight decay for convolution kernels only", False, True)
-    clip_norm: float = _value("maximum gradient norm of a step; 0: no clipping", 0.0, 10.0)
-    ema_decay: float = _value("decay of the weights' moving average, validated too; 0: no average", 0.0, 0.9998)
+    sync_bn: bool | None = _value("batch norms across GPUs; None: below 4 images per GPU", None, True, True)
     # Augmentation, besides a horizontal flip of half of the images.
-    min_scale: float = _value("scale images by a random factor from here ...", 1.0, 0.1)
-    max_scale: float = _value("... to here, then crop; 1 and 1: fit them into the input", 1.0, 2.0)
+    min_scale: float = _value("scale images by a random factor from here ...", 1.0, 0.1, 0.8)
+    max_scale: float = _value("... to here, then crop; 1 and 1: fit them into the input", 1.0, 2.0, 1.3)
     # Loss.
-    focal_gamma: float = _value("focusing parameter of the focal loss", 2.0, 1.5)
-    negative_iou: float = _value("IoU below which anchors are background; up to 0.5 they are ignored", 0.4, 0.5)
-    force_best_anchor: bool = _value("assign each object its best anchor, however low the IoU", False, True)
-    box_loss: str = _value("smooth_l1: beta 1/9; huber: delta 0.1", "smooth_l1", "huber", "smooth_l1", "huber")
-    normalize: str = _value("divide the loss by the positive anchors of", "image", "batch", "image", "batch")
+    focal_gamma: float = _value("focusing parameter of the focal loss", 2.0, 1.5, 1.5)
+    negative_iou: float = _value("IoU below which anchors are background; up to 0.5 they are ignored", 0.4, 0.5, 0.5)
+    force_best_anchor: bool = _value("assign each object its best anchor, however low the IoU", False, True, True)
+    box_loss: str = _value("smooth_l1: beta 1/9; huber: delta 0.1", "smooth_l1", "huber", "huber", "smooth_l1", "huber")
+    normalize: str = _value("divide the loss by the positive anchors of", "image", "batch", "batch", "image", "batch")
 
 
 RECIPES = {
-    name: Recipe(**{value.name: value.metadata[name] for value in fields(Recipe)}) for name in ("reference", "official")
+    name: Recipe(**{value.name: value.metadata[name] for value in fields(Recipe)})
+    for name in ("reference", "official", "quick")
 }
 
 
-def make_recipe(name: str, images_per_step: int, changes: dict[str, Any]) -> Recipe:
-    """Return the recipe `name` with `changes` (None leaves a value unchanged) and its `lr` scaled to `images_per_step`.
+def make_recipe(name: str, changes: dict[str, Any], accumulate: int = 1) -> Recipe:
+    """Return the recipe `name` with `changes` (None leaves a value unchanged).
 
-    A changed `lr` is not scaled, unless `lr_images` is changed too.
+    Its `lr` is scaled to the images of a step, `accumulate` batches. A changed `lr` is not, unless `lr_images` is
+    changed too.
     """
     changes = {key: value for key, value in changes.items() if value is not None}
     if "lr" in changes:
         changes = {"lr_images": 0, **changes}
     recipe = replace(RECIPES[name], **changes)
     if recipe.lr_images:
-        recipe = replace(recipe, lr=recipe.lr * images_per_step / recipe.lr_images, lr_images=images_per_step)
+        images = recipe.batch_size * accumulate
+        recipe = replace(recipe, lr=recipe.lr * images / recipe.lr_images, lr_images=images)
     return recipe
 
 
@@ -72,7 +84,7 @@ def add_recipe_flags(parser: Any) -> None:
     for value in fields(Recipe):
         about = value.metadata
         values = ", ".join(f"{name}: {about[name]}" for name in RECIPES)
-        kind = kinds[type(about["official"])]
+        kind = {"type": positive_int} if value.name == "batch_size" else kinds[type(about["quick"])]
         group.add_argument(f"--{value.name}", **kind, choices=about["choices"], help=f"{about['help']} ({values})")
     group.set_defaults(**{value.name: None for value in fields(Recipe)})
 

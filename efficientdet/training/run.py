@@ -1,39 +1,40 @@
 """A training run: everything that changes while it trains, saved so that it resumes as if never interrupted."""
 
+import math
+import statistics
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
+from operator import sub
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from efficientdet.data.loader import Batch
+from efficientdet.data.loader import Batch, BatchLoader
 from efficientdet.model.loss import DetectionLoss
 from efficientdet.model.network import EfficientDet
 from efficientdet.training.activation_checkpointing import checkpoint_activations
 from efficientdet.training.checkpoints import Checkpoints
-from efficientdet.training.monitor import Monitor, NoMonitor
+from efficientdet.training.monitor import Monitor, NoMonitor, progress_bar
+from efficientdet.training.norm_statistics import average_over_processes, estimate
 from efficientdet.training.optimization import LearningRate, WeightAverage, make_optimizer
+from efficientdet.training.progress import Length, Progress
 from efficientdet.training.recipe import Recipe
-from efficientdet.training.step import StepOutcome, StepResult, TrainingStep, in_parallel, set_training_mode
-from efficientdet.training.validation import LossMean, Validated, best_of
+from efficientdet.training.step import (
+    StepOutcome,
+    StepResult,
+    TrainingStep,
+    in_parallel,
+    set_drop_connect,
+    set_training_mode,
+)
+from efficientdet.training.validation import LossMean, Validated, best_of, validate
 from utils import distributed
 from utils.errors import InputError
+from utils.stop import StopRequest
 
-
-@dataclass
-class Progress:
-    """How far a run has come."""
-
-    epoch: int = 0
-    step: int = 0
-    images_in_epoch: int = 0  # of the current epoch, seen so far
-    best_loss: float = float("inf")  # on the validation set
-    best_epoch: int = 0
-    best_ap: float = -1.0
-    skipped: int = 0  # steps whose loss or gradient was not finite
-    skipped_in_a_row: int = 0
-    history: list[dict] = field(default_factory=list)  # a row per epoch
+TIMED_STEPS = 20
 
 
 class Run:
@@ -46,7 +47,6 @@ class Run:
         seed: of the order of images; with `images_per_epoch` it decides whether an epoch can be resumed.
         amp: dtype of autocast; None computes in float32.
         head_only, freeze_bn: as for `set_training_mode`.
-        sync_bn: as for `in_parallel`.
         less_memory: recompute activations in the backward pass.
         compiled: the network wrapped by `compile_network`, for training alone: validation has batches of other sizes.
     """
@@ -58,14 +58,13 @@ class Run:
         device: torch.device,
         checkpoints: Checkpoints,
         *,
-        num_epochs: int,
+        length: Length,
         images_per_epoch: int,
         images_per_process: int,
         seed: int,
         amp: torch.dtype | None = None,
         head_only: bool = False,
         freeze_bn: bool = False,
-        sync_bn: bool | None = None,
         less_memory: bool = False,
         compiled: nn.Module | None = None,
     ):
@@ -73,24 +72,28 @@ class Run:
         self.device = device
         self.checkpoints = checkpoints
         self.images_per_epoch = images_per_epoch
+        self.length = length
         self.head_only, self.freeze_bn = head_only, freeze_bn
         self.network = network.to(device).to(memory_format=torch.channels_last)
         set_training_mode(network, head_only, freeze_bn)
+        set_drop_connect(network, recipe.drop_connect)
         self.average = WeightAverage(network, recipe.ema_decay) if recipe.ema_decay else None
         self.networks: dict[str, nn.Module] = {"": network}  # to validate
         if self.average:
             self.networks["average_"] = self.average.network
         if less_memory:
             checkpoint_activations(network)
-        self.optimizer = make_optimizer(recipe, network)
-        self.learning_rate = LearningRate(recipe, self.optimizer, num_epochs)
+        self.optimizer = make_optimizer(recipe, network, amp)
+        self.learning_rate = LearningRate(recipe, self.optimizer, length.epochs or math.inf)
         loss = DetectionLoss.from_recipe(
             recipe, num_processes=distributed.world_size(), all_reduce_sum=distributed.all_reduce_sum
         )
         self.val_loss = DetectionLoss.from_recipe(recipe)
-        trained = in_parallel(compiled or network, device, images_per_process, False if freeze_bn else sync_bn)
+        trained = in_parallel(compiled or network, device, images_per_process, False if freeze_bn else recipe.sync_bn)
         self.step = TrainingStep(trained, loss, self.optimizer, amp, recipe.clip_norm)
         self.progress, self.losses = Progress(), LossMean()
+        self._start = time.monotonic()
+        self._step_times: list[float] = []
         self.monitor: Monitor | NoMonitor = NoMonitor()
         self._order = {"seed": seed, "images": images_per_epoch}
         optim, kernels_only = recipe.optim, recipe.decay_kernels_only
@@ -99,9 +102,25 @@ class Run:
         if distributed.rank() > 0:
             torch.manual_seed(seed + distributed.rank())  # for a drop-connect of its own
 
+    @property
+    def seconds(self) -> float:
+        """The seconds since the start, without interruptions; the same in all processes if they decide anything."""
+        seconds = time.monotonic() - self._start
+        if self.length.minutes is None:
+            return seconds
+        of_rank0 = torch.tensor(seconds if distributed.rank() == 0 else 0.0, device=self.device)
+        return distributed.all_reduce_sum(of_rank0).item()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has reached its length."""
+        return self.length.is_reached(self.progress, self.seconds)
+
     def train_step(self, batches: Sequence[Batch]) -> StepResult:
         """Train on the micro-batches of a step, and count it."""
-        self.learning_rate.before_step(self.progress.epoch + self.progress.images_in_epoch / self.images_per_epoch)
+        epochs_done = self.progress.epoch + self.progress.images_in_epoch / self.images_per_epoch
+        share_done = self.length.share_done(self.progress, self.seconds)
+        self.learning_rate.before_step(epochs_done, self.progress.step, share_done)
         result = self.step([batch.to(self.device) for batch in batches])
         self.progress.step += 1
         self.progress.images_in_epoch += result.images
@@ -109,20 +128,57 @@ class Run:
             self.losses.add(result.images, result.losses)
             if self.average:
                 self.average.update(self.network)
+        self._report_duration(result.images)
         return result
+
+    def _report_duration(self, images_per_step: int) -> None:
+        """Print how long the rest of the run will take, once the first steps have been timed."""
+        self._step_times.append(time.monotonic())
+        if len(self._step_times) == TIMED_STEPS and self.length.epochs and distributed.rank() == 0:
+            step = statistics.median(map(sub, self._step_times[1:], self._step_times))
+            images = (self.length.epochs - self.progress.epoch) * self.images_per_epoch - self.progress.images_in_epoch
+            minutes = step * images / images_per_step / 60
+            tqdm.write(f"{1000 * step:.0f} ms per step: about {minutes:.0f} minutes from here, and validation")
+
+    def validate(
+        self, statistics_batches: BatchLoader, val_batches: BatchLoader, stop: StopRequest
+    ) -> dict[str, Validated]:
+        """Validate the network and its average, with the statistics of their batch norms up to date.
+
+        `statistics_batches` are of the training set. A request to stop ends validation with an empty result.
+        """
+        start = self.seconds
+        average_over_processes(self.network)
+        if self.average:
+            estimate(self.average.network, self.network, statistics_batches, self.step.amp)
+        with progress_bar("validation", val_batches) as bar:
+            validated = validate(
+                self.networks, self.val_loss, val_batches, val_batches.dataset, self.device, self.step.amp, stop, bar
+            )
+        self.progress.validated_at = self.seconds
+        self.progress.validation_seconds = self.progress.validated_at - start
+        return validated
 
     def end_epoch(self, validated: Mapping[str, Validated], min_delta: float = 0.0) -> bool:
         """Close the epoch, with the results of its validation if it had one, and prepare the next.
 
-        Returns whether the validation loss has fallen by more than `min_delta`.
+        The weights with the highest average precision so far (without objects: the lowest loss) are saved as the best,
+        be it the network's or their average's. Returns whether there are such, by more than `min_delta`.
         """
         progress = self.progress
         improved = False
         if validated:
-            loss = validated[""].losses.total
-            improved = loss + min_delta < progress.best_loss
-            if improved:
-                progress.best_loss, progress.best_epoch = loss, progress.epoch
+            name = best_of(validated)
+            ap, losses = validated[name].ap, validated[name].losses
+            score = ap if ap >= 0 else -losses.total
+            improved = score > progress.best_score + min_delta
+        if improved:
+            progress.best_score, progress.best_epoch = score, progress.epoch
+            if distributed.rank() == 0:
+                saved = self.checkpoints.save_best(self.networks[name])
+                tqdm.write(
+                    f"best AP so far {ap:.3f}: saved {saved}" if ap >= 0 else f"lowest loss so far: saved {saved}"
+                )
         progress.history.append(self._history_row(validated))
         progress.epoch, progress.images_in_epoch = progress.epoch + 1, 0
         self.learning_rate.after_epoch(progress.epoch, self.losses.total)
@@ -150,19 +206,13 @@ class Run:
                     row["average_AP"] = validated["average_"].ap
         return row
 
-    def save_best(self, validated: Mapping[str, Validated]) -> None:
-        """Save the weights with the highest average precision so far, be it the network's or their average's."""
-        if not validated:
-            return
-        name = best_of(validated)
-        ap = validated[name].ap
-        if ap > self.progress.best_ap:
-            self.progress.best_ap = ap
-            if distributed.rank() == 0:
-                tqdm.write(f"best AP so far {ap:.3f}: saved {self.checkpoints.save_best(self.networks[name])}")
-
     def save(self) -> None:
-        """Save the weights, and the state to resume from. Called on all ranks; rank 0 writes."""
+        """Save the weights, averaged if an average is kept, and the state to resume from.
+
+        Called on all ranks; rank 0 writes.
+        """
+        self.progress.seconds = self.seconds
+        average_over_processes(self.network)
         random = distributed.all_gather(_random_state(self.device))
         if distributed.rank() > 0:
             return
@@ -179,7 +229,8 @@ class Run:
             "average": self.average and self.average.state_dict(),
         }
         self.monitor.flush()  # first: a kill right after saving must not lose curves
-        path = self.checkpoints.save(self.network, state, self.progress.epoch, self.progress.step)
+        average = self.average.network if self.average else None
+        path = self.checkpoints.save(self.network, state, self.progress.epoch, self.progress.step, average)
         tqdm.write(f"saved {path}")
 
     def resume(self, state: dict) -> None:
@@ -200,6 +251,7 @@ class Run:
                 _set_random_state(state["random"][distributed.rank()])
             self.progress, self.losses = Progress(**state["progress"]), LossMean(**state["losses"])
             self.checkpoints.written = state["written"]
+            self._start = time.monotonic() - self.progress.seconds
             same_order, saved_lr = state["order"] == self._order, state["lr"]
         except (KeyError, TypeError) as error:
             raise InputError(

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from efficientdet.data.loader import Batch
 from efficientdet.model.loss import DetectionLoss, Losses
 from efficientdet.model.network import EfficientDet
 from efficientdet.structures import Outputs
+from efficientnet.model import DROP_CONNECT_RATE
 from utils.distributed import all_reduce_sum, world_size
 
 SYNC_BN_BELOW = 4  # images per GPU
@@ -36,6 +38,18 @@ def set_training_mode(network: EfficientDet, head_only: bool = False, freeze_bn:
                 module.eval()
 
 
+def set_drop_connect(network: EfficientDet, rate: float | None) -> None:
+    """Let training skip block i of n of the backbone for a share `rate` * i / n of the samples.
+
+    None is google/automl's: 0 for D0, DROP_CONNECT_RATE for the others.
+    """
+    if rate is None:
+        rate = 0.0 if network.compound_coef == 0 else DROP_CONNECT_RATE
+    blocks: Any = list(network.backbone_net["model"].get_submodule("_blocks").children())
+    for i, block in enumerate(blocks):
+        block.drop_rate = rate * i / len(blocks)
+
+
 def in_parallel(network: nn.Module, device: torch.device, images_per_process: int, sync_bn: bool | None) -> nn.Module:
     """Return `network` wrapped for training by several processes, which average gradients; unchanged for one process.
 
@@ -49,7 +63,9 @@ def in_parallel(network: nn.Module, device: torch.device, images_per_process: in
         sync_bn = images_per_process < SYNC_BN_BELOW
     if sync_bn and device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
+    device_ids = [device] if device.type == "cuda" else None
+    # Each process keeps its own statistics: they are averaged before validation (norm_statistics.py).
+    return DistributedDataParallel(network, device_ids=device_ids, broadcast_buffers=False)
 
 
 class StepOutcome(Enum):

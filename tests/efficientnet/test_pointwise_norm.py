@@ -7,13 +7,16 @@ import torch
 from torch import nn
 
 from efficientnet import pointwise_norm
+from efficientnet.layers import SameConv2d
 from efficientnet.model import BATCH_NORM
 from efficientnet.pointwise_norm import normalized_pointwise
 
 
 def layers(channels: int, out_channels: int) -> nn.ModuleList:
     torch.manual_seed(0)
-    pair = nn.ModuleList((nn.Conv2d(channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels, **BATCH_NORM)))
+    pair = nn.ModuleList(
+        (SameConv2d(channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels, **BATCH_NORM))
+    )
     nn.init.normal_(pair[1].weight)
     nn.init.normal_(pair[1].bias)
     return pair.double()

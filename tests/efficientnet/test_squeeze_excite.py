@@ -5,12 +5,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from efficientnet.layers import SameConv2d
 from efficientnet.squeeze_excite import excite_and_project
 
 
 def convolutions(channels: int, out_channels: int, dtype: torch.dtype = torch.float64) -> nn.ModuleList:
     torch.manual_seed(0)
-    parts = (nn.Conv2d(channels, 3, 1), nn.Conv2d(3, channels, 1), nn.Conv2d(channels, out_channels, 1, bias=False))
+    parts = (SameConv2d(channels, 3, 1), SameConv2d(3, channels, 1), SameConv2d(channels, out_channels, 1, bias=False))
     return nn.ModuleList(parts).to(dtype)
 
 

@@ -17,7 +17,7 @@ from efficientdet.training.failures import (
     save_on_failure,
     unless_out_of_memory,
 )
-from efficientdet.training.run import Progress
+from efficientdet.training.progress import Progress
 from efficientdet.training.step import StepOutcome
 from utils.errors import InputError
 

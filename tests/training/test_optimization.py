@@ -12,11 +12,11 @@ from efficientdet.training.recipe import Recipe, make_recipe
 
 
 def reference(**changes) -> Recipe:
-    return make_recipe("reference", 1, changes)
+    return make_recipe("reference", changes)
 
 
 def official(**changes) -> Recipe:
-    return make_recipe("official", 64, changes)
+    return make_recipe("official", {"batch_size": 64, **changes})
 
 
 def small_network() -> nn.Module:

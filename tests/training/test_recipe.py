@@ -1,4 +1,4 @@
-"""The numbers of the two recipes, and how flags change them."""
+"""The numbers of the recipes, and how flags change them."""
 
 from dataclasses import asdict, fields, replace
 from types import SimpleNamespace
@@ -11,16 +11,22 @@ from efficientdet.training.recipe import RECIPES, Recipe, make_recipe, recipe_ch
 NAMES = [value.name for value in fields(Recipe)]
 
 
+def of_images(name: str, images: int, changes: dict) -> Recipe:
+    return make_recipe(name, {**changes, "batch_size": images})
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_no_changes_give_the_recipe_of_the_table(name):
     images = RECIPES[name].lr_images or 5
-    assert make_recipe(name, images, {}) == RECIPES[name]
-    assert make_recipe(name, images, dict.fromkeys(NAMES)) == RECIPES[name]
+    expected = replace(RECIPES[name], batch_size=images)
+    assert of_images(name, images, {}) == of_images(name, images, dict.fromkeys(NAMES)) == expected
 
 
 def test_reference_recipe():
     """shared/DESIGN.md, section 3: for fine-tuning."""
     assert asdict(RECIPES["reference"]) == {
+        "batch_size": 12,
+        "num_steps": 0,
         "optim": "adamw",
         "nesterov": True,  # of sgd, if it is chosen
         "lr": 1e-4,
@@ -28,10 +34,13 @@ def test_reference_recipe():
         "schedule": "plateau",
         "lr_patience": 3,
         "warmup_epochs": 0,
+        "warmup_steps": 0,
         "weight_decay": None,
         "decay_kernels_only": False,
         "clip_norm": 0,
         "ema_decay": 0,
+        "drop_connect": 0.2,
+        "sync_bn": None,  # below 4 images per GPU
         "min_scale": 1,
         "max_scale": 1,
         "focal_gamma": 2,
@@ -45,6 +54,8 @@ def test_reference_recipe():
 def test_official_recipe():
     """shared/DESIGN.md, section 5: google/automl's, for training from scratch."""
     assert asdict(RECIPES["official"]) == {
+        "batch_size": 12,
+        "num_steps": 0,
         "optim": "sgd",
         "nesterov": False,
         "lr": 0.08,
@@ -52,10 +63,13 @@ def test_official_recipe():
         "schedule": "cosine",
         "lr_patience": 3,  # of the plateau, if it is chosen
         "warmup_epochs": 1,
+        "warmup_steps": 0,
         "weight_decay": 4e-5,
         "decay_kernels_only": True,
         "clip_norm": 10,
         "ema_decay": 0.9998,
+        "drop_connect": None,  # 0 for D0
+        "sync_bn": True,
         "min_scale": 0.1,
         "max_scale": 2.0,
         "focal_gamma": 1.5,
@@ -68,48 +82,52 @@ def test_official_recipe():
 
 @pytest.mark.parametrize(("images", "lr"), [(64, 0.08), (128, 0.16), (16, 0.02), (1, 0.00125)])
 def test_official_rate_grows_with_the_images_of_a_step(images, lr):
-    recipe = make_recipe("official", images, {})
+    recipe = of_images("official", images, {})
     assert recipe.lr == pytest.approx(lr, rel=1e-12)
-    assert replace(recipe, lr=0.08, lr_images=64) == RECIPES["official"]
+    assert replace(recipe, lr=0.08, lr_images=64, batch_size=12) == RECIPES["official"]
 
 
 @pytest.mark.parametrize("images", [1, 64, 1000])
 def test_reference_rate_does_not_depend_on_the_images_of_a_step(images):
-    assert make_recipe("reference", images, {}).lr == 1e-4
+    assert of_images("reference", images, {}).lr == 1e-4
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_given_rate_is_taken_as_it_is(name):
-    assert make_recipe(name, 16, {"lr": 0.3}).lr == 0.3
-    assert make_recipe(name, 16, {"lr": 0.3, "lr_images": None}).lr == 0.3
-    assert make_recipe(name, 16, {"lr": 0.0}).lr == 0
+    assert of_images(name, 16, {"lr": 0.3}).lr == 0.3
+    assert of_images(name, 16, {"lr": 0.3, "lr_images": None}).lr == 0.3
+    assert of_images(name, 16, {"lr": 0.0}).lr == 0
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_given_rate_for_a_number_of_images_is_scaled(name):
-    assert make_recipe(name, 16, {"lr": 0.3, "lr_images": 32}).lr == pytest.approx(0.15)
+    assert of_images(name, 16, {"lr": 0.3, "lr_images": 32}).lr == pytest.approx(0.15)
 
 
 def test_number_of_images_may_change_without_the_rate():
-    assert make_recipe("official", 16, {"lr_images": 32}).lr == pytest.approx(0.04)
-    assert make_recipe("official", 16, {"lr_images": 0}).lr == 0.08
-    assert make_recipe("reference", 16, {"lr_images": 8}).lr == pytest.approx(2e-4)
+    assert of_images("official", 16, {"lr_images": 32}).lr == pytest.approx(0.04)
+    assert of_images("official", 16, {"lr_images": 0}).lr == 0.08
+    assert of_images("reference", 16, {"lr_images": 8}).lr == pytest.approx(2e-4)
 
 
 def test_changes_take_the_place_of_values_and_of_nothing_else():
     changes = {"optim": "adamw", "clip_norm": 0.0, "force_best_anchor": False, "weight_decay": 0.0, "max_scale": None}
-    recipe = make_recipe("official", 64, changes)
+    recipe = of_images("official", 64, changes)
     assert recipe == replace(
-        RECIPES["official"], optim="adamw", clip_norm=0.0, force_best_anchor=False, weight_decay=0.0
+        RECIPES["official"], batch_size=64, optim="adamw", clip_norm=0.0, force_best_anchor=False, weight_decay=0.0
     )
     assert RECIPES["official"].optim == "sgd"
 
 
 def test_flags_are_read_by_the_names_of_the_values():
     flags = dict.fromkeys(NAMES)
-    changes = recipe_changes(SimpleNamespace(**flags | {"optim": "sgd", "lr": 0.5}, batch_size=3))
+    changes = recipe_changes(SimpleNamespace(**flags | {"optim": "sgd", "lr": 0.5}, project="shapes"))
     assert changes == flags | {"optim": "sgd", "lr": 0.5}
-    assert make_recipe("reference", 3, changes) == replace(RECIPES["reference"], optim="sgd", lr=0.5)
+    assert make_recipe("reference", changes) == replace(RECIPES["reference"], optim="sgd", lr=0.5)
+
+
+def test_accumulated_batches_count_as_images_of_a_step():
+    assert make_recipe("official", {"batch_size": 16}, accumulate=4).lr == pytest.approx(0.08)
 
 
 def test_every_value_is_described_and_every_word_is_among_its_choices():

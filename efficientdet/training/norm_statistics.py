@@ -1,0 +1,43 @@
+"""The statistics of batch norms, which follow training slowly, brought up to date before validation."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from efficientdet.data.loader import Batch
+from efficientdet.training.step import autocast
+from utils.distributed import all_reduce_sum, world_size
+
+STATISTICS_IMAGES = 200
+
+
+@torch.no_grad()
+def average_over_processes(network: nn.Module) -> None:
+    """Replace the statistics of each batch norm by their mean over all processes, each of which saw other images."""
+    for buffer in network.buffers():
+        if world_size() > 1 and buffer.is_floating_point():
+            buffer.copy_(all_reduce_sum(buffer) / world_size())
+
+
+@torch.no_grad()
+def estimate(network: nn.Module, like: nn.Module, batches: Iterable[Batch], amp: torch.dtype | None) -> None:
+    """Replace the statistics of the batch norms of `network` by their means over `batches`.
+
+    A moving average of weights needs statistics of its own: those that were averaged along with the weights belong to
+    weights of the past. Norms that are frozen in `like`, the same network in training, keep theirs.
+    """
+    norms = []
+    for norm, trained in zip(network.modules(), like.modules(), strict=True):
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and trained.training:
+            norms.append((norm, norm.momentum))
+            norm.train()
+    device = next(network.parameters()).device
+    for number, batch in enumerate(batches if norms else (), 1):
+        for norm, _ in norms:
+            norm.momentum = 1 / number
+        with autocast(device, amp):
+            network(batch.to(device).images)
+    for norm, momentum in norms:
+        norm.momentum = momentum
+        norm.eval()

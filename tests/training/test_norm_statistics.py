@@ -1,0 +1,52 @@
+"""Statistics of batch norms, estimated anew."""
+
+import copy
+
+import torch
+from tiny import TinyNetwork, tiny_batch
+
+from efficientdet.training.norm_statistics import average_over_processes, estimate
+
+
+def buffers(network):
+    return [buffer.clone() for buffer in network.buffers()]
+
+
+def test_without_batches_the_statistics_stay():
+    network = TinyNetwork().train()
+    before = buffers(network)
+    average = copy.deepcopy(network).eval()
+    estimate(average, network, [], None)
+    assert all(map(torch.equal, average.buffers(), before))
+    assert not average.norm.training
+
+
+def test_statistics_are_the_means_over_the_batches():
+    network = TinyNetwork().train()
+    average = copy.deepcopy(network).eval()
+    average.norm.running_mean.fill_(100.0)
+    batches = [tiny_batch(seed) for seed in range(3)]
+    estimate(average, network, batches, None)
+    with torch.no_grad():
+        features = [average.stem(batch.images) for batch in batches]
+    means = torch.stack([feature.mean(dim=(0, 2, 3)) for feature in features])
+    variances = torch.stack([feature.transpose(0, 1).flatten(1).var(dim=1) for feature in features])
+    torch.testing.assert_close(average.norm.running_mean, means.mean(dim=0))
+    torch.testing.assert_close(average.norm.running_var, variances.mean(dim=0))
+    assert average.norm.momentum == 0.1 and not average.training and not average.norm.training
+
+
+def test_frozen_norms_keep_theirs():
+    network = TinyNetwork().train()
+    network.norm.eval()
+    average = copy.deepcopy(network).eval()
+    before = buffers(average)
+    estimate(average, network, [tiny_batch()], None)
+    assert all(map(torch.equal, average.buffers(), before))
+
+
+def test_single_process_averages_with_itself_alone():
+    network = TinyNetwork()
+    network.norm.running_mean.fill_(3.0)
+    average_over_processes(network)
+    assert torch.equal(network.norm.running_mean, torch.full((8,), 3.0))
