@@ -22,6 +22,7 @@ from efficientdet.check.report import report_before_training
 from efficientdet.checkpoints.find import find_weights, last_path
 from efficientdet.checkpoints.loading import apply_weights, load_backbone, load_weights
 from efficientdet.config import model_config
+from efficientdet.data.augmentation import Augmentation
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.loader import Batch, BatchLoader, EpochSampler
 from efficientdet.data.shapes import draw_if_absent
@@ -77,7 +78,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     add("--val_interval", type=positive_int, help=interval)
     add("--save_interval", type=positive_int, default=500, help="steps between checkpoints (default: 500)")
     add("--keep", type=non_negative_int, default=3, help="checkpoints of the run to keep; 0: all (default: 3)")
-    delta = "early stopping: how far AP must rise to count as an improvement (default: 0)"
+    delta = "early stopping: the rise of AP that is an improvement (default: 0)"
     add("--es_min_delta", type=non_negative_float, default=0.0, help=delta)
     patience = "early stopping: epochs without improvement before it; 0: never stop early (default: 0)"
     add("--es_patience", type=non_negative_int, default=0, help=patience)
@@ -208,12 +209,11 @@ def open_data(
     config = model_config(args.compound_coef)
     canvas = config.input_shape(args.image_size or project.image_size)
     folder = args.data_path / project.name
-    scales = (recipe.min_scale, recipe.max_scale)
-    train_set = CocoDataset(folder, project.train_set, project, canvas, args.seed, scales, args.max_images)
+    augmentation = Augmentation.from_recipe(recipe)
+    train_set = CocoDataset(folder, project.train_set, project, canvas, args.seed, augmentation, args.max_images)
     val_set = CocoDataset(folder, project.val_set, project, canvas, max_images=args.max_images)
 
-    rank, world_size = distributed.rank(), distributed.world_size()
-    batch_size = recipe.batch_size
+    rank, world_size, batch_size = distributed.rank(), distributed.world_size(), recipe.batch_size
     if world_size > 1 and len(train_set) < batch_size:
         raise InputError(f"--batch_size {batch_size} exceeds the {len(train_set)} images: pass a smaller one")
     share = distributed.local_batch_size(batch_size)

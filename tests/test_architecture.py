@@ -232,6 +232,8 @@ def test_what_surrounds_the_network_never_imports_it(imports, module):
                 "efficientdet.export.example",
                 "efficientdet.evaluation.figures",
                 "efficientdet.benchmark.workloads",
+                "efficientdet.data.augmentation",
+                "efficientdet.data.mixing",
                 "efficientdet.data.shapes",
                 "efficientdet.data.transforms",
                 "utils.images",

@@ -3,7 +3,7 @@
   python -m efficientdet.check -p my_project                  at the input size of the project, or else of D0
   python -m efficientdet.check -p my_project -c 2 --anchors   of D2; proposes anchors that fit the boxes
   python -m efficientdet.check -p my_project --show 16        draws 16 samples, as training sees them, into test/
-  python -m efficientdet.check -p my_project --show 16 --recipe official
+  python -m efficientdet.check -p my_project --show 16 --recipe official --mosaic 0.5   with these flags of train.py
 
 Errors spoil training or evaluation, and make the exit status 1. Warnings may be intended: look at them.
 """
@@ -11,6 +11,7 @@ Errors spoil training or evaluation, and make the exit status 1. Warnings may be
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,13 @@ from efficientdet.check.objects import Objects, objects_on_canvas
 from efficientdet.check.report import box_tables, headline
 from efficientdet.config import model_config
 from efficientdet.data.annotations import AnnotatedSet, read_set
+from efficientdet.data.augmentation import Augmentation
 from efficientdet.data.dataset import CocoDataset, SampleKey
 from efficientdet.data.findings import Finding, format_full, group_by_kind
 from efficientdet.data.shapes import draw_if_absent
 from efficientdet.project import load_project
-from efficientdet.training.recipe import RECIPES
-from utils.cli import BOOLEAN, WORKERS, add_flags, make_parser, non_negative_float, positive_int
+from efficientdet.training.recipe import add_recipe_flags, make_recipe, recipe_changes
+from utils.cli import BOOLEAN, WORKERS, add_flags, make_parser, positive_int
 from utils.errors import exit_on_input_error
 from utils.images import write_image
 from utils.visualize import contact_sheet, draw_boxes
@@ -44,10 +46,8 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     add("--anchors", **BOOLEAN, default=False, help="propose anchor scales and ratios, by k-means on IoU")
     add("--show", type=positive_int, metavar="N", help="draw N random training samples with their boxes on one sheet")
     add_flags(parser, output={"default": Path("test"), "help": "folder of the sheet (default: test/)"})
-    add("--recipe", choices=tuple(RECIPES), default="reference", help="augment the samples so (default: reference)")
-    add("--min_scale", type=non_negative_float, help="scale the samples at least by this (default: the recipe's)")
-    add("--max_scale", type=non_negative_float, help="scale the samples at most by this (default: the recipe's)")
     add_flags(parser, seed={"help": "selects the samples and their augmentation (default: 0)"})
+    add_recipe_flags(parser, [value.name for value in fields(Augmentation)])
     return parser.parse_args(args)
 
 
@@ -95,11 +95,9 @@ def show_samples(args: argparse.Namespace, train: AnnotatedSet, scans: list[Imag
     usable = [index for index in range(len(scans)) if train.image_path(index) not in faulty]
     if not usable:
         return f"no samples drawn: {train.image_folder} has no usable image"
-    recipe, project = RECIPES[args.recipe], train.project
-    min_scale = recipe.min_scale if args.min_scale is None else args.min_scale
-    max_scale = recipe.max_scale if args.max_scale is None else args.max_scale
-    folder, scales = args.data_path / project.name, (min_scale, max_scale)
-    dataset = CocoDataset(folder, train.name, project, canvas, args.seed, scales, args.max_images)
+    project, recipe = train.project, make_recipe(args.recipe, recipe_changes(args))
+    folder, augmentation = args.data_path / project.name, Augmentation.from_recipe(recipe)
+    dataset = CocoDataset(folder, train.name, project, canvas, args.seed, augmentation, args.max_images)
     selected = np.random.default_rng(args.seed).permutation(usable)[: args.show]
     drawn, captions = [], []
     for index in selected.tolist():
@@ -109,7 +107,8 @@ def show_samples(args: argparse.Namespace, train: AnnotatedSet, scans: list[Imag
         labels = [project.class_names[class_id] for class_id in class_ids]
         drawn.append(draw_boxes(np.rint(pixels).clip(0, 255).astype(np.uint8), boxes, class_ids, labels))
         scale = sample.letterbox.resized[1] / sample.letterbox.original[1]
-        captions.append(f"{train.images[index]['file_name']}, scaled by {scale:.2f}")
+        # Of a mosaic, the scale would be that of four images together.
+        captions.append(train.images[index]["file_name"] + ("" if recipe.mosaic else f", scaled by {scale:.2f}"))
     path = args.output / f"check_{project.name}_{train.name}.jpg"
     write_image(path, contact_sheet(drawn, captions))
     return f"{len(drawn)} samples of {train.name} as training sees them -> {path}"

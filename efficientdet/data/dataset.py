@@ -10,7 +10,8 @@ from pycocotools.coco import COCO
 from torch.utils.data import Dataset
 
 from efficientdet.data.annotations import AnnotatedSet, raise_first_error, read_set
-from efficientdet.data.transforms import Letterbox, Target, random_horizontal_flip, random_scale_crop
+from efficientdet.data.augmentation import Augmentation
+from efficientdet.data.transforms import AnnotatedImage, Letterbox, Target
 from efficientdet.project import Project
 from utils.images import read_image
 
@@ -41,7 +42,7 @@ class CocoDataset(Dataset):
     Args:
         folder: the project's data, with images in `{set_name}/` and `annotations/instances_{set_name}.json`.
         canvas: (height, width) of the network's input.
-        scale_range: limits of the random factor by which augmented images are scaled, then cropped; (1, 1) disables it.
+        augmentation: what is done to augmented images; by default, half of them are mirrored.
         max_images: use only the first images by id.
 
     Raises InputError for faulty annotations and missing files; `dataset[...]` raises it for an unusable image.
@@ -54,7 +55,7 @@ class CocoDataset(Dataset):
         project: Project,
         canvas: tuple[int, int],
         seed: int = 0,
-        scale_range: tuple[float, float] = (1.0, 1.0),
+        augmentation: Augmentation | None = None,
         max_images: int | None = None,
     ):
         self.annotated = read_set(folder, set_name, project, max_images)
@@ -64,7 +65,7 @@ class CocoDataset(Dataset):
         self.project = project
         self.canvas = canvas
         self.seed = seed
-        self.scale_range = scale_range
+        self.augmentation = augmentation or Augmentation()
         self.coco = _coco_index(self.annotated)
         self.image_ids = [image["id"] for image in self.annotated.images]
         self.index_of = {image_id: index for index, image_id in enumerate(self.image_ids)}
@@ -74,18 +75,22 @@ class CocoDataset(Dataset):
 
     def __getitem__(self, key: int | SampleKey) -> Sample:
         index, epoch = (key.index, key.epoch) if isinstance(key, SampleKey) else (key, None)
-        image_id = self.image_ids[index]
-        image, target = self.load_image(image_id), self.target(image_id)
-        letterbox = None
-        if epoch is not None:
+        image, target = self._load(index)
+        if epoch is None:
+            letterbox = Letterbox.fit(image.shape[:2], self.canvas)
+        else:
             rng = np.random.default_rng((self.seed, epoch, index))
-            image, target = random_horizontal_flip(image, target, rng)
-            if self.scale_range != (1.0, 1.0):
-                image, target, letterbox = random_scale_crop(image, target, self.canvas, rng, self.scale_range)
-        letterbox = letterbox or Letterbox.fit(image.shape[:2], self.canvas)
+            fill = tuple(round(255 * value) for value in self.project.mean)
+            image, target, letterbox = self.augmentation.apply(
+                image, target, self.canvas, rng, lambda: self._load(int(rng.integers(len(self)))), fill
+            )
         pixels = letterbox.apply(image, self.project.mean, self.project.std)
         target = Target(letterbox.boxes_to_canvas(target.boxes), target.class_ids)
-        return Sample(pixels, target, letterbox, image_id)
+        return Sample(pixels, target, letterbox, self.image_ids[index])
+
+    def _load(self, index: int) -> AnnotatedImage:
+        image_id = self.image_ids[index]
+        return self.load_image(image_id), self.target(image_id)
 
     def load_image(self, image_id: int | str) -> np.ndarray:
         """Return an image, (H, W, 3) uint8 RGB, in the orientation of its annotated width and height."""

@@ -1,4 +1,4 @@
-"""Images on their way into the network: the letterbox, and the augmentations of training."""
+"""Images on their way into the network: the letterbox, and the flip and scale jitter of training."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,8 +11,8 @@ from torch import Tensor
 from efficientdet.structures import Detections
 
 MIN_BOX_SIDE = 1  # pixels of the image
-# Share of a box that a crop must keep: less of an object rarely shows what it is. Below a quarter, because a scale of 2
-# keeps a quarter of an object as large as the image, which then fills the window.
+# Share of a box that must remain visible: less of an object rarely shows what it is. Below a quarter, because a scale
+# of 2 keeps a quarter of an object as large as the image, which then fills the window.
 MIN_VISIBLE = 0.2
 _HUGE = 2**27  # values of an image; above, a float copy of it costs too much memory
 
@@ -22,6 +22,9 @@ class Target(NamedTuple):
 
     boxes: np.ndarray  # (M, 4) float32 xyxy, in pixels of the image
     class_ids: np.ndarray  # (M,) int64
+
+
+AnnotatedImage = tuple[np.ndarray, Target]  # the image is (H, W, 3) uint8 RGB
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,19 @@ def _normalize(pixels: np.ndarray, mean: tuple[float, ...], std: tuple[float, ..
     rows /= std_255
 
 
+def visible_objects(target: Target, size: tuple[int, int], hidden: np.ndarray | float = 0.0) -> Target:
+    """Clip boxes to an image of `size` (height, width), and drop objects that are hardly visible.
+
+    Dropped is a box with a side below MIN_BOX_SIDE, or less than MIN_VISIBLE of its area left. `hidden`, (M,), is the
+    area of each clipped box that something covers.
+    """
+    clipped = target.boxes.clip(0, np.array([size[1], size[0]] * 2, np.float32))
+    whole, visible = target.boxes[:, 2:] - target.boxes[:, :2], clipped[:, 2:] - clipped[:, :2]
+    enough = visible.prod(axis=1) - hidden >= MIN_VISIBLE * whole.prod(axis=1)
+    kept = (visible >= MIN_BOX_SIDE).all(axis=1) & enough
+    return Target(clipped[kept], target.class_ids[kept])
+
+
 def horizontal_flip(image: np.ndarray, target: Target) -> tuple[np.ndarray, Target]:
     """Mirror an image (H, W, 3) and its objects."""
     boxes = target.boxes.copy()
@@ -132,8 +148,8 @@ def random_scale_crop(
     The image is scaled to fit the canvas times a factor drawn uniformly from `scale_range`; an axis that exceeds the
     canvas is cropped at a random offset. Cropping comes first, in whole pixels, so that no pixel is resized in vain.
 
-    Boxes are clipped to the window. A box with a side below MIN_BOX_SIDE, or less than MIN_VISIBLE of its area left, is
-    dropped. (google/automl keeps every remainder, and learns to detect objects in slivers.)
+    Boxes are clipped to the window, and hardly visible objects dropped. (google/automl keeps every remainder, and
+    learns to detect objects in slivers.)
     """
     factor = rng.uniform(*scale_range)
     size = image.shape[:2]
@@ -143,9 +159,6 @@ def random_scale_crop(
     height, width = (max(1, round(side * part / full)) for side, part, full in zip(size, resized, scaled))
     top, left = rng.integers(0, (size[0] - height + 1, size[1] - width + 1)).tolist()
 
-    boxes = target.boxes - np.array([left, top, left, top], np.float32)
-    clipped = boxes.clip(0, np.array([width, height, width, height], np.float32))
-    whole, visible = boxes[:, 2:] - boxes[:, :2], clipped[:, 2:] - clipped[:, :2]
-    kept = (visible >= MIN_BOX_SIDE).all(axis=1) & (visible.prod(axis=1) >= MIN_VISIBLE * whole.prod(axis=1))
-    window, objects = image[top : top + height, left : left + width], Target(clipped[kept], target.class_ids[kept])
+    moved = Target(target.boxes - np.array([left, top, left, top], np.float32), target.class_ids)
+    window, objects = image[top : top + height, left : left + width], visible_objects(moved, (height, width))
     return window, objects, Letterbox((height, width), resized, canvas)

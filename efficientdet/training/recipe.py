@@ -1,14 +1,17 @@
 """The three training recipes, side by side. `train.py` has a flag for each of their values."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from utils.cli import BOOLEAN, non_negative_float, non_negative_int, positive_int
+from utils.cli import BOOLEAN, fraction, non_negative_float, non_negative_int, positive_int
 
 
-def _value(description: str, reference: object, official: object, quick: object, *choices: str) -> Any:
+def _value(
+    description: str, reference: object, official: object, quick: object, *choices: str, kind: Any = None
+) -> Any:
     values = {"reference": reference, "official": official, "quick": quick}
-    return field(metadata={"help": description, "choices": choices or None, **values})
+    return field(metadata={"help": description, "choices": choices or None, "type": kind, **values})
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Recipe:
     - `quick`: with few images or little time, from scratch or from weights.
     """
 
-    batch_size: int = _value("images per step, all GPUs together", 12, 12, 4)
+    batch_size: int = _value("images per step, all GPUs together", 12, 12, 4, kind=positive_int)
     num_steps: int = _value("steps of a run without --num_epochs and --minutes; 0: 500 epochs", 0, 0, 3000)
     # Optimizer and learning rate.
     optim: str = _value("optimizer; sgd has momentum 0.9", "adamw", "sgd", "muon", "adamw", "sgd", "muon")
@@ -46,6 +49,30 @@ class Recipe:
     # Augmentation, besides a horizontal flip of half of the images.
     min_scale: float = _value("scale images by a random factor from here ...", 1.0, 0.1, 0.8)
     max_scale: float = _value("... to here, then crop; 1 and 1: fit them into the input", 1.0, 2.0, 1.3)
+    photometric: float = _value(
+        "strength of changes of brightness, contrast, saturation and hue, 0 to 1", 0.0, 0.0, 0.0, kind=fraction
+    )
+    vertical_flip: float = _value(
+        "probability of turning an image upside down, as in a mirror", 0.0, 0.0, 0.0, kind=fraction
+    )
+    quarter_turns: float = _value(
+        "probability of rotating an image by 90, 180 or 270 degrees", 0.0, 0.0, 0.0, kind=fraction
+    )
+    rotate: float = _value("maximum rotation of an image, in degrees", 0.0, 0.0, 0.0)
+    shear: float = _value("maximum shear of an image along each axis, in degrees", 0.0, 0.0, 0.0)
+    cutout: float = _value(
+        "probability of hiding parts of an image behind up to three rectangles", 0.0, 0.0, 0.0, kind=fraction
+    )
+    blur: float = _value(
+        "probability of blurring an image or compressing it as a poor JPEG", 0.0, 0.0, 0.0, kind=fraction
+    )
+    mosaic: float = _value(
+        "probability of joining four images in one, each about half as large", 0.0, 0.0, 0.0, kind=fraction
+    )
+    mixup: float = _value("probability of blending an image with another", 0.0, 0.0, 0.0, kind=fraction)
+    copy_paste: float = _value(
+        "probability of pasting objects of another image into an image", 0.0, 0.0, 0.0, kind=fraction
+    )
     # Loss.
     focal_gamma: float = _value("focusing parameter of the focal loss", 2.0, 1.5, 1.5)
     negative_iou: float = _value("IoU below which anchors are background; up to 0.5 they are ignored", 0.4, 0.5, 0.5)
@@ -76,19 +103,21 @@ def make_recipe(name: str, changes: dict[str, Any], accumulate: int = 1) -> Reci
     return recipe
 
 
-def add_recipe_flags(parser: Any) -> None:
-    """Add `--recipe` and a flag for each of its values to an argument parser."""
+def add_recipe_flags(parser: Any, names: Collection[str] | None = None) -> None:
+    """Add `--recipe` and a flag for each of its values, or of those in `names`, to an argument parser."""
     group = parser.add_argument_group("recipe", "each flag replaces one value of the recipe")
     group.add_argument("--recipe", choices=tuple(RECIPES), default="reference", help="(default: reference)")
     kinds = {bool: BOOLEAN, int: {"type": non_negative_int}, str: {}, float: {"type": non_negative_float}}
-    for value in fields(Recipe):
+    values = [value for value in fields(Recipe) if names is None or value.name in names]
+    for value in values:
         about = value.metadata
-        values = ", ".join(f"{name}: {about[name]}" for name in RECIPES)
-        kind = {"type": positive_int} if value.name == "batch_size" else kinds[type(about["quick"])]
-        group.add_argument(f"--{value.name}", **kind, choices=about["choices"], help=f"{about['help']} ({values})")
-    group.set_defaults(**{value.name: None for value in fields(Recipe)})
+        of_recipes = ", ".join(f"{name}: {about[name]}" for name in RECIPES)
+        kind = {"type": about["type"]} if about["type"] else kinds[type(about["quick"])]
+        group.add_argument(f"--{value.name}", **kind, choices=about["choices"], help=f"{about['help']} ({of_recipes})")
+    group.set_defaults(**{value.name: None for value in values})
 
 
 def recipe_changes(args: object) -> dict[str, Any]:
     """Return the recipe's values among parsed flags; None where the flag was not passed."""
-    return {value.name: getattr(args, value.name) for value in fields(Recipe)}
+    names = {value.name for value in fields(Recipe)}
+    return {name: value for name, value in vars(args).items() if name in names}

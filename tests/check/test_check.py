@@ -306,6 +306,16 @@ def test_sheet_shows_samples_as_training_sees_them(clean_project, check, flags):
         assert (shares < 0.3).all()
 
 
+@pytest.mark.parametrize("flags", [(), ("--recipe", "official")])
+def test_sheet_shows_the_augmentation_of_the_flags(clean_project, check, flags):
+    sheets = []
+    for more in ((), ("--mosaic", "1"), ("--rotate", "20"), ("--rotate", "20")):
+        assert check("--show", "3", *flags, *more)[0] == 0
+        sheets.append(cv2.imread("test/check_drawn_train.jpg"))
+    assert np.array_equal(sheets[2], sheets[3])
+    assert not any(np.array_equal(sheets[0], other) for other in sheets[1:])
+
+
 def test_sheet_leaves_unreadable_images_out(clean_project, check):
     for name in ("1.png", "2.png", "3.png"):
         (clean_project.data / "train" / name).write_bytes(b"")
@@ -320,7 +330,7 @@ def test_no_sheet_is_drawn_of_annotations_that_training_rejects(clean_project, c
     assert "no samples drawn: training rejects" in check("--show", "2")[1]
 
 
-@pytest.mark.parametrize("flags", [("--num_workers", "0"), ("--show", "0"), ("--max_scale", "-1"), ("--recipe", "x")])
+@pytest.mark.parametrize("flags", [("--num_workers", "0"), ("--show", "0"), ("--mosaic", "2"), ("--recipe", "x")])
 def test_invalid_flag_is_named(capsys, flags):
     with pytest.raises(SystemExit):
         parse_args([*flags])

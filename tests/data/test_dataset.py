@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from efficientdet.data.augmentation import Augmentation
 from efficientdet.data.dataset import CocoDataset, SampleKey
 from efficientdet.data.transforms import Letterbox, horizontal_flip
 from efficientdet.project import load_project
@@ -321,7 +322,7 @@ def test_flip_depends_only_on_seed_epoch_and_index(shapes_project):
 
 
 def test_scale_of_one_changes_nothing(shapes_project):
-    plain, scaled = shapes_set(shapes_project), shapes_set(shapes_project, scale_range=(1.0, 1.0))
+    plain, scaled = shapes_set(shapes_project), shapes_set(shapes_project, augmentation=Augmentation(1.0, 1.0))
     for epoch in range(3):
         some, other = plain[SampleKey(1, epoch)], scaled[SampleKey(1, epoch)]
         assert some.letterbox == other.letterbox == Letterbox((120, 160), (96, 128), CANVAS)
@@ -329,7 +330,7 @@ def test_scale_of_one_changes_nothing(shapes_project):
 
 
 def test_image_scaled_by_a_half(shapes_project):
-    dataset = shapes_set(shapes_project, scale_range=(0.5, 0.5))
+    dataset = shapes_set(shapes_project, augmentation=Augmentation(0.5, 0.5))
     # Image 12, 120 x 160: 96 x 128 fill the canvas, half of that is 0.4 of the image.
     boxes = dataset.target(12).boxes
     mirrored = boxes.copy()
@@ -348,7 +349,7 @@ def test_image_scaled_by_a_half(shapes_project):
 
 
 def test_image_scaled_by_two_is_cropped_to_the_canvas(shapes_project):
-    dataset = shapes_set(shapes_project, scale_range=(2.0, 2.0))
+    dataset = shapes_set(shapes_project, augmentation=Augmentation(2.0, 2.0))
     # 120 x 160 scaled by 1.6 is 192 x 256; 128 x 128 of that are 80 x 80 of the image.
     for epoch in range(8):
         sample = dataset[SampleKey(1, epoch)]
@@ -360,7 +361,7 @@ def test_image_scaled_by_two_is_cropped_to_the_canvas(shapes_project):
 
 
 def test_evaluation_is_not_scaled(shapes_project):
-    plain, scaled = shapes_set(shapes_project), shapes_set(shapes_project, scale_range=(0.1, 2.0))
+    plain, scaled = shapes_set(shapes_project), shapes_set(shapes_project, augmentation=Augmentation(0.1, 2.0))
     for index in range(3):
         assert scaled[index].letterbox == plain[index].letterbox
         np.testing.assert_array_equal(scaled[index].image, plain[index].image)
@@ -369,7 +370,7 @@ def test_evaluation_is_not_scaled(shapes_project):
 
 def test_scaling_depends_only_on_seed_epoch_and_index(shapes_project):
     def drawn(seed: int, keys, **options) -> dict[SampleKey, tuple]:
-        dataset = shapes_set(shapes_project, seed=seed, scale_range=(0.1, 2.0), **options)
+        dataset = shapes_set(shapes_project, seed=seed, augmentation=Augmentation(0.1, 2.0), **options)
         samples = {key: dataset[key] for key in keys}
         return {
             key: (sample.letterbox, sample.image.tobytes(), sample.target.boxes.tobytes())

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from efficientdet.data.augmentation import Augmentation
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.loader import BatchLoader, EpochSampler, collate, is_dead_worker
 from efficientdet.project import load_project
 from efficientdet.structures import PADDING_CLASS
 from utils.errors import InputError
 
-JITTER = (0.1, 2.0)
+JITTER = Augmentation(min_scale=0.1, max_scale=2.0)
 
 
 def shapes_set(shapes_project, set_name: str = "train", **options) -> CocoDataset:
@@ -93,7 +94,7 @@ def test_processes_together_see_the_images_of_one(world_size):
 @pytest.mark.parametrize("start", [0, 2])
 def test_two_processes_load_the_batches_of_one(shapes_project, start):
     def loaded(batch_size: int, *place: int) -> list:
-        dataset = shapes_set(shapes_project, seed=1, scale_range=JITTER)
+        dataset = shapes_set(shapes_project, seed=1, augmentation=JITTER)
         sampler = EpochSampler(len(dataset), 1, 4, *place)
         sampler.epoch, sampler.start = 2, start
         loader = BatchLoader(dataset, batch_size, 0, sampler)
@@ -148,11 +149,11 @@ def test_first_samples_of_a_batch(shapes_project, images, left):
     assert batch.image_ids == [11, 12, 15] and len(batch.images) == 3
 
 
-@pytest.mark.parametrize("scale_range", [(1.0, 1.0), JITTER])
-def test_batches_are_the_same_with_and_without_workers(shapes_project, scale_range):
+@pytest.mark.parametrize("augmentation", [None, JITTER])
+def test_batches_are_the_same_with_and_without_workers(shapes_project, augmentation):
     runs = []
     for num_workers in (0, 2):
-        dataset = shapes_set(shapes_project, seed=1, scale_range=scale_range)
+        dataset = shapes_set(shapes_project, seed=1, augmentation=augmentation)
         sampler = EpochSampler(len(dataset), seed=1)
         loader = BatchLoader(dataset, 2, num_workers, sampler)
         batches = []
@@ -175,7 +176,7 @@ def test_evaluation_without_images(shapes_project, num_workers):
 
 
 def test_evaluation_of_some_images(shapes_project):
-    dataset = shapes_set(shapes_project, scale_range=JITTER)
+    dataset = shapes_set(shapes_project, augmentation=JITTER)
     loader = BatchLoader(dataset, 2, 0, range(1, len(dataset), 2))
     assert loader.num_images == 3
     batches = list(loader)
@@ -194,7 +195,7 @@ def test_processes_evaluate_every_image_once(shapes_project, world_size):
 @pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize("training", [True, False])
 def test_loading_leaves_the_random_state_of_training_alone(shapes_project, num_workers, training):
-    dataset = shapes_set(shapes_project, scale_range=JITTER)
+    dataset = shapes_set(shapes_project, augmentation=JITTER)
     torch.manual_seed(7)
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
     loader = BatchLoader(dataset, 2, num_workers, EpochSampler(len(dataset), 0) if training else None)
@@ -230,7 +231,7 @@ def test_training_drops_the_incomplete_last_batch_unless_it_is_the_only_one(shap
 
 
 def test_training_resumes_in_the_middle_of_an_epoch(shapes_project):
-    dataset = shapes_set(shapes_project, scale_range=JITTER)
+    dataset = shapes_set(shapes_project, augmentation=JITTER)
     loader = BatchLoader(dataset, 2, 0, EpochSampler(len(dataset), seed=0))
     loader.start_epoch(3)
     whole = list(loader)

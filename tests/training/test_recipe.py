@@ -1,14 +1,24 @@
 """The numbers of the recipes, and how flags change them."""
 
+from argparse import ArgumentParser
 from dataclasses import asdict, fields, replace
 from types import SimpleNamespace
 
 import pytest
 
+from efficientdet.data.augmentation import Augmentation
 from efficientdet.model.loss import DetectionLoss
-from efficientdet.training.recipe import RECIPES, Recipe, make_recipe, recipe_changes
+from efficientdet.training.recipe import RECIPES, Recipe, add_recipe_flags, make_recipe, recipe_changes
 
 NAMES = [value.name for value in fields(Recipe)]
+# Augmentation that neither of the two faithful recipes has.
+OFF = dict.fromkeys(
+    (
+        "photometric", "vertical_flip", "quarter_turns", "rotate", "shear", "cutout", "blur", "mosaic", "mixup",
+        "copy_paste",
+    ),
+    0,
+)  # fmt: skip
 
 
 def of_images(name: str, images: int, changes: dict) -> Recipe:
@@ -24,7 +34,7 @@ def test_no_changes_give_the_recipe_of_the_table(name):
 
 def test_reference_recipe():
     """shared/DESIGN.md, section 3: for fine-tuning."""
-    assert asdict(RECIPES["reference"]) == {
+    assert asdict(RECIPES["reference"]) == OFF | {
         "batch_size": 12,
         "num_steps": 0,
         "optim": "adamw",
@@ -53,7 +63,7 @@ def test_reference_recipe():
 
 def test_official_recipe():
     """shared/DESIGN.md, section 5: google/automl's, for training from scratch."""
-    assert asdict(RECIPES["official"]) == {
+    assert asdict(RECIPES["official"]) == OFF | {
         "batch_size": 12,
         "num_steps": 0,
         "optim": "sgd",
@@ -139,11 +149,30 @@ def test_every_value_is_described_and_every_word_is_among_its_choices():
             assert not isinstance(word, str) or word in value.metadata["choices"]
 
 
+def test_some_flags_of_the_recipe():
+    parser = ArgumentParser()
+    add_recipe_flags(parser, ["max_scale", "mosaic"])
+    args = parser.parse_args(["--recipe", "official", "--mosaic", "0.5"])
+    assert recipe_changes(args) == {"max_scale": None, "mosaic": 0.5}
+    assert make_recipe(args.recipe, recipe_changes(args)) == make_recipe("official", {"mosaic": 0.5})
+    for flags in (["--mosaic", "1.5"], ["--max_scale", "-1"], ["--lr", "1"]):
+        with pytest.raises(SystemExit):
+            parser.parse_args(flags)
+
+
 def test_loss_knows_every_choice():
     choices = {value.name: value.metadata["choices"] for value in fields(Recipe)}
     for name in ("box_loss", "normalize"):
         for word in choices[name]:
             DetectionLoss(**{name: word})
+
+
+def test_recipe_has_every_setting_of_the_augmentation():
+    changes = {value.name: 0.25 for value in fields(Augmentation)}
+    recipe = replace(RECIPES["reference"], **changes)
+    assert Augmentation.from_recipe(recipe) == Augmentation(**changes)
+    assert Augmentation.from_recipe(RECIPES["reference"]) == Augmentation()
+    assert Augmentation.from_recipe(RECIPES["official"]) == Augmentation(min_scale=0.1, max_scale=2.0)
 
 
 def test_reference_recipe_has_the_losss_own_values():
