@@ -137,6 +137,7 @@ def test_collectives_of_two_processes(tmp_path):
     script.write_text(
         textwrap.dedent("""
         import json, torch
+        from efficientdet.training.norm_statistics import average_over_processes
         from utils import distributed
         from utils.errors import InputError
 
@@ -145,7 +146,11 @@ def test_collectives_of_two_processes(tmp_path):
 
         with distributed.process_group(torch.device("cpu")):
             rank = distributed.rank()
+            norm = torch.nn.BatchNorm1d(1)
+            norm.running_mean.fill_(rank)
+            average_over_processes(norm)
             said = {
+                "statistics": [norm.running_mean.item(), norm.running_var.item()],
                 "flags": distributed.any_rank(rank == 1, False),
                 "all_gather": distributed.all_gather(rank * 10),
                 "from_0": distributed.broadcast_from_rank0(lambda: rank + 5),
@@ -163,6 +168,7 @@ def test_collectives_of_two_processes(tmp_path):
     assert run.returncode == 0, run.stderr
     for rank in (0, 1):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == {
+            "statistics": [0.5, 1.0],
             "flags": [True, False], "all_gather": [0, 10], "from_0": 5, "sum": [2.0, 1.0], "share": 3,
             "error": "only rank 0 knows",
         }  # fmt: skip
