@@ -10,10 +10,8 @@ from torch import Tensor, nn
 from efficientdet.boxes import clip_boxes, decode
 from efficientdet.model.anchors import make_anchors
 from efficientdet.model.network import EfficientDet
-from efficientdet.model.postprocess import nms
+from efficientdet.model.postprocess import MAX_CANDIDATES, nms
 from efficientdet.runtime.metadata import Metadata
-
-_MAX_CANDIDATES = 5000  # anchors per image that enter NMS, as in google/automl
 
 
 def scores_after_nms(
@@ -75,7 +73,7 @@ class ExportGraph(nn.Module):
         height, width = (metadata.size_divisor,) * 2 if metadata.dynamic else metadata.image_size
         anchors = make_anchors(height, width, network.anchor_spec).float()
         self.register_buffer("fixed_anchors", None if metadata.dynamic else anchors)
-        self.num_candidates = min(_MAX_CANDIDATES, len(anchors))
+        self.num_candidates = min(MAX_CANDIDATES, len(anchors))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return RAW_OUTPUTS, the fields of `Outputs` in float32, or DETECTION_OUTPUTS with D = max_detections.

@@ -16,7 +16,7 @@ from efficientdet.data.transforms import Letterbox
 from efficientdet.inference.options import DetectionOptions, class_indices
 from efficientdet.inference.views import Tile, join_mirrored, join_tiles, make_tiles, mirror
 from efficientdet.model.network import EfficientDet
-from efficientdet.model.postprocess import choose_detections
+from efficientdet.model.postprocess import MAX_CANDIDATES, choose_detections
 from efficientdet.project import Project, load_project
 from efficientdet.runtime.exported import ExportedModel
 from efficientdet.runtime.modes import optimize
@@ -171,12 +171,13 @@ class Detector:
         """Return the detections in each tile of a batch, with boxes in pixels of the tile."""
         class_ids = None if options.classes is None else class_indices(options.classes, self.project)
         max_detections = None if options.flip else options.max_detections  # applied once both views are joined
+        choice = options.iou_threshold, max_detections, class_ids, MAX_CANDIDATES
         images = batch.images.to(self.device, self.runner.input_dtype)
         views = []
         for view in [images, mirror(images, batch.letterboxes)] if options.flip else [images]:
             candidates = self.runner.find(view, options.score_threshold, stopwatch)
             with measuring(stopwatch, "post-processing", self.device):
-                views.append(choose_detections(candidates, len(view), options.iou_threshold, max_detections, class_ids))
+                views.append(choose_detections(candidates, len(view), *choice))
         with measuring(stopwatch, "post-processing", self.device):
             found = views[0]
             if options.flip:

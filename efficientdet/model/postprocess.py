@@ -9,6 +9,7 @@ from torch import Tensor
 from efficientdet.boxes import clip_boxes, decode
 from efficientdet.structures import Detections
 
+MAX_CANDIDATES = 5000  # of an image, as in google/automl: bounds NMS where a network fires everywhere
 MAX_BOXES_PER_NMS = 2**16  # comparing so many takes half a gigabyte on a GPU
 
 
@@ -44,6 +45,7 @@ def choose_detections(
     iou_threshold: float,
     max_detections: int | None = None,
     class_ids: Sequence[int] | None = None,
+    max_candidates: int | None = None,
 ) -> list[Detections]:
     """Apply NMS within each class and return the detections of each image, on the CPU, highest score first.
 
@@ -51,10 +53,13 @@ def choose_detections(
         iou_threshold: of two boxes of a class with a larger IoU, the one with the lower score is dropped.
         max_detections: the maximum number per image; None keeps all.
         class_ids: the classes to keep; None keeps all.
+        max_candidates: how many, the best of each image, enter NMS; None means all (reference behavior).
     """
     if class_ids is not None:
         selected = torch.isin(candidates.class_ids, torch.tensor(class_ids, device=candidates.class_ids.device))
         candidates = Candidates(*(part[selected] for part in candidates))
+    if max_candidates is not None:
+        candidates = best_candidates(candidates, num_images, max_candidates)
     on_gpu = candidates.boxes.device.type != "cpu"
     if on_gpu:
         kept = surviving_candidates(candidates, num_images, iou_threshold)
@@ -65,6 +70,17 @@ def choose_detections(
         return [found[found.scores.argsort(descending=True)[:max_detections]] for found in images]
     # On a CPU a single call would compare the boxes of all images, which takes six times as long.
     return [suppress(found, iou_threshold, max_detections) for found in images]
+
+
+def best_candidates(candidates: Candidates, num_images: int, count: int) -> Candidates:
+    """Return the `count` candidates of each image with the highest scores, in the given order."""
+    scores = candidates.scores
+    if len(scores) <= count:
+        return candidates
+    sizes = candidates.image_indices.bincount(minlength=num_images).tolist()
+    images = zip(torch.arange(len(scores), device=scores.device).split(sizes), scores.split(sizes))
+    kept = torch.cat([rows[of_image.topk(min(count, len(rows))).indices] for rows, of_image in images]).sort().values
+    return Candidates(*(part[kept] for part in candidates))
 
 
 def surviving_candidates(candidates: Candidates, num_images: int, iou_threshold: float) -> Tensor:
@@ -78,11 +94,16 @@ def surviving_candidates(candidates: Candidates, num_images: int, iou_threshold:
 
 
 def postprocess(
-    outputs: tuple[Tensor, Tensor, Tensor], height: int, width: int, score_threshold: float, iou_threshold: float
+    outputs: tuple[Tensor, Tensor, Tensor],
+    height: int,
+    width: int,
+    score_threshold: float,
+    iou_threshold: float,
+    max_candidates: int | None = None,
 ) -> list[Detections]:
     """Return the detections of each image, with boxes in pixels of the network's `height` x `width` input."""
     candidates = find_candidates(outputs, height, width, score_threshold)
-    return choose_detections(candidates, len(outputs[0]), iou_threshold)
+    return choose_detections(candidates, len(outputs[0]), iou_threshold, max_candidates=max_candidates)
 
 
 def suppress(found: Detections, iou_threshold: float, max_detections: int | None = None) -> Detections:

@@ -14,7 +14,7 @@ from efficientdet.data.loader import Batch
 from efficientdet.data.results import coco_results
 from efficientdet.evaluation.coco import Evaluation, score
 from efficientdet.model.loss import DetectionLoss, Losses
-from efficientdet.model.postprocess import postprocess
+from efficientdet.model.postprocess import MAX_CANDIDATES, postprocess
 from efficientdet.structures import Detections
 from efficientdet.training.step import autocast
 from utils.distributed import all_gather, any_rank, broadcast_from_rank0
@@ -131,6 +131,7 @@ def _predict(
     with autocast(batch.images.device, amp):
         outputs = network(batch.images)
     height, width = batch.images.shape[-2:]
-    detections = postprocess(outputs, height, width, EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD)
+    thresholds = EVALUATION_SCORE_THRESHOLD, EVALUATION_IOU_THRESHOLD
+    detections = postprocess(outputs, height, width, *thresholds, MAX_CANDIDATES)
     pairs = zip(batch.letterboxes, detections)
     return loss(outputs, batch.targets), [letterbox.detections_to_image(raw) for letterbox, raw in pairs]

@@ -8,6 +8,7 @@ from torchvision.ops import nms
 from efficientdet.data.transforms import Letterbox
 from efficientdet.model.postprocess import (
     Candidates,
+    best_candidates,
     choose_detections,
     find_candidates,
     postprocess,
@@ -171,6 +172,24 @@ def test_candidates_are_the_anchors_above_the_threshold_ordered_by_image():
     assert found.boxes.tolist() == 2 * [[10, 10, 20, 20], [40, 40, 60, 44]]  # clipped at the bottom
     torch.testing.assert_close(found.scores, torch.tensor([0.9, 0.8, 0.9, 0.8]))
     assert found.class_ids.tolist() == [1, 0, 1, 0]
+
+
+def test_best_candidates_of_each_image_enter_nms():
+    images = torch.tensor([0, 0, 0, 2, 2, 2, 2])
+    boxes = torch.tensor([[20.0 * n, 0, 20 * n + 10, 10] for n in range(7)])
+    scores = torch.tensor([0.5, 0.9, 0.7, 0.6, 0.6, 0.3, 0.8])
+    candidates = Candidates(images, boxes, scores, torch.tensor([0, 0, 0, 0, 0, 1, 0]))
+    assert best_candidates(candidates, 3, 7) is candidates  # ordinary images lose none
+    assert all(map(torch.equal, best_candidates(candidates, 3, 4), candidates))
+    best = best_candidates(candidates, 3, 2)
+    assert best.image_indices.tolist() == [0, 0, 2, 2]
+    assert best.scores.tolist() == pytest.approx([0.9, 0.7, 0.6, 0.8])
+    assert torch.equal(best.boxes[[0, 1, 3]], boxes[[1, 2, 6]])
+    assert [len(found) for found in choose_detections(candidates, 3, 0.5)] == [3, 0, 4]
+    assert [len(found) for found in choose_detections(candidates, 3, 0.5, max_candidates=2)] == [2, 0, 2]
+    *_, of_class = choose_detections(candidates, 3, 0.5, class_ids=[1], max_candidates=2)  # the best of these classes
+    assert of_class.scores.tolist() == pytest.approx([0.3])
+    assert len(best_candidates(Candidates(*(part[:0] for part in candidates)), 3, 2).scores) == 0
 
 
 def test_nms_of_a_batch_equals_nms_of_each_class_of_each_image():
