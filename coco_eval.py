@@ -29,10 +29,10 @@ from efficientdet.evaluation.coco import score_in_detail
 from efficientdet.evaluation.report import report_folder, write_report
 from efficientdet.inference.dataset import detect_dataset
 from efficientdet.inference.detector import load_detector
-from efficientdet.inference.options import DetectionOptions
+from efficientdet.inference.options import DetectionOptions, resolve_iou_threshold
 from efficientdet.project import Project, load_project
 from utils import distributed
-from utils.cli import BOOLEAN, WORKERS, add_flags, make_parser
+from utils.cli import BOOLEAN, IOU_THRESHOLD, WORKERS, add_flags, make_parser
 from utils.device import inference_dtype, keep_freed_memory, network_mode, select_device
 from utils.errors import exit_on_input_error
 from utils.files import make_folder_for
@@ -43,11 +43,12 @@ LOGS = Path("logs")
 
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
-    add_flags(parser, "project", "compound_coef", "weights", iou_threshold={"default": EVALUATION_IOU_THRESHOLD})
+    add = parser.add_argument
+    add_flags(parser, "project", "compound_coef", "weights")
+    add_flags(parser, "nms", iou_threshold={"help": IOU_THRESHOLD.format(EVALUATION_IOU_THRESHOLD)})
     best = "keep the N best detections of each image (default: all; COCO scores 100)"
     add_flags(parser, "flip", "cuda", "amp", "compile", max_detections={"help": best})
     add_flags(parser, device={"default": None, "help": "index of the GPU (default: the first, or num_gpus of them)"})
-    add = parser.add_argument
     add("--float16", **BOOLEAN, default=False, help="the same as --amp fp16: half precision, on a GPU")
     add("--override", **BOOLEAN, default=True, help="False scores the results file of an earlier run (default: True)")
     add("--results", type=Path, metavar="FILE", help="score this COCO results file; needs no weights")
@@ -75,6 +76,10 @@ def main(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace, project: Project, device: torch.device) -> None:
+    soft_nms = args.nms == "soft"
+    iou_threshold = resolve_iou_threshold(args.iou_threshold, EVALUATION_IOU_THRESHOLD, soft_nms)
+    thresholds = EVALUATION_SCORE_THRESHOLD, iou_threshold
+    options = DetectionOptions(*thresholds, args.max_detections, flip=args.flip, soft_nms=soft_nms)
     dtype = inference_dtype("fp16" if args.float16 else args.amp, device)
     mode = network_mode(args.compile, device)
     if distributed.rank() == 0:
@@ -99,7 +104,6 @@ def evaluate(args: argparse.Namespace, project: Project, device: torch.device) -
         facts = {"weights": str(weights), "input": f"{width} x {height}"}
         if args.compile:
             distributed.print_rank0("compiling the network with the first batch ...")
-        options = DetectionOptions(EVALUATION_SCORE_THRESHOLD, args.iou_threshold, args.max_detections, flip=args.flip)
         results = detect_dataset(detector, dataset, options, args.batch_size, args.num_workers, stopwatch)
         if distributed.rank() == 0:
             write_results(results_path, results)

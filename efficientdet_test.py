@@ -30,13 +30,13 @@ import torch
 from efficientdet import Detector, load_detector
 from efficientdet.checkpoints.find import is_exported, resolve_weights
 from efficientdet.config import DEMO_IOU_THRESHOLD, DEMO_SCORE_THRESHOLD
-from efficientdet.inference.options import DetectionOptions, class_indices
+from efficientdet.inference.options import DetectionOptions, class_indices, resolve_iou_threshold
 from efficientdet.inference.pipeline import detect_frames
 from efficientdet.inference.report import DetectionReport
 from efficientdet.inference.sources import Entry, Failure, list_sources, open_sources
 from efficientdet.inference.writers import SAVE_FORMATS, check_targets
 from efficientdet.project import SHAPES_IMAGES, load_project
-from utils.cli import BOOLEAN, add_flags, make_parser, non_negative_int, positive_int
+from utils.cli import BOOLEAN, IOU_THRESHOLD, add_flags, make_parser, non_negative_int, positive_int
 from utils.device import inference_dtype, keep_freed_memory, network_mode, select_device
 from utils.errors import InputError, exit_on_input_error
 from utils.files import make_writable_folder
@@ -62,7 +62,8 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     add_flags(group, "compound_coef", "weights", "saved_path", "image_size", "cuda", "device", "amp", "compile")
     add_flags(group, batch_size={"default": 1, "help": "images per pass, of any sizes (default: 1)"})
     group = parser.add_argument_group("detections")
-    add_flags(group, score_threshold={"default": DEMO_SCORE_THRESHOLD}, iou_threshold={"default": DEMO_IOU_THRESHOLD})
+    add_flags(group, score_threshold={"default": DEMO_SCORE_THRESHOLD})
+    add_flags(group, "nms", iou_threshold={"help": IOU_THRESHOLD.format(DEMO_IOU_THRESHOLD)})
     add_flags(group, "max_detections", "flip")
     add = group.add_argument
     add("--classes", metavar="NAME,NAME", help="detect these only (default: all)")
@@ -84,13 +85,15 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> int:
     """Return the exit status."""
+    soft_nms = args.nms == "soft"
+    iou_threshold = resolve_iou_threshold(args.iou_threshold, DEMO_IOU_THRESHOLD, soft_nms)
+    classes = None if args.classes is None else [name.strip() for name in args.classes.split(",")]
+    options = DetectionOptions(
+        args.score_threshold, iou_threshold, args.max_detections, classes, args.flip, args.rect, args.tile, soft_nms
+    )
     entries = usable_entries(args)
     detector = make_detector(args)
-    classes = None if args.classes is None else [name.strip() for name in args.classes.split(",")]
     class_indices(classes or (), detector.project)  # reports an unknown name before the work begins
-    options = DetectionOptions(
-        args.score_threshold, args.iou_threshold, args.max_detections, classes, args.flip, args.rect, args.tile
-    )
     if args.compile:
         print("compiling the network with the first batch ...", file=sys.stderr)
     interrupted = False

@@ -148,3 +148,15 @@ def test_cuda_without_a_gpu_says_what_to_pass(evaluated):
 def test_iou_threshold_has_two_spellings():
     values = [coco_eval.parse_args([flag, "0.4"]).iou_threshold for flag in ("--nms_threshold", "--iou_threshold")]
     assert values == [0.4, 0.4]
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (("--nms", "soft", "--nms_threshold", "0.5"), "soft-NMS.*leave --iou_threshold out"),
+        (("--nms", "soft", "--flip"), "soft-NMS.*leave --flip"),
+    ],
+)
+def test_contradictory_flags_are_an_error(evaluated, flags, named):
+    with pytest.raises(InputError, match=named):
+        evaluate(evaluated.project.root, "-w", evaluated.weights, *flags)

@@ -140,6 +140,19 @@ def test_threshold_zero_lists_and_draws_every_box(demo):
     assert np.abs(before.astype(int) - after).mean() > 5
 
 
+def test_soft_nms_keeps_the_best_and_lowers_other_scores(demo):
+    image = demo.root / "datasets/drawn/val/000102.jpg"
+    objects = {}
+    for flags in ((), ("--nms", "soft"), ("--nms", "hard")):
+        shown = ("--save", "none", "--quiet", "--speed_runs", "0", "--json", "-", "--max_detections", "20")
+        objects[flags] = json.loads(detect(demo.root, image, "--threshold", "0.001", *shown, *flags).stdout)["objects"]
+    hard, soft = objects["--nms", "hard"], objects["--nms", "soft"]
+    assert hard == objects[()] and soft != hard
+    assert soft[0] == hard[0] and len(soft) == 20
+    scores = [found["score"] for found in soft]
+    assert scores == sorted(scores, reverse=True)
+
+
 @pytest.mark.slow
 def test_sources_of_all_kinds_and_broken_ones_in_all_formats(demo):
     mixed = demo.root / "mixed"
@@ -243,6 +256,9 @@ def test_no_usable_source_is_an_error(demo):
         (("--compile", "--rect"), "--compile.*--rect"),
         (("--amp", "fp16", "--cuda", "False"), "--amp fp16"),
         (("--json", "photo.jpg"), r"--json photo\.jpg"),
+        (("--nms", "soft", "--iou_threshold", "0.4"), "soft-NMS.*--iou_threshold"),
+        (("--nms", "soft", "--flip"), "soft-NMS.*--flip"),
+        (("--nms", "soft", "--tile"), "soft-NMS.*--tile"),
     ],
 )
 def test_bad_flags_are_errors(demo, flags, named):

@@ -14,7 +14,7 @@ SIGNATURES = {
 }
 DETECTOR_CALL = (
     "images, score_threshold=0.2, iou_threshold=0.2, batch_size=1, max_detections=None, classes=None, flip=False, "
-    "rect=False, tile=None"
+    "rect=False, tile=None, soft_nms=False"
 )
 
 

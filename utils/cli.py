@@ -90,7 +90,8 @@ _AMP = "less precision, more speed (default: off)"
 _IMAGE_SIZE = "input size, rounded up to what the network accepts (default: the project's, else the coefficient's)"
 _NUM_WORKERS = f"loading workers (default: {WORKERS})"
 _SCORE_THRESHOLD = "minimum score of a detection (default: %(default)s)"
-_IOU_THRESHOLD = "IoU above which NMS drops the lower-scoring of two boxes of a class (default: %(default)s)"
+_NMS = "hard drops a box that overlaps a better one of its class, soft lowers its score (default: hard)"
+IOU_THRESHOLD = "IoU above which hard NMS drops the lower-scoring of two boxes of a class (default: {})"
 _COMPILE = "compile the network first, for many images: costs a minute, ten seconds when cached (needs a C++ compiler)"
 
 
@@ -110,7 +111,8 @@ _SHARED = {
     "num_workers": _flag("-n", "--num_workers", type=non_negative_int, default=WORKERS, help=_NUM_WORKERS),
     "seed": _flag("--seed", type=non_negative_int, default=0),
     "score_threshold": _flag("--score_threshold", "--threshold", type=fraction, help=_SCORE_THRESHOLD),
-    "iou_threshold": _flag("--iou_threshold", "--nms_threshold", type=fraction, help=_IOU_THRESHOLD),
+    "iou_threshold": _flag("--iou_threshold", "--nms_threshold", type=fraction),
+    "nms": _flag("--nms", choices=("hard", "soft"), default="hard", help=_NMS),
     "max_detections": _flag("--max_detections", type=positive_int, metavar="N", help="best N per image (default: all)"),
     "flip": _flag("--flip", **BOOLEAN, default=False, help="also run on the mirrored image: twice the time"),
     "cuda": _flag("--cuda", **BOOLEAN, help="run on a GPU (default: if one is available)"),

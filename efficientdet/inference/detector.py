@@ -76,6 +76,7 @@ class Detector:
         flip: bool = False,
         rect: bool = False,
         tile: int | None = None,
+        soft_nms: bool = False,
     ) -> list[Detections]:
         """Return the detections in each image, on the CPU, with boxes (x1, y1, x2, y2) in pixels of the image.
 
@@ -89,14 +90,16 @@ class Detector:
             flip: also detect in the mirror image, and join both by NMS.
             rect: pad no more than the images of a batch need. Faster; results differ by the padding's effect only.
             tile: also detect in overlapping square tiles of this side, in pixels of the image. For small objects.
+            soft_nms: lower the scores of overlapping boxes instead of dropping these; `iou_threshold` has no effect.
 
-        Raises InputError for a file that is no image and for an unknown class, ValueError for an unsuitable array.
+        Raises InputError for a file that is no image, for an unknown class and for `soft_nms` with `flip` or `tile`,
+        ValueError for an unsuitable array.
         """
         if isinstance(images, str | Path | np.ndarray):
             raise ValueError("the detector accepts a list of images: pass [image]")
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
-        options = DetectionOptions(score_threshold, iou_threshold, max_detections, classes, flip, rect, tile)
+        options = DetectionOptions(score_threshold, iou_threshold, max_detections, classes, flip, rect, tile, soft_nms)
         detections = []
         for start in range(0, len(images), batch_size):
             arrays = [_as_array(image) for image in images[start : start + batch_size]]
@@ -112,13 +115,15 @@ class Detector:
             raise InputError("--rect changes the input's shape from batch to batch; this network accepts one: omit it")
         limits = self.runner.limits
         if limits is not None and (
-            options.score_threshold < limits.score_threshold
+            options.soft_nms
+            or options.score_threshold < limits.score_threshold
             or options.iou_threshold > limits.iou_threshold
             or (options.max_detections or 0) > limits.max_detections
         ):
             raise InputError(
-                f"{self.project.path} was exported with --nms: pass a score threshold from {limits.score_threshold:g}, "
-                f"an IoU threshold up to {limits.iou_threshold:g}, and max_detections up to {limits.max_detections}"
+                f"{self.project.path} was exported with --nms: pass hard NMS, a score threshold from "
+                f"{limits.score_threshold:g}, an IoU threshold up to {limits.iou_threshold:g}, "
+                f"and max_detections up to {limits.max_detections}"
             )
         sizes = [array.shape[:2] for array in arrays]
         tiles = [(n, tile) for n, (h, w) in enumerate(sizes) for tile in make_tiles(h, w, options.tile)]
@@ -171,7 +176,8 @@ class Detector:
         """Return the detections in each tile of a batch, with boxes in pixels of the tile."""
         class_ids = None if options.classes is None else class_indices(options.classes, self.project)
         max_detections = None if options.flip else options.max_detections  # applied once both views are joined
-        choice = options.iou_threshold, max_detections, class_ids, MAX_CANDIDATES
+        soft_score_threshold = options.score_threshold if options.soft_nms else None
+        choice = options.iou_threshold, max_detections, class_ids, MAX_CANDIDATES, soft_score_threshold
         images = batch.images.to(self.device, self.runner.input_dtype)
         views = []
         for view in [images, mirror(images, batch.letterboxes)] if options.flip else [images]:

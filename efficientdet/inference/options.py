@@ -20,6 +20,18 @@ class DetectionOptions:
     flip: bool = False
     rect: bool = False
     tile: int | None = None
+    soft_nms: bool = False
+
+    def __post_init__(self) -> None:
+        if self.soft_nms and (self.flip or self.tile is not None):
+            raise InputError("soft-NMS detects in one view of an image: leave --flip and --tile out")
+
+
+def resolve_iou_threshold(given: float | None, default: float, soft_nms: bool) -> float:
+    """Return the IoU threshold of hard NMS. Raises InputError if one is given for soft-NMS, which has none."""
+    if soft_nms and given is not None:
+        raise InputError("soft-NMS has no IoU threshold: leave --iou_threshold out")
+    return default if given is None else given
 
 
 def class_indices(names: Sequence[str], project: Project) -> list[int]:

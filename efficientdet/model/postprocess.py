@@ -6,11 +6,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from efficientdet.boxes import clip_boxes, decode
-from efficientdet.structures import Detections
+from efficientdet.boxes import clip_boxes, decode, pairwise_iou
+from efficientdet.structures import Detections, concatenate
 
 MAX_CANDIDATES = 5000  # of an image, as in google/automl: bounds NMS where a network fires everywhere
 MAX_BOXES_PER_NMS = 2**16  # comparing so many takes half a gigabyte on a GPU
+SOFT_NMS_SIGMA = 0.5  # of the Gaussian, as in the paper and in google/automl
 
 
 class Candidates(NamedTuple):
@@ -46,6 +47,7 @@ def choose_detections(
     max_detections: int | None = None,
     class_ids: Sequence[int] | None = None,
     max_candidates: int | None = None,
+    soft_score_threshold: float | None = None,
 ) -> list[Detections]:
     """Apply NMS within each class and return the detections of each image, on the CPU, highest score first.
 
@@ -54,19 +56,24 @@ def choose_detections(
         max_detections: the maximum number per image; None keeps all.
         class_ids: the classes to keep; None keeps all.
         max_candidates: how many, the best of each image, enter NMS; None means all (reference behavior).
+        soft_score_threshold: apply `soft_nms` with this score threshold, and without an IoU threshold; None applies
+            hard NMS.
     """
     if class_ids is not None:
         selected = torch.isin(candidates.class_ids, torch.tensor(class_ids, device=candidates.class_ids.device))
         candidates = Candidates(*(part[selected] for part in candidates))
     if max_candidates is not None:
         candidates = best_candidates(candidates, num_images, max_candidates)
-    on_gpu = candidates.boxes.device.type != "cpu"
-    if on_gpu:
+    done_on_gpu = candidates.boxes.device.type != "cpu" and soft_score_threshold is None
+    if done_on_gpu:
         kept = surviving_candidates(candidates, num_images, iou_threshold)
-        candidates = Candidates(*(part[kept].cpu() for part in candidates))
+        candidates = Candidates(*(part[kept] for part in candidates))
+    candidates = Candidates(*(part.cpu() for part in candidates))
     sizes = candidates.image_indices.bincount(minlength=num_images).tolist()
     images = [Detections(*parts) for parts in zip(*(part.split(sizes) for part in candidates[1:]))]
-    if on_gpu:
+    if soft_score_threshold is not None:
+        return [soft_nms(found, soft_score_threshold, max_detections) for found in images]
+    if done_on_gpu:
         return [found[found.scores.argsort(descending=True)[:max_detections]] for found in images]
     # On a CPU a single call would compare the boxes of all images, which takes six times as long.
     return [suppress(found, iou_threshold, max_detections) for found in images]
@@ -109,6 +116,26 @@ def postprocess(
 def suppress(found: Detections, iou_threshold: float, max_detections: int | None = None) -> Detections:
     """Apply NMS within each class and return at most `max_detections` detections, highest score first."""
     return found[batched_nms(found.boxes, found.scores, found.class_ids, iou_threshold)[:max_detections]]
+
+
+def soft_nms(found: Detections, score_threshold: float, max_detections: int | None = None) -> Detections:
+    """Apply Gaussian soft-NMS within each class and return at most `max_detections` detections, highest score first.
+
+    The best box is kept, and the scores of the others of its class are multiplied by exp(-IoU^2 / SOFT_NMS_SIGMA); then
+    the best of the others is, and so on, as long as one scores above `score_threshold` (Bodla et al. 2017). There is no
+    IoU threshold: google/automl sets one, but TensorFlow's NonMaxSuppressionV5 ignores it if soft_nms_sigma > 0.
+    """
+    kept, scores = [found[:0]], found.scores
+    for _ in range(len(found))[:max_detections]:
+        row = int(scores.argmax())
+        if scores[row] <= score_threshold:
+            break
+        best = Detections(found.boxes, scores, found.class_ids)[row : row + 1]
+        kept.append(best)
+        iou = pairwise_iou(best.boxes, found.boxes)[0] * (found.class_ids == best.class_ids)
+        scores = scores * torch.exp(-iou.square() / SOFT_NMS_SIGMA)
+        scores[row] = 0
+    return concatenate(kept)
 
 
 def nms(boxes_xyxy: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:

@@ -154,7 +154,9 @@ def test_candidates_of_a_graph_with_nms(nms_detector):
     assert torch.equal(find(batch, threshold).scores, every.scores[every.scores > threshold])
 
 
-@pytest.mark.parametrize("options", [{"score_threshold": 0.01}, {"iou_threshold": 0.6}, {"max_detections": 101}])
+@pytest.mark.parametrize(
+    "options", [{"score_threshold": 0.01}, {"iou_threshold": 0.6}, {"max_detections": 101}, {"soft_nms": True}]
+)
 def test_graph_with_nms_sets_limits(nms_detector, options):
     with pytest.raises(InputError, match=r"nms\.torchscript.*--nms.*0\.05.*0\.5.*100"):
         nms_detector([random_image()], **options)
