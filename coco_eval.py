@@ -5,6 +5,7 @@
   python coco_eval.py -p my_project -c 2 -w best                       the best weights of train.py so far
   python coco_eval.py -p my_project -c 2 -w logs/my_project/efficientdet-d2_30_4000.pth
   python coco_eval.py -p my_project -w model.onnx                      a file of efficientdet.export, in its own engine
+  python coco_eval.py -p shapes --protocol automl                      by google/automl's protocol, see --help
   python coco_eval.py -p my_project -c 2 -w best --report              also a page that analyzes the errors
   python coco_eval.py -p my_project --results detections.json          any detector's results, without weights
 
@@ -20,7 +21,13 @@ from pathlib import Path
 import torch
 
 from efficientdet.checkpoints.find import resolve_weights
-from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD, model_config
+from efficientdet.config import (
+    AUTOML_MAX_DETECTIONS,
+    AUTOML_SCORE_THRESHOLD,
+    EVALUATION_IOU_THRESHOLD,
+    EVALUATION_SCORE_THRESHOLD,
+    model_config,
+)
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.results import read_results, write_results
 from efficientdet.data.shapes import draw_if_absent
@@ -34,7 +41,7 @@ from efficientdet.project import Project, load_project
 from utils import distributed
 from utils.cli import BOOLEAN, IOU_THRESHOLD, WORKERS, add_flags, make_parser
 from utils.device import inference_dtype, keep_freed_memory, network_mode, select_device
-from utils.errors import exit_on_input_error
+from utils.errors import InputError, exit_on_input_error
 from utils.files import make_folder_for
 from utils.stopwatch import Stopwatch
 
@@ -45,7 +52,10 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
     add = parser.add_argument
     add_flags(parser, "project", "compound_coef", "weights")
-    add_flags(parser, "nms", iou_threshold={"help": IOU_THRESHOLD.format(EVALUATION_IOU_THRESHOLD)})
+    automl = "automl: --nms soft of the 5,000 best (anchor, class) pairs, scores above 0.001, the best 100 of an image"
+    add("--protocol", choices=("reference", "automl"), default="reference", help=f"{automl} (default: reference)")
+    add_flags(parser, nms={"default": None})
+    add_flags(parser, iou_threshold={"help": IOU_THRESHOLD.format(EVALUATION_IOU_THRESHOLD)})
     best = "keep the N best detections of each image (default: all; COCO scores 100)"
     add_flags(parser, "flip", "cuda", "amp", "compile", max_detections={"help": best})
     add_flags(parser, device={"default": None, "help": "index of the GPU (default: the first, or num_gpus of them)"})
@@ -75,11 +85,24 @@ def main(args: argparse.Namespace) -> None:
         evaluate(args, project, device)
 
 
+def detection_options(args: argparse.Namespace) -> DetectionOptions:
+    """Return the options of the protocol. Raises InputError for flags that contradict it."""
+    automl = args.protocol == "automl"
+    if automl and args.nms == "hard":
+        raise InputError("--protocol automl detects by soft-NMS: leave --nms hard out")
+    soft_nms = automl or args.nms == "soft"
+    return DetectionOptions(
+        AUTOML_SCORE_THRESHOLD if automl else EVALUATION_SCORE_THRESHOLD,
+        resolve_iou_threshold(args.iou_threshold, EVALUATION_IOU_THRESHOLD, soft_nms),
+        args.max_detections or (AUTOML_MAX_DETECTIONS if automl else None),
+        flip=args.flip,
+        soft_nms=soft_nms,
+        multi_label=automl,
+    )
+
+
 def evaluate(args: argparse.Namespace, project: Project, device: torch.device) -> None:
-    soft_nms = args.nms == "soft"
-    iou_threshold = resolve_iou_threshold(args.iou_threshold, EVALUATION_IOU_THRESHOLD, soft_nms)
-    thresholds = EVALUATION_SCORE_THRESHOLD, iou_threshold
-    options = DetectionOptions(*thresholds, args.max_detections, flip=args.flip, soft_nms=soft_nms)
+    options = detection_options(args)
     dtype = inference_dtype("fp16" if args.float16 else args.amp, device)
     mode = network_mode(args.compile, device)
     if distributed.rank() == 0:

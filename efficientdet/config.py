@@ -55,6 +55,8 @@ DEMO_SCORE_THRESHOLD = 0.2
 DEMO_IOU_THRESHOLD = 0.2
 EVALUATION_SCORE_THRESHOLD = 0.05
 EVALUATION_IOU_THRESHOLD = 0.5
+AUTOML_SCORE_THRESHOLD = 0.001  # google/automl's evaluation
+AUTOML_MAX_DETECTIONS = 100
 
 
 def model_config(compound_coef: int) -> ModelConfig:

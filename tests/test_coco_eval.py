@@ -13,10 +13,12 @@ from scripts import SMALL, assert_succeeded, run_script, untrained, write_shapes
 
 import coco_eval
 from efficientdet.data.shapes import write_shapes
+from efficientdet.inference.options import DetectionOptions
 from efficientdet.training.checkpoints import Checkpoints
 from utils.errors import InputError
 
 SHAPES_AP = 0.861  # of weights/efficientdet-d0_shapes.pth, on the first 40 images to validate
+AUTOML_AP = 0.873
 
 
 def evaluate(folder: Path, *args: str | Path) -> SimpleNamespace:
@@ -62,6 +64,10 @@ def test_weights_of_the_project_detect_its_shapes(tmp_path):
     run = run_script("coco_eval.py", "-p", "shapes", "-n", "0", cwd=tmp_path)
     assert_succeeded(run)
     assert coco_numbers(run.stdout)[0] == pytest.approx(SHAPES_AP, abs=0.005)
+    run = run_script("coco_eval.py", "-p", "shapes", "-n", "0", "--protocol", "automl", cwd=tmp_path)
+    assert_succeeded(run)
+    assert "4000 detections in 40 images" in run.stdout
+    assert coco_numbers(run.stdout)[0] == pytest.approx(AUTOML_AP, abs=0.005)
 
 
 def test_override_false_scores_the_existing_file(evaluated, shapes_project):
@@ -150,9 +156,23 @@ def test_iou_threshold_has_two_spellings():
     assert values == [0.4, 0.4]
 
 
+def test_protocol_sets_what_other_flags_leave_open():
+    def options(*flags: str) -> DetectionOptions:
+        return coco_eval.detection_options(coco_eval.parse_args(flags))
+
+    automl = DetectionOptions(0.001, 0.5, 100, soft_nms=True, multi_label=True)
+    assert options() == options("--protocol", "reference", "--nms", "hard") == DetectionOptions(0.05, 0.5)
+    assert options("--nms", "soft") == DetectionOptions(0.05, 0.5, soft_nms=True)
+    assert options("--protocol", "automl") == options("--protocol", "automl", "--nms", "soft") == automl
+    assert options("--protocol", "automl", "--max_detections", "300").max_detections == 300
+    assert options("--iou_threshold", "0.4", "--flip") == DetectionOptions(0.05, 0.4, flip=True)
+
+
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
+        (("--protocol", "automl", "--nms", "hard"), "--protocol automl.*leave --nms hard out"),
+        (("--protocol", "automl", "--iou_threshold", "0.5"), "soft-NMS.*leave --iou_threshold out"),
         (("--nms", "soft", "--nms_threshold", "0.5"), "soft-NMS.*leave --iou_threshold out"),
         (("--nms", "soft", "--flip"), "soft-NMS.*leave --flip"),
     ],

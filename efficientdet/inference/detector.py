@@ -116,6 +116,7 @@ class Detector:
         limits = self.runner.limits
         if limits is not None and (
             options.soft_nms
+            or options.multi_label
             or options.score_threshold < limits.score_threshold
             or options.iou_threshold > limits.iou_threshold
             or (options.max_detections or 0) > limits.max_detections
@@ -181,7 +182,7 @@ class Detector:
         images = batch.images.to(self.device, self.runner.input_dtype)
         views = []
         for view in [images, mirror(images, batch.letterboxes)] if options.flip else [images]:
-            candidates = self.runner.find(view, options.score_threshold, stopwatch)
+            candidates = self.runner.find(view, options.score_threshold, stopwatch, options.multi_label)
             with measuring(stopwatch, "post-processing", self.device):
                 views.append(choose_detections(candidates, len(view), *choice))
         with measuring(stopwatch, "post-processing", self.device):

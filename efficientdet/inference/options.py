@@ -21,6 +21,7 @@ class DetectionOptions:
     rect: bool = False
     tile: int | None = None
     soft_nms: bool = False
+    multi_label: bool = False  # for evaluation, see `find_candidates`
 
     def __post_init__(self) -> None:
         if self.soft_nms and (self.flip or self.tile is not None):

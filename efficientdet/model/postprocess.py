@@ -15,7 +15,7 @@ SOFT_NMS_SIGMA = 0.5  # of the Gaussian, as in the paper and in google/automl
 
 
 class Candidates(NamedTuple):
-    """The K anchors of a batch whose scores exceed the score threshold, ordered by image."""
+    """The K anchors, or (anchor, class) pairs, of a batch that score above the threshold, ordered by image."""
 
     image_indices: Tensor  # (K,) int64, index into the batch
     boxes: Tensor  # (K, 4) xyxy, float, in pixels of the input
@@ -24,18 +24,31 @@ class Candidates(NamedTuple):
 
 
 def find_candidates(
-    outputs: tuple[Tensor, Tensor, Tensor], height: int, width: int, score_threshold: float | Tensor
+    outputs: tuple[Tensor, Tensor, Tensor],
+    height: int,
+    width: int,
+    score_threshold: float | Tensor,
+    multi_label: bool = False,
 ) -> Candidates:
     """Select the anchors whose best class scores above `score_threshold` (reference behavior) and decode their boxes.
 
     `outputs` are class logits (N, A, C), box deltas (N, A, 4) and anchors (A, 4) of a `height` x `width` input, to
-    which the boxes are clipped.
+    which the boxes are clipped. With `multi_label`, candidates are instead the MAX_CANDIDATES (anchor, class) pairs of
+    each image with the highest logits, if they score above the threshold (google/automl's evaluation).
     """
     class_logits, box_deltas, anchors = outputs
-    best_scores = class_logits.amax(dim=-1).to(anchors.dtype).sigmoid()
-    image_indices, anchor_ids = (best_scores > score_threshold).nonzero(as_tuple=True)
-    # The maximum of scores, not of logits: if several scores saturate at 1, the first class wins, as in the reference.
-    scores, class_ids = class_logits[image_indices, anchor_ids].to(anchors.dtype).sigmoid().max(dim=-1)
+    if multi_label:
+        logits = class_logits.flatten(1)
+        best_logits, pairs = logits.topk(min(MAX_CANDIDATES, logits.shape[1]))
+        best_scores = best_logits.to(anchors.dtype).sigmoid()
+        image_indices, ranks = (best_scores > score_threshold).nonzero(as_tuple=True)
+        scores, pairs = best_scores[image_indices, ranks], pairs[image_indices, ranks]
+        anchor_ids, class_ids = pairs // class_logits.shape[2], pairs % class_logits.shape[2]
+    else:
+        best_scores = class_logits.amax(dim=-1).to(anchors.dtype).sigmoid()
+        image_indices, anchor_ids = (best_scores > score_threshold).nonzero(as_tuple=True)
+        # The maximum of scores, not logits: if several scores saturate at 1, the first class wins, as in the reference.
+        scores, class_ids = class_logits[image_indices, anchor_ids].to(anchors.dtype).sigmoid().max(dim=-1)
     boxes = decode(box_deltas[image_indices, anchor_ids].to(anchors.dtype), anchors[anchor_ids])
     return Candidates(image_indices, clip_boxes(boxes, height, width), scores, class_ids)
 

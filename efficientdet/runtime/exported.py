@@ -79,14 +79,16 @@ class ExportedModel:
         """Return images (N, 3, H, W) of `input_dtype` in the layout of the graph's input."""
         return (images.permute(0, 2, 3, 1) if self.input_dtype == torch.uint8 else images).contiguous()
 
-    def find(self, images: Tensor, score_threshold: float, stopwatch: Stopwatch | None = None) -> Candidates:
+    def find(
+        self, images: Tensor, score_threshold: float, stopwatch: Stopwatch | None = None, multi_label: bool = False
+    ) -> Candidates:
         """See `Runner.find`. A graph with NMS has dropped everything below its own threshold already."""
         with measuring(stopwatch, "network", self.device):
             outputs = self(images)
         with measuring(stopwatch, "post-processing", self.device):
             if self.limits is None:
                 height, width = images.shape[-2:]
-                return find_candidates(Outputs(*outputs), height, width, score_threshold)
+                return find_candidates(Outputs(*outputs), height, width, score_threshold, multi_label)
             boxes, scores, classes, _ = outputs
             image_indices, rows = (scores > score_threshold).nonzero(as_tuple=True)
             return Candidates(image_indices, *(values[image_indices, rows] for values in (boxes, scores, classes)))

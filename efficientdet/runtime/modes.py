@@ -81,13 +81,15 @@ class NetworkRunner:
         """See `Runner.canvas`. The default is the project's size, else the coefficient's."""
         return self._config.input_shape(project.image_size if image_size is None else image_size)
 
-    def find(self, images: Tensor, score_threshold: float, stopwatch: Stopwatch | None = None) -> Candidates:
+    def find(
+        self, images: Tensor, score_threshold: float, stopwatch: Stopwatch | None = None, multi_label: bool = False
+    ) -> Candidates:
         """See `Runner.find`."""
         with measuring(stopwatch, "network", images.device):
             outputs = self.network(images)
         with measuring(stopwatch, "post-processing", images.device):
             height, width = images.shape[-2:]
-            return find_candidates(outputs, height, width, score_threshold)
+            return find_candidates(outputs, height, width, score_threshold, multi_label)
 
 
 def compile_network(network: EfficientDet) -> EfficientDet:
@@ -107,19 +109,22 @@ class CompiledRunner(NetworkRunner):
     takes_any_shape = False
 
     def __init__(self, network: EfficientDet, dtype: torch.dtype):
-        def find(images: Tensor, anchors: Tensor, score_threshold: Tensor) -> Candidates:
+        def find(images: Tensor, anchors: Tensor, score_threshold: Tensor, multi_label: bool) -> Candidates:
             height, width = images.shape[-2:]
-            return find_candidates((*network.predict(images), anchors), height, width, score_threshold)
+            outputs = (*network.predict(images), anchors)
+            return find_candidates(outputs, height, width, score_threshold, multi_label)
 
         super().__init__(network, dtype)
         self._anchors = network.anchors
         self._find = torch.compile(find, fullgraph=True, dynamic=False)
         self._compiled_for: set[str] = set()
 
-    def find(self, images: Tensor, score_threshold: float, stopwatch: Stopwatch | None = None) -> Candidates:
+    def find(
+        self, images: Tensor, score_threshold: float, stopwatch: Stopwatch | None = None, multi_label: bool = False
+    ) -> Candidates:
         """See `Runner.find`. All of it counts as "network"."""
         if len(images) == 1 and self._compiled_for == {"batches"}:  # the rest of a data set is not worth a graph
-            found = self.find(torch.cat((images, images)), score_threshold, stopwatch)
+            found = self.find(torch.cat((images, images)), score_threshold, stopwatch, multi_label)
             of_first = found.image_indices == 0
             return Candidates(*(part[of_first] for part in found))
         if len(images) > 1:
@@ -127,7 +132,7 @@ class CompiledRunner(NetworkRunner):
         self._compiled_for.add("batches" if len(images) > 1 else "single images")
         with measuring(stopwatch, "network", images.device):
             # A Python number as the threshold would be a constant of the graph.
-            return self._find(images, self._anchors(images), torch.tensor(score_threshold))
+            return self._find(images, self._anchors(images), torch.tensor(score_threshold), multi_label)
 
 
 class CudaGraphs(nn.Module):

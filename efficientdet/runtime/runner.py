@@ -29,10 +29,13 @@ class Runner(Protocol):
         None means the network's default. Raises InputError for a size that the network does not accept.
         """
 
-    def find(self, images: Tensor, score_threshold: float, stopwatch: Stopwatch | None = None) -> Candidates:
+    def find(
+        self, images: Tensor, score_threshold: float, stopwatch: Stopwatch | None = None, multi_label: bool = False
+    ) -> Candidates:
         """Return the candidates above the score threshold in images (N, 3, H, W) of `input_dtype`.
 
-        The time goes to `stopwatch`: "network", and "post-processing" where it can be separated.
+        `multi_label` chooses them as `find_candidates` does; a graph that includes NMS ignores it. The time goes to
+        `stopwatch`: "network", and "post-processing" where it can be separated.
         """
 
 

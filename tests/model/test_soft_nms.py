@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
-from efficientdet.model.postprocess import Candidates, choose_detections, soft_nms
+from efficientdet.model.postprocess import Candidates, choose_detections, find_candidates, soft_nms
 from efficientdet.structures import Detections
 
 # The IoU of the first two is 1/3, so that the decay is exp(-(1/3)^2 / 0.5); the third overlaps neither.
@@ -86,3 +86,26 @@ def test_images_of_a_batch_are_independent():
     together = choose_detections(candidates, 2, iou_threshold=0.5, max_detections=30, soft_score_threshold=0.05)
     for found, alone in zip(together, (soft_nms(first, 0.05, 30), soft_nms(second, 0.05, 30)), strict=True):
         assert torch.equal(found.boxes, alone.boxes) and torch.equal(found.scores, alone.scores)
+
+
+# Candidates of google/automl's evaluation: pairs of an anchor and a class.
+
+ANCHORS = torch.tensor([[10.0, 10, 20, 20], [30.0, 30, 60, 50]])  # yxyx
+
+
+def test_no_pair_above_the_threshold():
+    found = find_candidates((torch.zeros(2, 2, 3), torch.zeros(2, 2, 4), ANCHORS), 64, 64, 0.5, multi_label=True)
+    assert [part.shape for part in found] == [(0,), (0, 4), (0,), (0,)]
+
+
+@pytest.mark.parametrize(("most", "count"), [(5000, 4), (2, 3)])
+def test_pairs_with_the_highest_scores_of_each_image(monkeypatch, most, count):
+    monkeypatch.setattr("efficientdet.model.postprocess.MAX_CANDIDATES", most)
+    probabilities = torch.tensor([[[0.1, 0.7, 0.8], [0.1, 0.9, 0.1]], [[0.1, 0.1, 0.1], [0.1, 0.1, 0.6]]])
+    found = find_candidates((probabilities.logit(), torch.zeros(2, 2, 4), ANCHORS), 64, 64, 0.5, multi_label=True)
+    expected = [(0, 0.9, 1, 30), (0, 0.8, 2, 10), (0, 0.7, 1, 10), (1, 0.6, 2, 30)]
+    expected = expected if count == 4 else [expected[0], expected[1], expected[3]]
+    assert found.image_indices.tolist() == [image for image, *_ in expected]
+    assert found.scores.tolist() == pytest.approx([score for _, score, *_ in expected])
+    assert found.class_ids.tolist() == [class_id for *_, class_id, _ in expected]
+    assert found.boxes[:, 0].tolist() == [left for *_, left in expected]

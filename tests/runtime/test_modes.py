@@ -52,6 +52,19 @@ def test_fused_mode_finds_the_same(d0):
         assert_same(optimize(d0, CPU).find(batch, THRESHOLD), optimize(d0, CPU, mode="plain").find(batch, THRESHOLD))
 
 
+def test_candidates_may_be_pairs_of_an_anchor_and_a_class_in_every_mode(d0, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    batch = images(2, 3, 128, 128)
+    with torch.inference_mode():
+        expected = find_candidates(d0(batch), 128, 128, THRESHOLD, multi_label=True)
+        assert len(expected.scores) > len(find_candidates(d0(batch), 128, 128, THRESHOLD).scores)
+        found = {mode: optimize(d0, CPU, mode=mode).find(batch, THRESHOLD, multi_label=True) for mode in MODES[:3]}
+    assert all(map(torch.equal, found["plain"], expected))
+    assert all(map(torch.equal, found["compiled"], found["fused"]))
+    # By rank: fusing changes the order of pairs whose scores are nearly equal.
+    torch.testing.assert_close(found["fused"].scores, expected.scores, rtol=0, atol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.oldest
 @pytest.mark.skipif(not shutil.which("g++"), reason="compiling needs g++")
