@@ -12,6 +12,7 @@ from efficientdet.training.recipe import Recipe
 
 SGD_MOMENTUM = 0.9
 WARMUP_START = 0.1  # of the learning rate
+MAX_WARMUP_SHARE = 0.1  # of the run: a short one has fewer `warmup_steps`
 
 
 def make_optimizer(recipe: Recipe, network: nn.Module, amp: torch.dtype | None = None) -> torch.optim.Optimizer:
@@ -79,13 +80,13 @@ class LearningRate:
         if epochs_done < warmup:
             self._set(self.base * _ramp(epochs_done / warmup))
             return
+        if share_done is None:
+            share_done = (epochs_done - warmup) / max(self.num_epochs - warmup, 1e-9)
         rate = self.base
         if self.recipe.schedule == "cosine":
-            if share_done is None:
-                share_done = (epochs_done - warmup) / max(self.num_epochs - warmup, 1e-9)
             rate = self.base * (1 + math.cos(math.pi * min(1.0, share_done))) / 2
         if steps_done < self.recipe.warmup_steps:
-            rate *= _ramp(steps_done / self.recipe.warmup_steps)
+            rate *= _ramp(min(1.0, max(steps_done / self.recipe.warmup_steps, share_done / MAX_WARMUP_SHARE)))
         self._set(rate)
 
     def after_epoch(self, epochs_done: int, training_loss: float) -> None:

@@ -36,7 +36,7 @@ class Recipe:
     )  # fmt: skip
     lr_patience: int = _value("plateau: epochs without improvement before the lr drops", 3, 3, 3)
     warmup_epochs: float = _value("epochs of linear warm-up, from a tenth of the lr", 0.0, 1.0, 0.0)
-    warmup_steps: int = _value("steps of linear warm-up, from a tenth of the lr", 0, 0, 100)
+    warmup_steps: int = _value("steps of linear warm-up, at most a tenth of the run", 0, 0, 100)
     weight_decay: float | None = _value("None: the optimizer's own, 0.01 for adamw and 0 for sgd", None, 4e-5, 0.0)
     decay_kernels_only: bool = _value("weight decay for convolution kernels only", False, True, True)
     clip_norm: float = _value("maximum gradient norm of a step; 0: no clipping", 0.0, 10.0, 10.0)

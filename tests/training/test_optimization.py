@@ -172,6 +172,23 @@ def test_cosine_after_one_epoch_of_warmup(epochs_done, rate):
     assert rate_at(schedule(official(), 11), epochs_done) == pytest.approx(rate, rel=1e-9, abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("num_epochs", "epochs_done", "steps_done", "factor"),
+    [(100, 0.0, 0, 0.1), (100, 1.0, 50, 0.55), (100, 2.0, 100, 1.0), (10, 0.5, 30, 0.55), (10, 1.0, 60, 1.0)],
+)
+def test_warmup_steps_last_a_tenth_of_the_run_at_most(num_epochs, epochs_done, steps_done, factor):
+    learning_rate = schedule(reference(warmup_steps=100), num_epochs)
+    learning_rate.before_step(epochs_done, steps_done)
+    assert learning_rate.value == pytest.approx(1e-4 * factor)
+
+
+@pytest.mark.parametrize(("share_done", "factor"), [(0.0, 1.0), (0.5, 0.5), (1.0, 0.0), (1.2, 0.0)])
+def test_share_of_a_run_of_some_minutes_decides_the_cosine(share_done, factor):
+    learning_rate = schedule(official(warmup_epochs=0.0), math.inf)
+    learning_rate.before_step(7.3, 1000, share_done)
+    assert learning_rate.value == pytest.approx(0.08 * factor, abs=1e-12)
+
+
 def test_cosine_without_warmup_begins_at_its_rate():
     learning_rate = schedule(official(warmup_epochs=0.0), 4)
     assert rate_at(learning_rate, 0.0) == 0.08
