@@ -1,10 +1,10 @@
 """Train EfficientDet on a project's data set.
 
-  python train.py -p shapes --batch_size 8 --recipe official --optim adamw --lr 2e-3    the data set that is included
-  python train.py -p coco -c 2 --batch_size 8 --lr 1e-5 -w weights/efficientdet-d2.pth   fine-tune published weights
-  python train.py -p coco -c 2 --batch_size 8 --lr 1e-3 --head_only                      train the heads only
-  python train.py -p coco -c 2 --batch_size 8 -w last                                    resume after Ctrl+C
-  torchrun --nproc_per_node 4 train.py -p coco -c 2 --batch_size 32                      several GPUs or machines
+  python train.py -p shapes --image_size 256 --recipe quick --minutes 10                watch a detector learn
+  python train.py -p my_project -c 2 --recipe quick -w weights/efficientdet-d2.pth      fine-tune published weights
+  python train.py -p my_project -c 2 --recipe quick -w last                             resume after Ctrl+C
+  python train.py -p coco -c 2 --batch_size 128 --num_epochs 300 --recipe official --backbone_weights imagenet
+  torchrun --nproc_per_node 4 train.py -p coco -c 2 --batch_size 32                     several GPUs or machines
 
 Images are read from datasets/{project}/{set}/, annotations in COCO format from
 datasets/{project}/annotations/instances_{set}.json. Ctrl+C finishes the current step, saves a checkpoint and exits.
@@ -38,7 +38,7 @@ from efficientdet.training.failures import (
     unless_out_of_memory,
 )
 from efficientdet.training.monitor import Monitor, progress_bar, step_summary
-from efficientdet.training.norm_statistics import STATISTICS_IMAGES
+from efficientdet.training.norm_statistics import images_for_statistics
 from efficientdet.training.progress import VALIDATIONS, Length
 from efficientdet.training.recipe import Recipe, add_recipe_flags, make_recipe, recipe_changes
 from efficientdet.training.run import Run
@@ -71,9 +71,9 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add("--backbone_weights", metavar="FILE|imagenet", help=backbones)
     add("--accumulate", type=positive_int, default=1, help="batches per step, to save memory (default: 1)")
-    add("--num_epochs", type=positive_int, help="length of the run (default: the recipe's --num_steps, else 500)")
-    minutes = "length of the run instead: it ends on time, with its learning rate at the end of the schedule"
-    add("--minutes", type=positive_float, help=minutes)
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--num_epochs", type=positive_int, help="(default: the recipe's --num_steps, else 500)")
+    length.add_argument("--minutes", type=positive_float, help="length of the run instead: its schedule ends on time")
     interval = "epochs between validations (default: 1; ten validations if the length is in steps or minutes)"
     add("--val_interval", type=positive_int, help=interval)
     add("--save_interval", type=positive_int, default=500, help="steps between checkpoints (default: 500)")
@@ -223,7 +223,7 @@ def open_data(
         )
     sampler = EpochSampler(len(train_set), args.seed, batch_size, rank, world_size)
     load = partial(BatchLoader, batch_size=share, num_workers=args.num_workers, pin_memory=device.type == "cuda")
-    sample = range(0, len(train_set), -(-len(train_set) // STATISTICS_IMAGES))
+    sample = images_for_statistics(len(train_set), share)
     val_share = range(rank, len(val_set), world_size)
     return load(train_set, sampler=sampler), load(train_set, sampler=sample), load(val_set, sampler=val_share)
 

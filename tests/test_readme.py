@@ -49,7 +49,8 @@ NOT_RUN = {
 SHORT_TRAINING = "--num_epochs 1 --image_size 128 -n 0"
 SHORT_EXPORT = "--image_size 128 --max_images 1 --runs 0"
 SHORTENED = {
-    "--num_epochs 10 -w last": "--num_epochs 2 --image_size 128 -n 0",
+    "--minutes": "--minutes 0.01 --image_size 128 -n 0",
+    "-w last": "--num_epochs 2 --image_size 128 -n 0",
     "train.py": SHORT_TRAINING,
     "efficientdet.shapes --train 240": "--train 20",
     "efficientdet.export": SHORT_EXPORT,

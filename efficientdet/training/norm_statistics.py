@@ -12,6 +12,15 @@ from utils.distributed import all_reduce_sum, world_size
 STATISTICS_IMAGES = 200
 
 
+def images_for_statistics(images: int, batch_size: int) -> range:
+    """Return indices of at most STATISTICS_IMAGES of `images`, evenly spaced, in whole batches if there is one.
+
+    A last batch of a single image would have no variance at a level of one pixel.
+    """
+    chosen = range(0, images, -(-images // STATISTICS_IMAGES))
+    return chosen[: len(chosen) // batch_size * batch_size or None]
+
+
 @torch.no_grad()
 def average_over_processes(network: nn.Module) -> None:
     """Replace the statistics of each batch norm by their mean over all processes, each of which saw other images."""

@@ -2,10 +2,11 @@
 
 import copy
 
+import pytest
 import torch
 from tiny import TinyNetwork, tiny_batch
 
-from efficientdet.training.norm_statistics import average_over_processes, estimate
+from efficientdet.training.norm_statistics import average_over_processes, estimate, images_for_statistics
 
 
 def buffers(network):
@@ -50,3 +51,17 @@ def test_single_process_averages_with_itself_alone():
     network.norm.running_mean.fill_(3.0)
     average_over_processes(network)
     assert torch.equal(network.norm.running_mean, torch.full((8,), 3.0))
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "expected"),
+    [
+        (1, 4, [0]),
+        (3, 4, [0, 1, 2]),
+        (5, 4, [0, 1, 2, 3]),
+        (8, 4, list(range(8))),
+        (401, 50, list(range(0, 300, 3))[:100]),
+    ],
+)
+def test_images_are_spread_over_the_set_in_whole_batches(images, batch_size, expected):
+    assert list(images_for_statistics(images, batch_size)) == expected
