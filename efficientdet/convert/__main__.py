@@ -74,7 +74,9 @@ def main(args: argparse.Namespace) -> None:
     data_flag = "" if args.data_path == Path("datasets") else f" --data_path {args.data_path}"
     print(f"\n{summary_table(sets, class_names)}\n\n-> {folder}/, {project_file}\n\nNext:")
     print(f"  python -m efficientdet.check -p {args.project}{data_flag}")
-    print(f"  python train.py -p {args.project}{data_flag} -c 0 --recipe quick -w weights/efficientdet-d0.pth")
+    print(
+        f"  python train.py -p {args.project}{data_flag} -c 0 --recipe quick --lr 2e-3 -w weights/efficientdet-d0.pth"
+    )
 
 
 def read_labels(args: argparse.Namespace) -> Labels:

@@ -28,7 +28,7 @@ class Recipe:
     # Optimizer and learning rate.
     optim: str = _value("optimizer; sgd has momentum 0.9", "adamw", "sgd", "muon", "adamw", "sgd", "muon")
     nesterov: bool = _value("Nesterov momentum for sgd", True, False, False)
-    lr: float = _value("learning rate", 1e-4, 0.08, 8e-3)
+    lr: float = _value("learning rate", 1e-4, 0.08, 1e-2)
     lr_images: int = _value("images per step that the lr is meant for, scaled to yours; 0: not scaled", 0, 64, 0)
     schedule: str = _value(
         "plateau: lr / 10 when the training loss stops falling; cosine: to 0",
