@@ -1,10 +1,10 @@
 """Train EfficientDet on a project's data set.
 
-  python train.py -p shapes --image_size 256 --recipe quick --minutes 10                watch a detector learn
-  python train.py -p my_project -c 2 --recipe quick --lr 2e-3 -w weights/efficientdet-d2.pth      fine-tune published weights
-  python train.py -p my_project -c 2 --recipe quick --lr 2e-3 -w last                             resume after Ctrl+C
-  python train.py -p coco -c 2 --batch_size 128 --num_epochs 300 --recipe official --backbone_weights imagenet
-  torchrun --nproc_per_node 4 train.py -p coco -c 2 --batch_size 32                     several GPUs or machines
+  python train.py -p shapes --image_size 256 --recipe quick --minutes 10               watch a detector learn
+  python train.py -p birds -c 2 --recipe quick --lr 2e-3 -w weights/efficientdet-d2.pth   fine-tune published weights
+  python train.py -p birds -c 2 --recipe quick --lr 2e-3 -w last                       resume after Ctrl+C
+  python train.py -p coco -c 2 --recipe official --backbone_weights imagenet           as google/automl does
+  torchrun --nproc_per_node 4 train.py -p coco -c 2 --batch_size 32                    several GPUs or machines
 
 Images are read from datasets/{project}/{set}/, annotations in COCO format from
 datasets/{project}/annotations/instances_{set}.json. Ctrl+C finishes the current step, saves a checkpoint and exits.
