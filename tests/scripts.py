@@ -11,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 
 import torch
 from conftest import shapes_project
+from torch import nn
 
 from efficientdet.model.network import EfficientDet
 from utils.errors import exit_on_input_error
@@ -82,7 +83,17 @@ def edit_annotations(data: Path, set_name: str, edit) -> Path:
 def untrained(compound_coef: int = 0, num_classes: int = 2) -> EfficientDet:
     """A network with the same random weights each time. Its scores lie about 0.01."""
     torch.manual_seed(0)
-    return EfficientDet(compound_coef, num_classes)
+    network = EfficientDet(compound_coef, num_classes)
+    spread_activations(network)
+    return network
+
+
+@torch.no_grad()
+def spread_activations(network: nn.Module) -> None:
+    """Draw kernels of variance 1 / fan_in, which keep activations near 1 in evaluation, where initial ones vanish."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.normal_(std=module.weight[0].numel() ** -0.5)
 
 
 def write_weights(path: Path, compound_coef: int = 0, num_classes: int = 2) -> Path:

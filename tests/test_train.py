@@ -339,9 +339,8 @@ def test_official_recipe_with_accumulation_keeps_the_average_too(shapes_project)
     args = ("--num_epochs", "2", "--recipe", "official", "--accumulate", "3", "--freeze_bn", "--amp", "bf16")
     run = run_main(train, *FLAGS, *args, cwd=shapes_project.root)
     assert_succeeded(run)
-    assert (
-        "bfloat16" in run.stdout and "2 images x 3 batches per step, recipe official, sgd with lr 0.0075" in run.stdout
-    )
+    assert "bfloat16" in run.stdout
+    assert "2 images x 3 batches per step, 2 steps (2 epochs), recipe official, sgd with lr 0.0075" in run.stdout
     assert "with averaged weights" in run.stdout
     state = last_state(shapes_project)
     assert state["progress"]["step"] == 2 and state["average"]["updates"] == 2

@@ -104,12 +104,14 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """The seconds since the start, without interruptions; the same in all processes if they decide anything."""
-        seconds = time.monotonic() - self._start
+        """The seconds since the start, without interruptions, the same in all processes; 0 where they do not matter.
+
+        A state that is saved after some epochs must not depend on the time that they took.
+        """
         if self.length.minutes is None:
-            return seconds
-        of_rank0 = torch.tensor(seconds if distributed.rank() == 0 else 0.0, device=self.device)
-        return distributed.all_reduce_sum(of_rank0).item()
+            return 0.0
+        of_rank0 = time.monotonic() - self._start if distributed.rank() == 0 else 0.0
+        return distributed.all_reduce_sum(torch.tensor(of_rank0, device=self.device)).item()
 
     @property
     def is_finished(self) -> bool:

@@ -9,12 +9,12 @@ import warnings
 
 import pytest
 import torch
-from scripts import untrained
+from scripts import spread_activations, untrained
 from torch import Tensor, nn
 
 from efficientdet.boxes import encode, yxyx_to_xyxy
 from efficientdet.checkpoints.effdet import effdet_name, from_effdet, to_effdet
-from efficientdet.model.network import EfficientDet, initialize
+from efficientdet.model.network import EfficientDet
 from efficientdet.project import load_project
 
 with warnings.catch_warnings():
@@ -37,7 +37,7 @@ def effdet_network(coef: int, num_classes: int = 90) -> nn.Module:
     network = effdet.create_model(
         effdet_name(coef), pretrained_backbone=False, image_size=(side, side), num_classes=num_classes
     )
-    initialize(network)
+    spread_activations(network)
     for name, parameter in network.named_parameters():
         if name.endswith("edge_weights"):
             nn.init.uniform_(parameter, -0.2, 1.5)  # negative weights count as 0

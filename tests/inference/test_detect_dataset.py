@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from scripts import write_shapes_project
+from scripts import write_shapes_project, write_weights
 
 from efficientdet.config import EVALUATION_IOU_THRESHOLD, EVALUATION_SCORE_THRESHOLD
 from efficientdet.data.dataset import CocoDataset
@@ -29,9 +29,9 @@ def dataset(tmp_path_factory) -> CocoDataset:
 
 
 @pytest.fixture(scope="module")
-def detector(dataset) -> Detector:
-    torch.manual_seed(0)
-    return load_detector(0, project=dataset.project, device="cpu", image_size=128)
+def detector(dataset, tmp_path_factory) -> Detector:
+    weights = write_weights(tmp_path_factory.mktemp("weights") / "untrained.pth", 0, dataset.project.num_classes)
+    return load_detector(0, weights, project=dataset.project, device="cpu", image_size=128)
 
 
 @pytest.fixture(scope="module")

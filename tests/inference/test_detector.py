@@ -28,9 +28,9 @@ def project(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def untrained_detector(project):
-    torch.manual_seed(0)
-    return load_detector(0, project=project, device="cpu", image_size=128)
+def untrained_detector(project, tmp_path_factory):
+    weights = write_weights(tmp_path_factory.mktemp("weights") / "untrained.pth", 0, project.num_classes)
+    return load_detector(0, weights, project=project, device="cpu", image_size=128)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scripts import write_weights
 
 from efficientdet.inference import pipeline
 from efficientdet.inference.detector import load_detector
@@ -158,8 +159,8 @@ def test_error_of_the_network_reaches_the_caller():
 
 
 def test_detections_are_those_of_the_detector_called_directly(shapes_project):
-    torch.manual_seed(0)
-    detector = load_detector(0, project=load_project(shapes_project.yml), device="cpu", image_size=128)
+    weights = write_weights(shapes_project.root / "untrained.pth")
+    detector = load_detector(0, weights, project=load_project(shapes_project.yml), device="cpu", image_size=128)
     files: list[Path] = sorted((shapes_project.data / "train").iterdir())
     options = DetectionOptions(score_threshold=0.01, iou_threshold=0.5)
     for result, expected in zip(detect_frames(detector, files, options), detector(files, 0.01, 0.5), strict=True):

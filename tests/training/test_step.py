@@ -328,14 +328,14 @@ def test_compiled_network_trains_like_the_plain_one_and_compiles_once(dataset, r
     steps = []
     for trained in (plain, compiled):
         set_training_mode(trained)
-        steps.append(TrainingStep(trained, DetectionLoss(), sgd(trained), torch.bfloat16))
+        steps.append(TrainingStep(trained, DetectionLoss(), sgd(trained)))
     for number, batch in enumerate(batches):
         outcomes = []
         for step in steps:
             torch.manual_seed(number)  # of drop-connect
             with torch.compiler.set_stance("fail_on_recompile" if number else "default"):
                 outcomes.append(step([batch]))
-        assert outcomes[1].losses.total.item() == pytest.approx(outcomes[0].losses.total.item(), rel=1e-3)
+        assert outcomes[1].losses.total.item() == pytest.approx(outcomes[0].losses.total.item(), rel=0.01)
         assert outcomes[1].gradient_norm == pytest.approx(outcomes[0].gradient_norm, rel=0.02)
         with torch.no_grad():  # as validation after an epoch: the network itself, with a batch of another size
             network.eval()(collate([dataset[4]]).images)
