@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-Padding = tuple[int, int, int, int]  # zeros to the left, right, top and bottom
+from efficientnet.cpu_training import autocast_to, trains_on_cpu
+from efficientnet.padding import Padding, padded_conv2d
+
 _FAST_KERNEL = 3  # the kernel size for which oneDNN computes the weight gradient fast
 
 
@@ -17,29 +19,11 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int, padding: Padding) -
     In half precision on the CPU (by the dtype of `x` or by autocast), gradients are composed of convolutions that
     oneDNN computes fast. Its own gradients take up to a hundred times as long.
     """
-    if x.device.type == "cpu" and torch.is_grad_enabled() and autocast_to(x).dtype in (torch.bfloat16, torch.float16):
-        return _HalfPrecisionDepthwise.apply(autocast_to(x), autocast_to(weight), stride, padding)
+    if trains_on_cpu(x):
+        x, weight = autocast_to(x), autocast_to(weight)
+        if x.dtype in (torch.bfloat16, torch.float16):
+            return _HalfPrecisionDepthwise.apply(x, weight, stride, padding)
     return padded_conv2d(x, weight, None, stride, padding, len(weight))
-
-
-def trains_on_cpu(x: Tensor) -> bool:
-    """Return whether gradients of `x` are to be computed on the CPU, op by op: the compiler has its own ways."""
-    return x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-
-
-def autocast_to(x: Tensor) -> Tensor:
-    """Return `x`, on the CPU, in the dtype in which autocast computes convolutions."""
-    if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
-        return x.to(torch.get_autocast_dtype("cpu"))
-    return x
-
-
-def padded_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: Padding, groups: int) -> Tensor:
-    """Convolve with as many zeros on each side of `x` as `padding` says."""
-    left, right, top, bottom = padding
-    if (left, top) != (right, bottom):  # otherwise the convolution itself pads, without copying its input
-        x, left, top = F.pad(x, padding), 0, 0
-    return F.conv2d(x, weight, bias, stride, (top, left), groups=groups)
 
 
 class _HalfPrecisionDepthwise(torch.autograd.Function):
@@ -90,10 +74,11 @@ def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, paddi
     corners = [*range(0, size - _FAST_KERNEL, _FAST_KERNEL), size - _FAST_KERNEL]
     kernel = weight[:, :, :_FAST_KERNEL, :_FAST_KERNEL].contiguous()  # only its shape matters
     result = torch.empty_like(weight)
-    for y in corners:
-        for x_ in corners:
-            block = _fast_weight_gradient(grad, x[:, :, y : y + rows, x_ : x_ + columns], kernel, stride)
-            result[:, :, y : y + _FAST_KERNEL, x_ : x_ + _FAST_KERNEL] = block
+    for row in corners:
+        for column in corners:
+            window = x[:, :, row : row + rows, column : column + columns]
+            block = _fast_weight_gradient(grad, window, kernel, stride)
+            result[:, :, row : row + _FAST_KERNEL, column : column + _FAST_KERNEL] = block
     return result
 
 

@@ -4,22 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from efficientnet.depthwise import depthwise_conv2d, padded_conv2d
-
-
-def same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:
-    """Return the padding (before, after) of one dimension of `size` pixels in TensorFlow's SAME mode.
-
-    The output has ceil(size / stride) pixels. If the total is odd, the extra pixel goes after (right, bottom).
-    """
-    total = max((-(-size // stride) - 1) * stride + kernel_size - size, 0)
-    return total // 2, total - total // 2
-
-
-def _same_padding_2d(x: Tensor, kernel_size: int, stride: int) -> tuple[int, int, int, int]:
-    """Return the SAME padding (left, right, top, bottom) of an (N, C, H, W) tensor."""
-    height, width = x.shape[-2:]
-    return *same_padding(width, kernel_size, stride), *same_padding(height, kernel_size, stride)
+from efficientnet.depthwise import depthwise_conv2d
+from efficientnet.padding import padded_conv2d, same_padding_2d
 
 
 class SameConv2d(nn.Module):
@@ -36,7 +22,7 @@ class SameConv2d(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, groups=groups, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        padding = _same_padding_2d(x, self.kernel_size, self.stride)
+        padding = same_padding_2d(x, self.kernel_size, self.stride)
         conv = self.conv
         if conv.groups == conv.in_channels == conv.out_channels and conv.bias is None:
             return depthwise_conv2d(x, conv.weight, self.stride, padding)
@@ -51,7 +37,7 @@ class SameMaxPool2d(nn.Module):
         self.kernel_size, self.stride = kernel_size, stride
 
     def forward(self, x: Tensor) -> Tensor:
-        padded = F.pad(x, _same_padding_2d(x, self.kernel_size, self.stride))
+        padded = F.pad(x, same_padding_2d(x, self.kernel_size, self.stride))
         return F.max_pool2d(padded, self.kernel_size, self.stride)
 
 

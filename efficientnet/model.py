@@ -10,9 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from efficientnet.cpu_training import excite_and_project, normalized_pointwise
 from efficientnet.layers import SameConv2d, drop_connect
-from efficientnet.pointwise_norm import normalized_pointwise
-from efficientnet.squeeze_excite import excite_and_project
 
 BATCH_NORM: dict[str, Any] = {"eps": 1e-3, "momentum": 0.01}  # PyTorch's momentum is 1 - TensorFlow's 0.99
 DROP_CONNECT_RATE = 0.2

@@ -12,8 +12,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from efficientdet.model.bifpn import BiFPNCell, SeparableConv
 from efficientdet.model.heads import PredictionHead
 from efficientdet.model.network import EfficientDet
-from efficientnet.layers import SameConv2d, SameMaxPool2d, same_padding
+from efficientnet.layers import SameConv2d, SameMaxPool2d
 from efficientnet.model import EfficientNet, MBConvBlock
+from efficientnet.padding import same_padding
 
 
 def fuse_for_inference(network: EfficientDet, device: torch.device) -> EfficientDet:

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from efficientnet.layers import SameConv2d, SameMaxPool2d, drop_connect, same_padding
+from efficientnet.layers import SameConv2d, SameMaxPool2d, drop_connect
+from efficientnet.padding import same_padding
 
 
 @pytest.mark.parametrize(

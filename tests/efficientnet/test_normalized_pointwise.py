@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from efficientnet import pointwise_norm
+from efficientnet import cpu_training
+from efficientnet.cpu_training import normalized_pointwise
 from efficientnet.layers import SameConv2d
 from efficientnet.model import BATCH_NORM
-from efficientnet.pointwise_norm import normalized_pointwise
 
 
 def layers(channels: int, out_channels: int) -> nn.ModuleList:
@@ -51,8 +51,8 @@ def test_statistics_of_a_constant_channel_are_finite():
 @pytest.mark.parametrize("frozen", [True, False])
 def test_folding_happens_in_training_only(frozen, monkeypatch):
     folded = []
-    moments = pointwise_norm._Moments.apply
-    monkeypatch.setattr(pointwise_norm._Moments, "apply", lambda x: folded.append(x) or moments(x))
+    moments = cpu_training._Moments.apply
+    monkeypatch.setattr(cpu_training._Moments, "apply", lambda x: folded.append(x) or moments(x))
     pair = layers(4, 10).train(not frozen)
     x = torch.randn(2, 4, 9, 9, dtype=torch.float64)
     normalized_pointwise(x, *pair)

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from efficientnet.cpu_training import excite_and_project
 from efficientnet.layers import SameConv2d
-from efficientnet.squeeze_excite import excite_and_project
 
 
 def convolutions(channels: int, out_channels: int, dtype: torch.dtype = torch.float64) -> nn.ModuleList:
