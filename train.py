@@ -22,7 +22,6 @@ from efficientdet.check.report import report_before_training
 from efficientdet.checkpoints.find import find_weights, last_path
 from efficientdet.checkpoints.loading import apply_weights, load_backbone, load_weights
 from efficientdet.config import model_config
-from efficientdet.data.augmentation import Augmentation
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.loader import Batch, BatchLoader, EpochSampler
 from efficientdet.data.shapes import draw_if_absent
@@ -209,8 +208,7 @@ def open_data(
     config = model_config(args.compound_coef)
     canvas = config.input_shape(args.image_size or project.image_size)
     folder = args.data_path / project.name
-    augmentation = Augmentation.from_recipe(recipe)
-    train_set = CocoDataset(folder, project.train_set, project, canvas, args.seed, augmentation, args.max_images)
+    train_set = CocoDataset(folder, project.train_set, project, canvas, args.seed, recipe.augmentation, args.max_images)
     val_set = CocoDataset(folder, project.val_set, project, canvas, max_images=args.max_images)
 
     rank, world_size, batch_size = distributed.rank(), distributed.world_size(), recipe.batch_size

@@ -96,7 +96,7 @@ def show_samples(args: argparse.Namespace, train: AnnotatedSet, scans: list[Imag
     if not usable:
         return f"no samples drawn: {train.image_folder} has no usable image"
     project, recipe = train.project, make_recipe(args.recipe, recipe_changes(args))
-    folder, augmentation = args.data_path / project.name, Augmentation.from_recipe(recipe)
+    folder, augmentation = args.data_path / project.name, recipe.augmentation
     dataset = CocoDataset(folder, train.name, project, canvas, args.seed, augmentation, args.max_images)
     selected = np.random.default_rng(args.seed).permutation(usable)[: args.show]
     drawn, captions = [], []

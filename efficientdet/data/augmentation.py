@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import cv2
 import numpy as np
@@ -19,35 +18,6 @@ from efficientdet.data.transforms import (
 from utils.images import decode_image
 
 _LUMA = np.array([0.299, 0.587, 0.114])
-
-
-class AugmentationRecipe(Protocol):
-    """The part of a training recipe that defines the augmentation."""
-
-    @property
-    def min_scale(self) -> float: ...
-    @property
-    def max_scale(self) -> float: ...
-    @property
-    def photometric(self) -> float: ...
-    @property
-    def vertical_flip(self) -> float: ...
-    @property
-    def quarter_turns(self) -> float: ...
-    @property
-    def rotate(self) -> float: ...
-    @property
-    def shear(self) -> float: ...
-    @property
-    def cutout(self) -> float: ...
-    @property
-    def blur(self) -> float: ...
-    @property
-    def mosaic(self) -> float: ...
-    @property
-    def mixup(self) -> float: ...
-    @property
-    def copy_paste(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -73,24 +43,6 @@ class Augmentation:
     mosaic: float = 0.0
     mixup: float = 0.0
     copy_paste: float = 0.0
-
-    @classmethod
-    def from_recipe(cls, recipe: AugmentationRecipe) -> "Augmentation":
-        """Return the augmentation that `recipe` defines."""
-        return cls(
-            min_scale=recipe.min_scale,
-            max_scale=recipe.max_scale,
-            photometric=recipe.photometric,
-            vertical_flip=recipe.vertical_flip,
-            quarter_turns=recipe.quarter_turns,
-            rotate=recipe.rotate,
-            shear=recipe.shear,
-            cutout=recipe.cutout,
-            blur=recipe.blur,
-            mosaic=recipe.mosaic,
-            mixup=recipe.mixup,
-            copy_paste=recipe.copy_paste,
-        )
 
     def apply(
         self,

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from efficientdet.data.dataset import CocoDataset
 from efficientdet.data.loader import Batch, BatchLoader
-from efficientdet.model.postprocess import postprocess
+from efficientdet.model.postprocess import MAX_CANDIDATES, postprocess
 from efficientdet.project import Project
 from efficientdet.structures import PADDING_CLASS, Detections, Outputs
 from efficientdet.training.step import StepResult
@@ -144,7 +144,7 @@ def write_history(rows: Sequence[Mapping[str, float]], folder: Path) -> None:
 def write_debug_images(batch: Batch, outputs: Outputs, project: Project, folder: Path) -> None:
     """Write `{project}_{image_id}.jpg` for each image of the batch, drawn by `draw_beside_ground_truth`."""
     height, width = batch.images.shape[-2:]
-    detections = postprocess(outputs, height, width, SHOWN_SCORE_THRESHOLD, SHOWN_IOU_THRESHOLD)
+    detections = postprocess(outputs, height, width, SHOWN_SCORE_THRESHOLD, SHOWN_IOU_THRESHOLD, MAX_CANDIDATES)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (project.mean, project.std))
     for i, (image_id, found) in enumerate(zip(batch.image_ids, detections)):
         pixels = (batch.images[i].cpu() * std + mean).mul(255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()

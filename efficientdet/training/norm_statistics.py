@@ -8,6 +8,7 @@ from torch import nn
 from efficientdet.data.loader import Batch
 from efficientdet.training.step import autocast
 from utils.distributed import all_reduce_sum, world_size
+from utils.stop import StopRequest
 
 STATISTICS_IMAGES = 200
 
@@ -30,11 +31,14 @@ def average_over_processes(network: nn.Module) -> None:
 
 
 @torch.no_grad()
-def estimate(network: nn.Module, like: nn.Module, batches: Iterable[Batch], amp: torch.dtype | None) -> None:
+def estimate(
+    network: nn.Module, like: nn.Module, batches: Iterable[Batch], amp: torch.dtype | None, stop: StopRequest
+) -> None:
     """Replace the statistics of the batch norms of `network` by their means over `batches`.
 
     A moving average of weights needs statistics of its own: those that were averaged along with the weights belong to
-    weights of the past. Norms that are frozen in `like`, the same network in training, keep theirs.
+    weights of the past. Norms that are frozen in `like`, the same network in training, keep theirs. A request to stop
+    ends it early: the resumed run estimates them anew.
     """
     norms = []
     for norm, trained in zip(network.modules(), like.modules(), strict=True):
@@ -47,6 +51,8 @@ def estimate(network: nn.Module, like: nn.Module, batches: Iterable[Batch], amp:
             norm.momentum = 1 / number
         with autocast(device, amp):
             network(batch.to(device).images)
+        if stop.received:
+            break
     for norm, momentum in norms:
         norm.momentum = momentum
         norm.eval()

@@ -4,6 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from efficientdet.data.augmentation import Augmentation
 from utils.cli import BOOLEAN, fraction, non_negative_float, non_negative_int, positive_int
 
 
@@ -12,6 +13,10 @@ def _value(
 ) -> Any:
     values = {"reference": reference, "official": official, "quick": quick}
     return field(metadata={"help": description, "choices": choices or None, "type": kind, **values})
+
+
+def _off(description: str, kind: Any = fraction) -> Any:
+    return _value(description, 0.0, 0.0, 0.0, kind=kind)
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,8 @@ class Recipe:
     lr_patience: int = _value("plateau: epochs without improvement before the lr drops", 3, 3, 3)
     warmup_epochs: float = _value("epochs of linear warm-up, from a tenth of the lr", 0.0, 1.0, 0.0)
     warmup_steps: int = _value("steps of linear warm-up, at most a tenth of the run", 0, 0, 100)
-    weight_decay: float | None = _value("None: the optimizer's own, 0.01 for adamw and 0 for sgd", None, 4e-5, 0.0)
-    decay_kernels_only: bool = _value("weight decay for convolution kernels only", False, True, True)
+    weight_decay: float | None = _value("None: the optimizer's own, 0.01 for adamw, else 0", None, 4e-5, 0.0)
+    decay_kernels_only: bool = _value("weight decay for kernels only, as muon always does", False, True, True)
     clip_norm: float = _value("maximum gradient norm of a step; 0: no clipping", 0.0, 10.0, 10.0)
     ema_decay: float = _value("decay of the weights' moving average, validated too; 0: no average", 0.0, 0.9998, 0.998)
     # Network in training.
@@ -49,36 +54,39 @@ class Recipe:
     # Augmentation, besides a horizontal flip of half of the images.
     min_scale: float = _value("scale images by a random factor from here ...", 1.0, 0.1, 0.8)
     max_scale: float = _value("... to here, then crop; 1 and 1: fit them into the input", 1.0, 2.0, 1.3)
-    photometric: float = _value(
-        "strength of changes of brightness, contrast, saturation and hue, 0 to 1", 0.0, 0.0, 0.0, kind=fraction
-    )
-    vertical_flip: float = _value(
-        "probability of turning an image upside down, as in a mirror", 0.0, 0.0, 0.0, kind=fraction
-    )
-    quarter_turns: float = _value(
-        "probability of rotating an image by 90, 180 or 270 degrees", 0.0, 0.0, 0.0, kind=fraction
-    )
-    rotate: float = _value("maximum rotation of an image, in degrees", 0.0, 0.0, 0.0)
-    shear: float = _value("maximum shear of an image along each axis, in degrees", 0.0, 0.0, 0.0)
-    cutout: float = _value(
-        "probability of hiding parts of an image behind up to three rectangles", 0.0, 0.0, 0.0, kind=fraction
-    )
-    blur: float = _value(
-        "probability of blurring an image or compressing it as a poor JPEG", 0.0, 0.0, 0.0, kind=fraction
-    )
-    mosaic: float = _value(
-        "probability of joining four images in one, each about half as large", 0.0, 0.0, 0.0, kind=fraction
-    )
-    mixup: float = _value("probability of blending an image with another", 0.0, 0.0, 0.0, kind=fraction)
-    copy_paste: float = _value(
-        "probability of pasting objects of another image into an image", 0.0, 0.0, 0.0, kind=fraction
-    )
+    photometric: float = _off("strength of changes of brightness, contrast, saturation and hue, 0 to 1")
+    vertical_flip: float = _off("probability of turning an image upside down, as in a mirror")
+    quarter_turns: float = _off("probability of rotating an image by 90, 180 or 270 degrees")
+    rotate: float = _off("maximum rotation of an image, in degrees", non_negative_float)
+    shear: float = _off("maximum shear of an image along each axis, in degrees", non_negative_float)
+    cutout: float = _off("probability of hiding parts of an image behind up to three rectangles")
+    blur: float = _off("probability of blurring an image or compressing it as a poor JPEG")
+    mosaic: float = _off("probability of joining four images in one, each about half as large")
+    mixup: float = _off("probability of blending an image with another")
+    copy_paste: float = _off("probability of pasting objects of another image into an image")
     # Loss.
     focal_gamma: float = _value("focusing parameter of the focal loss", 2.0, 1.5, 1.5)
     negative_iou: float = _value("IoU below which anchors are background; up to 0.5 they are ignored", 0.4, 0.5, 0.5)
     force_best_anchor: bool = _value("assign each object its best anchor, however low the IoU", False, True, True)
     box_loss: str = _value("smooth_l1: beta 1/9; huber: delta 0.1", "smooth_l1", "huber", "huber", "smooth_l1", "huber")
     normalize: str = _value("divide the loss by the positive anchors of", "image", "batch", "batch", "image", "batch")
+
+    @property
+    def augmentation(self) -> Augmentation:
+        return Augmentation(
+            min_scale=self.min_scale,
+            max_scale=self.max_scale,
+            photometric=self.photometric,
+            vertical_flip=self.vertical_flip,
+            quarter_turns=self.quarter_turns,
+            rotate=self.rotate,
+            shear=self.shear,
+            cutout=self.cutout,
+            blur=self.blur,
+            mosaic=self.mosaic,
+            mixup=self.mixup,
+            copy_paste=self.copy_paste,
+        )
 
 
 RECIPES = {

@@ -140,7 +140,7 @@ class Run:
             step = statistics.median(map(sub, self._step_times[1:], self._step_times))
             images = (self.length.epochs - self.progress.epoch) * self.images_per_epoch - self.progress.images_in_epoch
             minutes = step * images / images_per_step / 60
-            tqdm.write(f"{1000 * step:.0f} ms per step: about {minutes:.0f} minutes from here, and validation")
+            tqdm.write(f"{1000 * step:.0f} ms per step: about {minutes:.0f} min from here, and validation")
 
     def validate(
         self, statistics_batches: BatchLoader, val_batches: BatchLoader, stop: StopRequest
@@ -152,7 +152,7 @@ class Run:
         start = self.seconds
         average_over_processes(self.network)
         if self.average:
-            estimate(self.average.network, self.network, statistics_batches, self.step.amp)
+            estimate(self.average.network, self.network, statistics_batches, self.step.amp, stop)
         with progress_bar("validation", val_batches) as bar:
             validated = validate(
                 self.networks, self.val_loss, val_batches, val_batches.dataset, self.device, self.step.amp, stop, bar

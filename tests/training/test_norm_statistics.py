@@ -7,6 +7,7 @@ import torch
 from tiny import TinyNetwork, tiny_batch
 
 from efficientdet.training.norm_statistics import average_over_processes, estimate, images_for_statistics
+from utils.stop import StopRequest
 
 
 def buffers(network):
@@ -17,7 +18,7 @@ def test_without_batches_the_statistics_stay():
     network = TinyNetwork().train()
     before = buffers(network)
     average = copy.deepcopy(network).eval()
-    estimate(average, network, [], None)
+    estimate(average, network, [], None, StopRequest())
     assert all(map(torch.equal, average.buffers(), before))
     assert not average.norm.training
 
@@ -27,7 +28,7 @@ def test_statistics_are_the_means_over_the_batches():
     average = copy.deepcopy(network).eval()
     average.norm.running_mean.fill_(100.0)
     batches = [tiny_batch(seed) for seed in range(3)]
-    estimate(average, network, batches, None)
+    estimate(average, network, batches, None, StopRequest())
     with torch.no_grad():
         features = [average.stem(batch.images) for batch in batches]
     means = torch.stack([feature.mean(dim=(0, 2, 3)) for feature in features])
@@ -42,7 +43,7 @@ def test_frozen_norms_keep_theirs():
     network.norm.eval()
     average = copy.deepcopy(network).eval()
     before = buffers(average)
-    estimate(average, network, [tiny_batch()], None)
+    estimate(average, network, [tiny_batch()], None, StopRequest())
     assert all(map(torch.equal, average.buffers(), before))
 
 
@@ -65,3 +66,11 @@ def test_single_process_averages_with_itself_alone():
 )
 def test_images_are_spread_over_the_set_in_whole_batches(images, batch_size, expected):
     assert list(images_for_statistics(images, batch_size)) == expected
+
+
+def test_request_to_stop_ends_the_estimation():
+    network = TinyNetwork().train()
+    average, stop, drawn = copy.deepcopy(network).eval(), StopRequest(), []
+    stop.received = True
+    estimate(average, network, (drawn.append(seed) or tiny_batch(seed) for seed in range(3)), None, stop)
+    assert drawn == [0] and not average.norm.training

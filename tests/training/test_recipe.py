@@ -170,9 +170,9 @@ def test_loss_knows_every_choice():
 def test_recipe_has_every_setting_of_the_augmentation():
     changes = {value.name: 0.25 for value in fields(Augmentation)}
     recipe = replace(RECIPES["reference"], **changes)
-    assert Augmentation.from_recipe(recipe) == Augmentation(**changes)
-    assert Augmentation.from_recipe(RECIPES["reference"]) == Augmentation()
-    assert Augmentation.from_recipe(RECIPES["official"]) == Augmentation(min_scale=0.1, max_scale=2.0)
+    assert recipe.augmentation == Augmentation(**changes)
+    assert RECIPES["reference"].augmentation == Augmentation()
+    assert RECIPES["official"].augmentation == Augmentation(min_scale=0.1, max_scale=2.0)
 
 
 def test_reference_recipe_has_the_losss_own_values():
