@@ -120,14 +120,14 @@ def train(args: argparse.Namespace, project: Project, device: torch.device) -> N
             train_epoch(run, train_batches, args, stop)
             if stop.agreed:
                 break
-            validated = {}
+            validated = None
             if run.length.validation_is_due(run.progress, run.seconds):
                 validated = run.validate(statistics_batches, val_batches, stop)
                 if stop.agreed:  # the resumed run starts with this validation
                     break
             improved = run.end_epoch(validated, args.es_min_delta)
             run.monitor.epoch(run.progress.history, validated, val_batches.dataset)
-            stale = bool(validated) and run.progress.epoch - 1 - run.progress.best_epoch > args.es_patience > 0
+            stale = validated is not None and run.progress.epoch - 1 - run.progress.best_epoch > args.es_patience > 0
             if improved or stale or run.is_finished:
                 run.save()
             if stale:

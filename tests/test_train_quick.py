@@ -75,7 +75,7 @@ def test_last_is_evaluated(finished):
 def test_minutes_end_a_run_within_an_epoch_and_more_minutes_resume_it(shapes_project):
     first = run_main(train, *QUICK, "--minutes", "0.01", cwd=shapes_project.root)
     assert_succeeded(first)
-    assert "0.01 minutes" in first.stdout and "with averaged weights" in first.stdout
+    assert "0.01 minutes" in first.stdout
     progress = state_of(shapes_project)["progress"]
     assert progress["seconds"] >= 0.6 and progress["epoch"] >= 1
     assert_one_error(

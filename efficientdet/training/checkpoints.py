@@ -28,14 +28,14 @@ class Checkpoints:
         for leftover in folder.glob(f".efficientdet-d{compound_coef}_*.tmp"):  # of a process killed while saving
             _remove(leftover)
 
-    def save(self, network: nn.Module, state: dict, epoch: int, step: int, average: nn.Module | None = None) -> Path:
+    def save(self, network: nn.Module, state: dict, epoch: int, step: int, result: nn.Module | None = None) -> Path:
         """Write a weights file, then `network` and `state` as `last`, and remove old checkpoints.
 
-        The weights file holds `average`, or without one the network. `state` may hold tensors, numbers, strings, lists
+        The weights file holds `result`, or without one the network. `state` may hold tensors, numbers, strings, lists
         and dicts. Returns the path of the weights file.
         """
         path = self.folder / f"efficientdet-d{self._coef}_{epoch}_{step}.pth"
-        save_tensors(_cpu_tensors(average or network), path)
+        save_tensors(_cpu_tensors(result or network), path)
         written = [name for name in self.written if name != path.name] + [path.name]
         kept = written[-self.keep :]
         save_tensors({**state, "network": _cpu_tensors(network), "written": kept}, last_path(self.folder, self._coef))

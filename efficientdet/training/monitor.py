@@ -16,7 +16,7 @@ from efficientdet.model.postprocess import MAX_CANDIDATES, postprocess
 from efficientdet.project import Project
 from efficientdet.structures import PADDING_CLASS, Detections, Outputs
 from efficientdet.training.step import StepResult
-from efficientdet.training.validation import Validated, best_of
+from efficientdet.training.validation import Validated
 from utils.charts import LineChart, draw_lines, write_chart
 from utils.distributed import rank, world_size
 from utils.files import atomic_write
@@ -27,15 +27,15 @@ SHOWN_SCORE_THRESHOLD = 0.2
 SHOWN_IOU_THRESHOLD = 0.2
 HISTORY_COLUMNS = (
     "epoch", "step", "lr", "train_loss", "train_class", "train_box", "skipped",
-    "val_loss", "val_class", "val_box", "AP", "AP50", "AP75", "average_AP",
+    "val_loss", "val_class", "val_box", "AP", "AP50", "AP75",
 )  # fmt: skip
 _CHARTS = {
     "loss": ("train_loss", "val_loss"),
-    "average precision on the validation set": ("AP", "AP50", "AP75", "average_AP"),
+    "average precision on the validation set": ("AP", "AP50", "AP75"),
     "learning rate": ("lr",),
 }
 _TAGS = {"val_class": "classification_loss", "val_box": "regression_loss", "val_loss": "loss"}
-_TAGS |= {name: name for name in ("AP", "AP50", "AP75", "average_AP")}
+_TAGS |= {name: name for name in ("AP", "AP50", "AP75")}
 
 
 class Monitor:
@@ -65,7 +65,7 @@ class Monitor:
         if self._debug_folder is not None:
             write_debug_images(batches[-1], result.outputs, self._project, self._debug_folder)
 
-    def epoch(self, history: list[dict], validated: Mapping[str, Validated], dataset: CocoDataset) -> None:
+    def epoch(self, history: list[dict], validated: Validated | None, dataset: CocoDataset) -> None:
         """Write the history up to this epoch; log and print the epoch's validation on `dataset` if it had one."""
         write_history(history, self._folder)
         if not validated:
@@ -75,7 +75,7 @@ class Monitor:
         for name, tag in _TAGS.items():
             if name in row:
                 self._writer.add_scalar(f"val/{tag}", row[name], row["step"])
-        for image_id, detections in validated[best_of(validated)].shown.items():
+        for image_id, detections in validated.shown.items():
             shown = detections[detections.scores >= SHOWN_SCORE_THRESHOLD]
             pixels, ground_truth = dataset.load_image(image_id), dataset.target(image_id)
             drawn = draw_beside_ground_truth(pixels, shown, *ground_truth, dataset.project)
@@ -94,7 +94,7 @@ class NoMonitor:
 
     def step(self, number: int, batches: Sequence[Batch], result: StepResult, learning_rate: float) -> None: ...
 
-    def epoch(self, history: list[dict], validated: Mapping[str, Validated], dataset: CocoDataset) -> None: ...
+    def epoch(self, history: list[dict], validated: Validated | None, dataset: CocoDataset) -> None: ...
 
     def flush(self) -> None: ...
 
@@ -118,8 +118,7 @@ def epoch_summary(row: Mapping[str, float]) -> str:
     """Return a line on an epoch with validation, from its row of the history."""
     precision = "no objects to measure average precision on"
     if "AP" in row:
-        average = f" ({row['average_AP']:.3f} with averaged weights)" if "average_AP" in row else ""
-        precision = f"AP {row['AP']:.3f}{average}, AP50 {row['AP50']:.3f}"
+        precision = f"AP {row['AP']:.3f}, AP50 {row['AP50']:.3f}"
     return (
         f"epoch {row['epoch']}: train loss {row['train_loss']:.4f}; validation loss {row['val_loss']:.4f} "
         f"(class {row['val_class']:.4f}, box {row['val_box']:.4f}), {precision}"
@@ -127,9 +126,9 @@ def epoch_summary(row: Mapping[str, float]) -> str:
 
 
 def write_history(rows: Sequence[Mapping[str, float]], folder: Path) -> None:
-    """Write `history.csv` and `curves.png` into `folder`. The keys of each row are among HISTORY_COLUMNS."""
+    """Write `history.csv` and `curves.png` into `folder`. Keys that are no HISTORY_COLUMNS are left out."""
     table = io.StringIO()
-    writer = csv.DictWriter(table, HISTORY_COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(table, HISTORY_COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     with atomic_write(folder / "history.csv") as temporary:

@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from operator import sub
 
@@ -29,7 +29,7 @@ from efficientdet.training.step import (
     set_drop_connect,
     set_training_mode,
 )
-from efficientdet.training.validation import LossMean, Validated, best_of, validate
+from efficientdet.training.validation import LossMean, Validated, validate
 from utils import distributed
 from utils.errors import InputError
 from utils.stop import StopRequest
@@ -78,9 +78,8 @@ class Run:
         set_training_mode(network, head_only, freeze_bn)
         set_drop_connect(network, recipe.drop_connect)
         self.average = WeightAverage(network, recipe.ema_decay) if recipe.ema_decay else None
-        self.networks: dict[str, nn.Module] = {"": network}  # to validate
-        if self.average:
-            self.networks["average_"] = self.average.network
+        # What is validated, and what weights files hold.
+        self.result: nn.Module = self.average.network if self.average else network
         if less_memory:
             checkpoint_activations(network)
         self.optimizer = make_optimizer(recipe, network, amp)
@@ -144,10 +143,10 @@ class Run:
 
     def validate(
         self, statistics_batches: BatchLoader, val_batches: BatchLoader, stop: StopRequest
-    ) -> dict[str, Validated]:
-        """Validate the network and its average, with the statistics of their batch norms up to date.
+    ) -> Validated | None:
+        """Validate the average, or without one the network, with the statistics of its batch norms up to date.
 
-        `statistics_batches` are of the training set. A request to stop ends validation with an empty result.
+        `statistics_batches` are of the training set. A request to stop ends validation without a result.
         """
         start = self.seconds
         average_over_processes(self.network)
@@ -155,29 +154,28 @@ class Run:
             estimate(self.average.network, self.network, statistics_batches, self.step.amp, stop)
         with progress_bar("validation", val_batches) as bar:
             validated = validate(
-                self.networks, self.val_loss, val_batches, val_batches.dataset, self.device, self.step.amp, stop, bar
+                self.result, self.val_loss, val_batches, val_batches.dataset, self.device, self.step.amp, stop, bar
             )
         self.progress.validated_at = self.seconds
         self.progress.validation_seconds = self.progress.validated_at - start
         return validated
 
-    def end_epoch(self, validated: Mapping[str, Validated], min_delta: float = 0.0) -> bool:
-        """Close the epoch, with the results of its validation if it had one, and prepare the next.
+    def end_epoch(self, validated: Validated | None, min_delta: float = 0.0) -> bool:
+        """Close the epoch, with the result of its validation if it had one, and prepare the next.
 
-        The weights with the highest average precision so far (without objects: the lowest loss) are saved as the best,
-        be it the network's or their average's. Returns whether there are such, by more than `min_delta`.
+        The weights with the highest average precision so far (without objects: the lowest loss) are saved as the best.
+        Returns whether there are such, by more than `min_delta`.
         """
         progress = self.progress
         improved = False
         if validated:
-            name = best_of(validated)
-            ap, losses = validated[name].ap, validated[name].losses
-            score = ap if ap >= 0 else -losses.total
+            ap = validated.ap
+            score = ap if ap >= 0 else -validated.losses.total
             improved = score > progress.best_score + min_delta
         if improved:
             progress.best_score, progress.best_epoch = score, progress.epoch
             if distributed.rank() == 0:
-                saved = self.checkpoints.save_best(self.networks[name])
+                saved = self.checkpoints.save_best(self.result)
                 tqdm.write(
                     f"best AP so far {ap:.3f}: saved {saved}" if ap >= 0 else f"lowest loss so far: saved {saved}"
                 )
@@ -188,7 +186,7 @@ class Run:
         set_training_mode(self.network, self.head_only, self.freeze_bn)
         return improved
 
-    def _history_row(self, validated: Mapping[str, Validated]) -> dict[str, float]:
+    def _history_row(self, validated: Validated | None) -> dict[str, float]:
         """Return the current epoch's row of history.csv."""
         row = {
             "epoch": self.progress.epoch + 1,
@@ -200,12 +198,10 @@ class Run:
             "skipped": self.progress.skipped,
         }
         if validated:
-            losses, evaluation, _ = validated[""]
+            losses = validated.losses
             row |= {"val_loss": losses.total, "val_class": losses.classification, "val_box": losses.regression}
-            if validated[best_of(validated)].ap >= 0:
-                row |= dict(zip(("AP", "AP50", "AP75"), evaluation.numbers.tolist()))
-                if self.average:
-                    row["average_AP"] = validated["average_"].ap
+            if validated.ap >= 0:
+                row |= dict(zip(("AP", "AP50", "AP75"), validated.evaluation.numbers.tolist()))
         return row
 
     def save(self) -> None:
@@ -231,8 +227,7 @@ class Run:
             "average": self.average and self.average.state_dict(),
         }
         self.monitor.flush()  # first: a kill right after saving must not lose curves
-        average = self.average.network if self.average else None
-        path = self.checkpoints.save(self.network, state, self.progress.epoch, self.progress.step, average)
+        path = self.checkpoints.save(self.network, state, self.progress.epoch, self.progress.step, self.result)
         tqdm.write(f"saved {path}")
 
     def resume(self, state: dict) -> None:

@@ -1,6 +1,6 @@
-"""Validation: losses and average precision of one or several networks on the validation set."""
+"""Validation: losses and average precision on the validation set."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
 from typing import NamedTuple
 
@@ -61,7 +61,7 @@ class LossMean:
 
 
 class Validated(NamedTuple):
-    """What validation found out about one network."""
+    """What validation found out about a network."""
 
     losses: LossMean
     evaluation: Evaluation
@@ -73,13 +73,8 @@ class Validated(NamedTuple):
         return self.evaluation.numbers[0].item()
 
 
-def best_of(validated: Mapping[str, Validated]) -> str:
-    """Return the name of the network with the highest average precision; the first of several."""
-    return max(validated, key=lambda name: validated[name].ap)
-
-
 def validate(
-    networks: Mapping[str, nn.Module],
+    network: nn.Module,
     loss: DetectionLoss,
     batches: Iterable[Batch],
     dataset: CocoDataset,
@@ -87,40 +82,34 @@ def validate(
     amp: torch.dtype | None,
     stop: StopRequest,
     bar: tqdm,
-) -> dict[str, Validated]:
-    """Return what each of `networks`, put into evaluation mode, makes of the validation set; the same on all ranks.
+) -> Validated | None:
+    """Return what `network`, put into evaluation mode, makes of the validation set; the same on all ranks.
 
     Args:
         batches: this process's part of `dataset`.
-        stop: a request to stop ends validation, on all ranks, with an empty result.
+        stop: a request to stop ends validation, on all ranks, without a result.
         bar: counts images.
     """
-    for network in networks.values():
-        network.eval()
-    losses = {name: LossMean() for name in networks}
-    results: dict[str, list[dict]] = {name: [] for name in networks}
-    shown: dict[str, dict[int | str, Detections]] = {name: {} for name in networks}
+    network.eval()
+    losses = LossMean()
+    results: list[dict] = []
+    shown: dict[int | str, Detections] = {}
     for batch in batches:
-        on_device = batch.to(device)
-        for name, network in networks.items():
-            batch_losses, detections = _predict(network, loss, on_device, amp)
-            losses[name].add(len(batch.image_ids), batch_losses)
-            for image_id, found in zip(batch.image_ids, detections):
-                results[name] += coco_results(image_id, found, dataset.category_ids)
-                if len(shown[name]) < _SHOWN_IMAGES:
-                    shown[name][image_id] = found
+        batch_losses, detections = _predict(network, loss, batch.to(device), amp)
+        losses.add(len(batch.image_ids), batch_losses)
+        for image_id, found in zip(batch.image_ids, detections):
+            results += coco_results(image_id, found, dataset.category_ids)
+            if len(shown) < _SHOWN_IMAGES:
+                shown[image_id] = found
         bar.update(len(batch.image_ids))
         if stop.received:
             break
     (stop.agreed,) = any_rank(stop.received)
     if stop.agreed:
-        return {}
-    validated = {}
-    for name in networks:
-        mean = LossMean.merged(all_gather(losses[name]))
-        entries = [entry for part in all_gather(results[name]) for entry in part]
-        validated[name] = Validated(mean, broadcast_from_rank0(partial(score, dataset, entries)), shown[name])
-    return validated
+        return None
+    mean = LossMean.merged(all_gather(losses))
+    entries = [entry for part in all_gather(results) for entry in part]
+    return Validated(mean, broadcast_from_rank0(partial(score, dataset, entries)), shown)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from efficientdet.model.loss import DetectionLoss, Losses
 from efficientdet.project import load_project
 from efficientdet.structures import PADDING_CLASS, Outputs, Targets
 from efficientdet.training.step import set_training_mode
-from efficientdet.training.validation import LossMean, _predict, best_of, validate
+from efficientdet.training.validation import LossMean, _predict, validate
 from utils.stop import StopRequest
 
 CPU = torch.device("cpu")
@@ -42,11 +42,11 @@ def dataset(shapes_project):
 
 @pytest.fixture
 def evaluate(dataset):
-    """A function that validates networks on batches of `dataset`'s images: `evaluate(networks, batches)`."""
+    """A function that validates a network on batches of `dataset`'s images: `evaluate(network, batches)`."""
 
-    def evaluate(networks, batches, amp=None, stop=None):
+    def evaluate(network, batches, amp=None, stop=None):
         bar = tqdm(disable=True)
-        return validate(networks, DetectionLoss(), batches, dataset, CPU, amp, stop or StopRequest(), bar)
+        return validate(network, DetectionLoss(), batches, dataset, CPU, amp, stop or StopRequest(), bar)
 
     return evaluate
 
@@ -59,8 +59,7 @@ def losses(classification: float, regression: float) -> Losses:
 
 
 def test_validation_of_nothing(evaluate):
-    assert evaluate({}, []) == {}
-    (validated,) = evaluate({"": TinyNetwork()}, []).values()
+    validated = evaluate(TinyNetwork(), [])
     assert validated.losses.images == 0 and validated.shown == {}
     assert validated.ap == 0  # the set has objects, and none was found
 
@@ -89,31 +88,28 @@ def test_losses_and_detections_by_hand():
     assert [len(found) for found in detections] == [0, 0]
 
 
-def test_each_network_is_validated_and_left_unchanged_in_evaluation_mode(dataset, evaluate):
-    networks = {"": TinyNetwork(), "average_": FixedNetwork(0.0).train()}
-    before = copy.deepcopy(networks[""].state_dict())
-    batches = [collate([dataset[0], dataset[1]]), collate([dataset[2]])]
-    validated = evaluate(networks, batches)
-    assert list(validated) == ["", "average_"]
-    assert [one.losses.images for one in validated.values()] == [3, 3]
-    assert list(validated["average_"].shown) == dataset.image_ids[:3]
-    assert [len(found) for found in validated["average_"].shown.values()] == [1, 1, 1]
-    torch.testing.assert_close(networks[""].state_dict(), before, rtol=0, atol=0)
-    assert not any(network.training for network in networks.values())
+def test_first_images_are_shown(dataset, evaluate):
+    validated = evaluate(FixedNetwork(0.0), [collate([dataset[0], dataset[1]]), collate([dataset[2]])])
+    assert validated.losses.images == 3
+    assert list(validated.shown) == dataset.image_ids[:3]
+    assert [len(found) for found in validated.shown.values()] == [1, 1, 1]
+
+
+def test_network_is_left_unchanged_in_evaluation_mode(dataset, evaluate):
+    network = TinyNetwork()
+    before = copy.deepcopy(network.state_dict())
+    evaluate(network, [collate([dataset[0], dataset[1]])])
+    torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
+    assert not network.training and not network.norm.training
     assert torch.is_grad_enabled()
-    set_training_mode(networks[""])
-    assert networks[""].norm.training
-
-
-def test_the_best_network_is_the_first_with_the_highest_average_precision(evaluate):
-    equal = evaluate({"a": TinyNetwork(), "b": TinyNetwork()}, [])
-    assert best_of(equal) == "a"
+    set_training_mode(network)
+    assert network.norm.training
 
 
 def test_a_request_to_stop_ends_validation_without_a_result(dataset, evaluate):
     stop = StopRequest()
     stop.received = True
-    assert evaluate({"": TinyNetwork()}, [collate([dataset[0]])], stop=stop) == {}
+    assert evaluate(TinyNetwork(), [collate([dataset[0]])], stop=stop) is None
 
 
 def test_losses_do_not_depend_on_the_batch_size(evaluate):
@@ -138,7 +134,7 @@ def test_bfloat16_is_close_to_float32():
 
 
 def test_validation_with_the_real_network(dataset, evaluate):
-    (validated,) = evaluate({"": untrained()}, [collate([dataset[2]])]).values()
+    validated = evaluate(untrained(), [collate([dataset[2]])])
     assert math.isfinite(validated.losses.total)
     assert [len(found) for found in validated.shown.values()] == [0]  # initial scores are about 0.01
 
