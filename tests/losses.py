@@ -15,6 +15,7 @@ OFFICIAL = {
     "focal_gamma": 1.5,
     "negative_iou": 0.5,
     "force_best_anchor": True,
+    "min_anchors": 0,
     "box_loss": "huber",
     "normalize": "batch",
 }

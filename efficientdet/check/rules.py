@@ -17,7 +17,7 @@ from utils.images import IMAGE_SUFFIXES
 
 OUTSIDE_TOLERANCE = 1  # pixels that a box may exceed its image by: annotators round, and some count from 1
 SMALL_SIDE = 4  # pixels of the network's input: half a cell of the finest pyramid level
-MIN_COVERAGE = 0.9
+MIN_COVERAGE, MIN_CLASS_COVERAGE = 0.9, 0.5  # average precision counts rare classes as much as the others
 
 
 class Rule(NamedTuple):
@@ -111,18 +111,22 @@ def class_counts(annotated: AnnotatedSet) -> np.ndarray:
 
 
 def object_findings(annotated: AnnotatedSet, objects: Objects) -> Iterator[Finding]:
-    """Find objects of only a few pixels at the input size, and sets with too few boxes that an anchor matches."""
+    """Find objects of only a few pixels at the input size, and sets or classes with boxes that no anchor matches."""
     input_size = f"{objects.canvas[1]} x {objects.canvas[0]}"
     areas = objects.sides.prod(axis=1)
     small = areas < SMALL_SIDE**2
     for row, (width, height) in zip(objects.rows[small], objects.sides[small]):
         yield SMALL_OBJECT.on_box(annotated, row, f"is {width:.1f} x {height:.1f} pixels at {input_size}")
-    matched = objects.best_ious >= POSITIVE_IOU
-    if len(matched) and matched.mean() < MIN_COVERAGE:
-        share = f"{1 - matched.mean():.1%} of its boxes below IoU {POSITIVE_IOU}"
-        side = f"{np.median(np.sqrt(areas[~matched])):.0f} pixels at {input_size}"
-        message = f"has {share} with every anchor of {annotated.project.path}; their median size is {side}"
-        yield LOW_COVERAGE.on_file(annotated.annotation_file, message)
+    matched, class_ids = objects.best_ious >= POSITIVE_IOU, annotated.boxes.class_ids[objects.rows]
+    groups = [("its boxes", np.ones_like(matched), MIN_COVERAGE)]
+    for class_id in np.unique(class_ids[class_ids >= 0]):
+        groups.append((f"its {annotated.project.class_names[class_id]}", class_ids == class_id, MIN_CLASS_COVERAGE))
+    for name, members, minimum in groups:
+        if members.any() and matched[members].mean() < minimum:
+            share = f"{1 - matched[members].mean():.1%} of {name} below IoU {POSITIVE_IOU}"
+            side = f"{np.median(np.sqrt(areas[members & ~matched])):.0f} pixels at {input_size}"
+            message = f"has {share} with every anchor of {annotated.project.path}; their median size is {side}"
+            yield LOW_COVERAGE.on_file(annotated.annotation_file, message)
 
 
 def empty_images(annotated: AnnotatedSet) -> Iterator[Finding]:

@@ -39,7 +39,11 @@ class Assignment(NamedTuple):
 
 
 def assign_anchors(
-    anchors_yxyx: Tensor, targets: Targets, negative_iou: float = 0.4, force_best_anchor: bool = False
+    anchors_yxyx: Tensor,
+    targets: Targets,
+    negative_iou: float = 0.4,
+    force_best_anchor: bool = False,
+    min_anchors: int = 0,
 ) -> Assignment:
     """Match each anchor (A, 4) to the object with the largest IoU.
 
@@ -48,6 +52,9 @@ def assign_anchors(
     With `force_best_anchor`, the anchor with the largest IoU with each object is also positive for that object, however
     small the IoU, unless it is 0. The first of several equal anchors is chosen. If an anchor is the best of several
     objects, it is assigned to the first of them.
+
+    With `min_anchors`, each object has at least that many positive anchors, those with the largest IoU, however small,
+    unless it is 0 or they overlap another object more. Equal anchors are assigned alike.
 
     `targets` must have room for at least one object per image.
     """
@@ -58,6 +65,10 @@ def assign_anchors(
         iou = pairwise_iou(boxes, anchors).masked_fill((class_ids == PADDING_CLASS)[:, None], 0.0)  # (M, A)
         best_iou, object_index = iou.max(dim=0)
         positive, negative = best_iou >= POSITIVE_IOU, best_iou < negative_iou
+        if min_anchors:
+            needed_iou = iou.topk(min(min_anchors, len(anchors)), dim=1).values[:, -1]  # (M,)
+            among_best = (best_iou >= needed_iou[object_index]) & (best_iou > 0)
+            positive, negative = positive | among_best, negative & ~among_best
         if force_best_anchor:
             object_iou, best_anchor = iou.max(dim=1)
             no_object = len(boxes)
@@ -81,6 +92,8 @@ class LossRecipe(Protocol):
     @property
     def force_best_anchor(self) -> bool: ...
     @property
+    def min_anchors(self) -> int: ...
+    @property
     def box_loss(self) -> str: ...
     @property
     def normalize(self) -> str: ...
@@ -101,7 +114,7 @@ class DetectionLoss:
 
     Args:
         focal_gamma: the focusing exponent of the focal loss.
-        negative_iou, force_best_anchor: see `assign_anchors`.
+        negative_iou, force_best_anchor, min_anchors: see `assign_anchors`.
         box_loss: "smooth_l1" with beta 1/9, or "huber" with delta 0.1; the mean over the four deltas, times 50.
         normalize: "image" divides the loss of each image by max(1, positive anchors) and averages over the batch;
             "batch" divides the loss of the batch by its number of positive anchors + 1.
@@ -116,6 +129,7 @@ class DetectionLoss:
     focal_gamma: float = 2.0
     negative_iou: float = 0.4
     force_best_anchor: bool = False
+    min_anchors: int = 0
     box_loss: str = "smooth_l1"
     normalize: str = "image"
     # In 160 COCO images the median number of positive anchors is 110 at 512 x 512, 77 at 256, 150 at 1024.
@@ -138,6 +152,7 @@ class DetectionLoss:
             focal_gamma=recipe.focal_gamma,
             negative_iou=recipe.negative_iou,
             force_best_anchor=recipe.force_best_anchor,
+            min_anchors=recipe.min_anchors,
             box_loss=recipe.box_loss,
             normalize=recipe.normalize,
             num_processes=num_processes,
@@ -154,7 +169,9 @@ class DetectionLoss:
             if class_ids.shape[1] == 0:  # indexing needs an object
                 boxes = boxes.new_zeros(len(boxes), 1, 4)
                 class_ids = class_ids.new_full((len(class_ids), 1), PADDING_CLASS)
-            assigned = assign_anchors(anchors, Targets(boxes, class_ids), self.negative_iou, self.force_best_anchor)
+            assigned = assign_anchors(
+                anchors, Targets(boxes, class_ids), self.negative_iou, self.force_best_anchor, self.min_anchors
+            )
             positive, object_index = assigned.positive, assigned.object_index
             image_weights = self._image_weights(positive, class_ids, precision)
 

@@ -68,6 +68,7 @@ class Recipe:
     focal_gamma: float = _value("focusing parameter of the focal loss", 2.0, 1.5, 1.5)
     negative_iou: float = _value("IoU below which anchors are background; up to 0.5 they are ignored", 0.4, 0.5, 0.5)
     force_best_anchor: bool = _value("assign each object its best anchor, however low the IoU", False, True, True)
+    min_anchors: int = _value("assign each object at least so many anchors, however low the IoU", 0, 0, 4)
     box_loss: str = _value("smooth_l1: beta 1/9; huber: delta 0.1", "smooth_l1", "huber", "huber", "smooth_l1", "huber")
     normalize: str = _value("divide the loss by the positive anchors of", "image", "batch", "batch", "image", "batch")
 

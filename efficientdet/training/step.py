@@ -140,9 +140,12 @@ class TrainingStep:
             sums += torch.stack(losses).detach()
 
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.clip_norm)
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
         mean_losses = all_reduce_sum(sums) / (len(micro_batches) * world_size())
         *means, gradient_norm = torch.cat((mean_losses, norm[None])).tolist()  # a single host-device sync
+        if gradient_norm > self.clip_norm:
+            torch.nn.utils.clip_grads_with_norm_(self._parameters, self.clip_norm, norm)
         outcome = self._outcome(all(map(math.isfinite, means)), math.isfinite(gradient_norm))
         # GradScaler.step would skip an overflow too, but only after fused SGD has made a momentum of random memory.
         if outcome is StepOutcome.UPDATED:

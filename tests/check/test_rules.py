@@ -112,6 +112,16 @@ def test_nine_tenths_of_the_boxes_must_match_an_anchor(boxes_in, good, warned):
     assert [finding.kind for finding in findings] == ["sets with boxes that no anchor matches"] * warned
 
 
+def test_half_of_the_boxes_of_a_class_must_match_an_anchor(boxes_in):
+    annotated = boxes_in(*[[4 + 3 * i, 4, 32, 32] for i in range(19)], [50, 50, 4, 4], [60, 50, 4, 4])
+    annotated.boxes.class_ids[-2:] = 1
+    (finding,) = object_findings(annotated, objects_on_canvas(annotated, (256, 256), CONFIG))
+    assert f"100.0% of its {annotated.project.class_names[1]} " in finding.message
+    annotated.boxes.class_ids[-3] = 1
+    annotated.boxes.class_ids[-2] = 0
+    assert list(object_findings(annotated, objects_on_canvas(annotated, (256, 256), CONFIG))) == []
+
+
 def test_unlisted_images_are_found_in_subfolders(boxes_in):
     annotated = boxes_in()
     folder = annotated.image_path(0).parent

@@ -259,6 +259,37 @@ def test_padding_and_objects_without_overlap_force_nothing():
     assert assign_with_force(anchors, labels) == ([False, True], [True, False], [1])
 
 
+def positives_of_at_least(min_anchors: int, anchors_yxyx: list[list[float]], labels: Targets) -> list[int]:
+    """Return the object of each positive anchor of a single image, and -1 for each negative one."""
+    assigned = assign_anchors(torch.tensor(anchors_yxyx).double(), labels, negative_iou=0.5, min_anchors=min_anchors)
+    assert torch.equal(assigned.negative, ~assigned.positive)
+    return torch.where(assigned.positive, assigned.object_index, -1)[0].tolist()
+
+
+def test_objects_are_assigned_at_least_so_many_anchors():
+    anchors = [[0, 0, 10, 10], [0, 0, 10, 8], [0, 0, 10, 20], [50, 50, 60, 60]]
+    labels = targets([0, 0, 3, 10, 0])  # IoU 0.3, 0.375, 0.15, 0
+    expected = [[-1, -1, -1, -1], [-1, 0, -1, -1], [0, 0, -1, -1], [0, 0, 0, -1], [0, 0, 0, -1], [0, 0, 0, -1]]
+    assert [positives_of_at_least(number, anchors, labels) for number in range(6)] == expected
+    assert positives_of_at_least(4, anchors, targets([0, 0, 3, 10, -1])) == [-1, -1, -1, -1]  # padding
+
+
+def test_all_of_several_equal_anchors_are_assigned():
+    anchors = [[50, 50, 60, 60], [0, 0, 10, 10], [0, 0, 10, 10], [10, 0, 20, 10]]
+    assert positives_of_at_least(1, anchors, targets([0, 6, 10, 14, 0])) == [-1, 0, 0, 0]
+
+
+def test_anchors_above_the_threshold_count_among_them():
+    anchors = [[0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 4]]
+    assert positives_of_at_least(2, anchors, targets([0, 0, 10, 10, 0])) == [0, 0, -1]
+
+
+def test_no_anchor_is_taken_from_an_object_that_it_overlaps_more():
+    anchors = [[0, 0, 10, 10], [0, 0, 10, 8]]
+    labels = targets([0, 0, 10, 10, 0], [0, 0, 3, 10, 1])  # IoU 1 and 0.8; 0.3 and 0.375
+    assert positives_of_at_least(2, anchors, labels) == [0, 0]
+
+
 def test_huber_loss():
     anchors = torch.tensor([[0.0, 0, 10, 20]], dtype=torch.float64)
     deltas = torch.tensor([[[0.05, -0.3, 0.0, 0.0]]], dtype=torch.float64)

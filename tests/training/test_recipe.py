@@ -56,6 +56,7 @@ def test_reference_recipe():
         "focal_gamma": 2,
         "negative_iou": 0.4,
         "force_best_anchor": False,
+        "min_anchors": 0,
         "box_loss": "smooth_l1",
         "normalize": "image",
     }
@@ -85,6 +86,7 @@ def test_official_recipe():
         "focal_gamma": 1.5,
         "negative_iou": 0.5,
         "force_best_anchor": True,
+        "min_anchors": 0,
         "box_loss": "huber",
         "normalize": "batch",
     }
@@ -177,5 +179,5 @@ def test_recipe_has_every_setting_of_the_augmentation():
 
 def test_reference_recipe_has_the_losss_own_values():
     loss, recipe = DetectionLoss(), RECIPES["reference"]
-    for name in ("focal_gamma", "negative_iou", "force_best_anchor", "box_loss", "normalize"):
+    for name in ("focal_gamma", "negative_iou", "force_best_anchor", "min_anchors", "box_loss", "normalize"):
         assert getattr(loss, name) == getattr(recipe, name)
