@@ -73,7 +73,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--num_epochs", type=positive_int, help="(default: the recipe's --num_steps, else 500)")
     length.add_argument("--minutes", type=positive_float, help="length of the run instead: its schedule ends on time")
-    interval = "epochs between validations (default: 1; ten validations if the length is in steps or minutes)"
+    interval = "epochs between validations (default: 1; about ten validations if the length is in steps or minutes)"
     add("--val_interval", type=positive_int, help=interval)
     add("--save_interval", type=positive_int, default=500, help="steps between checkpoints (default: 500)")
     add("--keep", type=non_negative_int, default=3, help="checkpoints of the run to keep; 0: all (default: 3)")

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 MOMENTUM = 0.95
-# Of the iteration x -> a x + b x^3 + c x^5, which pulls singular values from 0.01 to 1 to between 0.73 and 1.27. Each step
-# has the polynomial that is closest to 1 on what the step before has left (Amsel et al., "The Polar Express", 2025).
+# Of the iteration x -> a x + b x^3 + c x^5, which takes singular values from 0.01 to 1 to between 0.73 and 1.27. Each
+# step has the polynomial closest to 1 on what the one before has left (Amsel et al., "The Polar Express", 2025).
 _POLYNOMIALS = ((8.0934, -23.6205, 17.4462), (3.6366, -2.7219, 0.5365), (2.6613, -1.9772, 0.4526))
 
 

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field, replace
 
 VALIDATIONS = 10  # of a run whose length is in steps or minutes
+MIN_TRAINING = 10  # times as long as the last validation, before the next one in a run of some minutes
 
 
 @dataclass
@@ -29,7 +30,7 @@ class Length:
 
     epochs: int | None  # None if the run lasts some minutes
     minutes: float | None = None
-    val_interval: int | None = 1  # epochs between validations; None: VALIDATIONS in all, of a run of some minutes
+    val_interval: int | None = 1  # epochs between validations; None: at most VALIDATIONS, in a run of some minutes
 
     def share_done(self, progress: Progress, seconds: float) -> float | None:
         """Return the share of its minutes that a run has done, with time left for a validation; None for epochs."""
@@ -49,4 +50,5 @@ class Length:
             return True
         if self.val_interval is not None:
             return epochs_done % self.val_interval == 0
-        return seconds - progress.validated_at >= 60 * (self.minutes or 0) / VALIDATIONS
+        pause = max(60 * (self.minutes or 0) / VALIDATIONS, MIN_TRAINING * progress.validation_seconds)
+        return seconds - progress.validated_at >= pause

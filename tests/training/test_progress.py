@@ -39,6 +39,13 @@ def test_run_of_some_minutes_is_validated_each_tenth(seconds, due):
     assert length.validation_is_due(progress, seconds) == due
 
 
+@pytest.mark.parametrize(("seconds", "due"), [(179, False), (180, True)])
+def test_long_validations_of_a_run_of_some_minutes_are_rare(seconds, due):
+    length = Length(None, minutes=10, val_interval=None)
+    progress = Progress(validated_at=60, validation_seconds=12)
+    assert length.validation_is_due(progress, seconds) == due
+
+
 def test_run_of_some_minutes_is_validated_at_the_end():
     length = Length(None, minutes=10, val_interval=1000)
     assert not length.validation_is_due(Progress(), 599)
