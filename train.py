@@ -37,7 +37,7 @@ from efficientdet.training.failures import (
     unless_out_of_memory,
 )
 from efficientdet.training.monitor import Monitor, progress_bar, step_summary
-from efficientdet.training.norm_statistics import images_for_statistics
+from efficientdet.training.norm_statistics import STATISTICS_BATCHES, images_for_statistics
 from efficientdet.training.progress import VALIDATIONS, Length
 from efficientdet.training.recipe import Recipe, add_recipe_flags, make_recipe, recipe_changes
 from efficientdet.training.run import Run
@@ -220,10 +220,11 @@ def open_data(
             "batch norm cannot train on a single image of this size: pass --batch_size 2 or more for each process"
         )
     sampler = EpochSampler(len(train_set), args.seed, batch_size, rank, world_size)
-    load = partial(BatchLoader, batch_size=share, num_workers=args.num_workers, pin_memory=device.type == "cuda")
-    sample = images_for_statistics(len(train_set), share)
+    load = partial(BatchLoader, num_workers=args.num_workers, pin_memory=device.type == "cuda")
+    several = STATISTICS_BATCHES * share
+    statistics_batches = load(train_set, several, sampler=images_for_statistics(len(train_set), several))
     val_share = range(rank, len(val_set), world_size)
-    return load(train_set, sampler=sampler), load(train_set, sampler=sample), load(val_set, sampler=val_share)
+    return load(train_set, share, sampler=sampler), statistics_batches, load(val_set, share, sampler=val_share)
 
 
 def open_run(

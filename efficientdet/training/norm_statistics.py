@@ -11,6 +11,8 @@ from utils.distributed import all_reduce_sum, world_size
 from utils.stop import StopRequest
 
 STATISTICS_IMAGES = 200
+# Batches of training, at once: without gradients there is room, and small batches do not show how much images differ.
+STATISTICS_BATCHES = 5
 
 
 def images_for_statistics(images: int, batch_size: int) -> range:

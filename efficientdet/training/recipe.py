@@ -45,7 +45,7 @@ class Recipe:
     weight_decay: float | None = _value("None: the optimizer's own, 0.01 for adamw, else 0", None, 4e-5, 0.0)
     decay_kernels_only: bool = _value("weight decay for kernels only, as muon always does", False, True, True)
     clip_norm: float = _value("maximum gradient norm of a step; 0: no clipping", 0.0, 10.0, 10.0)
-    ema_decay: float = _value("decay of the weights' moving average, the result; 0: no average", 0.0, 0.9998, 0.998)
+    ema_decay: float = _value("decay of the weights' moving average, the result; 0: no average", 0.0, 0.9998, 0.99)
     # Network in training.
     drop_connect: float | None = _value(
         "share of samples whose last MBConv block is skipped; None: 0.2, but 0 for D0", 0.2, None, 0.0
