@@ -29,16 +29,17 @@ def box_area(boxes_xyxy: Tensor) -> Tensor:
 def pairwise_intersection(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
     """Return the area shared by each pair, in square pixels: (..., A, 4), (..., B, 4) -> (..., A, B)."""
     a, b = a_xyxy.unsqueeze(-2), b_xyxy.unsqueeze(-3)
-    width = torch.minimum(a[..., 2], b[..., 2]) - torch.maximum(a[..., 0], b[..., 0])
-    height = torch.minimum(a[..., 3], b[..., 3]) - torch.maximum(a[..., 1], b[..., 1])
-    return width.clamp(min=0) * height.clamp(min=0)
+    # In place: there may be millions of pairs.
+    width = torch.minimum(a[..., 2], b[..., 2]).sub_(torch.maximum(a[..., 0], b[..., 0])).clamp_(min=0)
+    height = torch.minimum(a[..., 3], b[..., 3]).sub_(torch.maximum(a[..., 1], b[..., 1])).clamp_(min=0)
+    return width.mul_(height)
 
 
 def pairwise_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
     """Return the intersection over union of each pair, 0 for empty boxes: (..., A, 4), (..., B, 4) -> (..., A, B)."""
     intersection = pairwise_intersection(a_xyxy, b_xyxy)
-    union = box_area(a_xyxy).unsqueeze(-1) + box_area(b_xyxy).unsqueeze(-2) - intersection
-    return intersection / union.clamp(min=1e-8)
+    union = (box_area(a_xyxy).unsqueeze(-1) + box_area(b_xyxy).unsqueeze(-2)).sub_(intersection)
+    return intersection.div_(union.clamp_(min=1e-8))
 
 
 def _center_and_size(boxes_yxyx: Tensor) -> tuple[Tensor, Tensor]:

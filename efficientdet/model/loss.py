@@ -62,7 +62,7 @@ def assign_anchors(
     assignments = []
     # Image by image: the IoUs of a whole batch (N, M, A) would take gigabytes if one image is crowded.
     for boxes, class_ids in zip(targets.boxes, targets.class_ids):
-        iou = pairwise_iou(boxes, anchors).masked_fill((class_ids == PADDING_CLASS)[:, None], 0.0)  # (M, A)
+        iou = pairwise_iou(boxes, anchors).masked_fill_((class_ids == PADDING_CLASS)[:, None], 0.0)  # (M, A)
         best_iou, object_index = iou.max(dim=0)
         positive, negative = best_iou >= POSITIVE_IOU, best_iou < negative_iou
         if min_anchors:
