@@ -37,7 +37,8 @@ class Sample:
 class CocoDataset(Dataset):
     """One set (such as `train2017`) of a project: images and a COCO annotation file.
 
-    `dataset[index]` returns the image without augmentation, `dataset[SampleKey(index, epoch)]` augments it.
+    `dataset[index]` returns the image without augmentation, `dataset[SampleKey(index, epoch)]` augments it, from a
+    smaller decoding if it is a JPEG of many more pixels than the network's input.
 
     Args:
         folder: the project's data, with images in `{set_name}/` and `annotations/instances_{set_name}.json`.
@@ -75,28 +76,38 @@ class CocoDataset(Dataset):
 
     def __getitem__(self, key: int | SampleKey) -> Sample:
         index, epoch = (key.index, key.epoch) if isinstance(key, SampleKey) else (key, None)
-        image, target = self._load(index)
+        image_id = self.image_ids[index]
         if epoch is None:
+            image, target = self.load_image(image_id), self.target(image_id)
             letterbox = Letterbox.fit(image.shape[:2], self.canvas)
         else:
+            image, target = self._load_reduced(index)
             rng = np.random.default_rng((self.seed, epoch, index))
             fill = tuple(round(255 * value) for value in self.project.mean)
             image, target, letterbox = self.augmentation.apply(
-                image, target, self.canvas, rng, lambda: self._load(int(rng.integers(len(self)))), fill
+                image, target, self.canvas, rng, lambda: self._load_reduced(int(rng.integers(len(self)))), fill
             )
         pixels = letterbox.apply(image, self.project.mean, self.project.std)
         target = Target(letterbox.boxes_to_canvas(target.boxes), target.class_ids)
-        return Sample(pixels, target, letterbox, self.image_ids[index])
-
-    def _load(self, index: int) -> AnnotatedImage:
-        image_id = self.image_ids[index]
-        return self.load_image(image_id), self.target(image_id)
+        return Sample(pixels, target, letterbox, image_id)
 
     def load_image(self, image_id: int | str) -> np.ndarray:
         """Return an image, (H, W, 3) uint8 RGB, in the orientation of its annotated width and height."""
         index = self.index_of[image_id]
         height, width = self.annotated.sizes[index].tolist()
         return read_image(self.annotated.image_path(index), (height, width) if height and width else None)
+
+    def _load_reduced(self, index: int) -> AnnotatedImage:
+        """Return an image and its objects, a large JPEG 2, 4 or 8 times smaller if that leaves enough pixels."""
+        image_id, size = self.image_ids[index], tuple(self.annotated.sizes[index].tolist())
+        target = self.target(image_id)
+        if not all(size):
+            return self.load_image(image_id), target
+        scale = max(1.0, self.augmentation.max_scale)
+        needed = Letterbox.fit(size, (int(self.canvas[0] * scale), int(self.canvas[1] * scale))).resized
+        image = read_image(self.annotated.image_path(index), size, needed)
+        factor = round(max(size) / max(image.shape[:2]))
+        return image, Target(target.boxes / factor, target.class_ids)
 
     def target(self, image_id: int | str) -> Target:
         """Return the objects to learn, in pixels of the image: no crowd regions, no sides below one pixel."""

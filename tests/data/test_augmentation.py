@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
+from efficientdet.data import dataset as dataset_module
 from efficientdet.data.augmentation import (
     Augmentation,
     cut_out,
@@ -257,6 +258,27 @@ def test_everything_at_once_keeps_boxes_inside_the_image(shape):
         assert (target.boxes[:, 2:] - target.boxes[:, :2] >= 1).all()
         pixels = letterbox.apply(image, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
         assert pixels.shape == (64, 96, 3) and pixels.min() > -2.2 and pixels.max() < 2.7
+
+
+@pytest.mark.parametrize(("max_scale", "decoded"), [(0.5, (151, 200)), (1.5, (151, 200)), (2.0, (301, 400))])
+def test_large_photographs_are_decoded_smaller(tmp_path, write_coco, make_project, monkeypatch, max_scale, decoded):
+    annotation = {"image_id": 1, "category_id": 7, "bbox": [163, 90, 417, 300]}
+    photograph = rectangle(601, 800, 163, 90, 580, 390)
+    write_coco(tmp_path, "some", {1: photograph}, [annotation])
+    (tmp_path / "some" / "1.png").write_bytes(cv2.imencode(".jpg", photograph)[1].tobytes())
+    read, shapes = dataset_module.read_image, []
+    monkeypatch.setattr(dataset_module, "read_image", lambda *args: shapes.append(read(*args)) or shapes[-1])
+    project = make_project(mean=[0, 0, 0], std=[1, 1, 1])
+    dataset = CocoDataset(tmp_path, "some", project, (128, 128), augmentation=Augmentation(0.5, max_scale))
+    for epoch in range(5):
+        sample = dataset[SampleKey(0, epoch)]
+        np.testing.assert_allclose(sample.target.boxes[0], extent(sample.image * 255), atol=1)
+        (window, _), (resized, _) = sample.letterbox.original, sample.letterbox.resized
+        scale = resized / window * decoded[1] / 128
+        assert 0.5 * 0.98 < scale < max_scale * 1.02
+    assert {image.shape[:2] for image in shapes} == {decoded}
+    plain = dataset[0]
+    assert shapes[-1].shape == photograph.shape and plain.letterbox == Letterbox.fit((601, 800), (128, 128))
 
 
 def test_sample_depends_only_on_seed_epoch_and_index(shapes_project):

@@ -127,6 +127,61 @@ def test_image_of_neither_size_is_refused(tmp_path):
         read_image(tmp_path / "a.jpg", (70, 50))
 
 
+# Smaller, in less time.
+
+
+@pytest.mark.parametrize(
+    ("needed", "shape"),
+    [((102, 151), (201, 302)), ((100, 150), (101, 151)), ((51, 76), (51, 76)), ((40, 60), (51, 76)),
+     ((26, 38), (26, 38)), ((1, 1), (26, 38)), ((26, 39), (51, 76)), ((500, 500), (201, 302))],
+)  # fmt: skip
+def test_jpeg_is_decoded_as_small_as_is_needed(tmp_path, needed, shape):
+    (tmp_path / "a.jpg").write_bytes(encode(corners(201, 302), quality=95))  # halved, 100.5 x 151
+    image = read_image(tmp_path / "a.jpg", (201, 302), needed)
+    assert image.shape == (*shape, 3)
+    factor = round(201 / shape[0])
+    whole = np.pad(corners(201, 302), ((0, 7), (0, 7), (0, 0)), "edge")[: factor * shape[0], : factor * shape[1]]
+    assert_close(image, whole.reshape(shape[0], factor, shape[1], factor, 3).mean(axis=(1, 3)))
+
+
+@pytest.mark.parametrize("orientation", STORED)
+def test_smaller_jpeg_has_its_orientation(tmp_path, orientation):
+    stored = np.ascontiguousarray(STORED[orientation](corners(80, 120)))
+    (tmp_path / "a.jpg").write_bytes(oriented_jpeg(stored, orientation))
+    assert_close(read_image(tmp_path / "a.jpg", (80, 120), (20, 30)), corners(20, 30))
+    if orientation > 4:  # annotated as stored
+        assert_close(read_image(tmp_path / "a.jpg", (120, 80), (30, 20)), stored[2::4, 2::4])
+
+
+def test_sides_that_are_equal_when_rounded_leave_the_orientation_clear(tmp_path):
+    stored = np.ascontiguousarray(np.rot90(corners(79, 80), 1))
+    (tmp_path / "a.jpg").write_bytes(oriented_jpeg(stored, 6))
+    assert_close(read_image(tmp_path / "a.jpg", (79, 80), (10, 10)), corners(79, 80))
+    assert_close(read_image(tmp_path / "a.jpg", (80, 79), (10, 10)), stored)
+
+
+def test_smaller_image_of_another_size_is_refused(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(encode(corners(80, 120)))
+    for size in ((79, 120), (80, 119), (160, 240)):
+        with pytest.raises(InputError, match=rf"is 120 x 80 pixels .*{size[1]} x {size[0]}"):
+            read_image(tmp_path / "a.jpg", size, (20, 30))
+
+
+@pytest.mark.parametrize("options", [{"progressive": True}, {"file_format": "PNG"}])
+def test_only_jpegs_are_decoded_smaller(tmp_path, options):
+    (tmp_path / "a").write_bytes(encode(corners(80, 120), **options))
+    expected = corners(80, 120) if "file_format" in options else corners(40, 60)
+    assert_close(read_image(tmp_path / "a", (80, 120), (40, 60)), expected)
+    (tmp_path / "cut").write_bytes((tmp_path / "a").read_bytes()[:-300])
+    with pytest.raises(InputError, match="cut"):
+        read_image(tmp_path / "cut", (80, 120), (40, 60))
+
+
+def test_the_size_of_a_thumbnail_is_not_that_of_the_image(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(with_thumbnail(corners(80, 120)))
+    assert_close(read_image(tmp_path / "a.jpg", (80, 120), (40, 60)), corners(40, 60))
+
+
 def test_missing_image_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"none\.jpg"):
         read_image(tmp_path / "none.jpg")
