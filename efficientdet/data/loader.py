@@ -88,6 +88,7 @@ class BatchLoader:
 
     An `EpochSampler` makes it a training loader: shuffled and augmented, without the incomplete last batch unless it is
     the only one. Plain indices (by default all, in order) make it an evaluation loader: each image once.
+    Keys do the same with augmented images.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class BatchLoader:
         dataset: CocoDataset,
         batch_size: int,
         num_workers: int,
-        sampler: EpochSampler | Sequence[int] | None = None,
+        sampler: EpochSampler | Sequence[int] | Sequence[SampleKey] | None = None,
         pin_memory: bool = False,
     ):
         self.dataset = dataset

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from efficientdet.data.dataset import SampleKey
 from efficientdet.data.loader import Batch
 from efficientdet.training.step import autocast
 from utils.distributed import all_reduce_sum, world_size
@@ -15,13 +16,14 @@ STATISTICS_IMAGES = 200
 STATISTICS_BATCHES = 5
 
 
-def images_for_statistics(images: int, batch_size: int) -> range:
-    """Return indices of at most STATISTICS_IMAGES of `images`, evenly spaced, in whole batches if there is one.
+def images_for_statistics(images: int, batch_size: int) -> list[SampleKey]:
+    """Return at most STATISTICS_IMAGES of `images`, evenly spaced, in whole batches if there is one.
 
-    A last batch of a single image would have no variance at a level of one pixel.
+    They are augmented: the network has learned to expect the statistics of such images. A last batch of a single image
+    would have no variance at a level of one pixel.
     """
     chosen = range(0, images, -(-images // STATISTICS_IMAGES))
-    return chosen[: len(chosen) // batch_size * batch_size or None]
+    return [SampleKey(index, epoch=0) for index in chosen[: len(chosen) // batch_size * batch_size or None]]
 
 
 @torch.no_grad()

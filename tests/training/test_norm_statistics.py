@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny import TinyNetwork, tiny_batch
 
+from efficientdet.data.dataset import SampleKey
 from efficientdet.training.norm_statistics import average_over_processes, estimate, images_for_statistics
 from utils.stop import StopRequest
 
@@ -65,7 +66,7 @@ def test_single_process_averages_with_itself_alone():
     ],
 )
 def test_images_are_spread_over_the_set_in_whole_batches(images, batch_size, expected):
-    assert list(images_for_statistics(images, batch_size)) == expected
+    assert images_for_statistics(images, batch_size) == [SampleKey(index, 0) for index in expected]
 
 
 def test_request_to_stop_ends_the_estimation():
