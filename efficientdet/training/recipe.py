@@ -74,20 +74,7 @@ class Recipe:
 
     @property
     def augmentation(self) -> Augmentation:
-        return Augmentation(
-            min_scale=self.min_scale,
-            max_scale=self.max_scale,
-            photometric=self.photometric,
-            vertical_flip=self.vertical_flip,
-            quarter_turns=self.quarter_turns,
-            rotate=self.rotate,
-            shear=self.shear,
-            cutout=self.cutout,
-            blur=self.blur,
-            mosaic=self.mosaic,
-            mixup=self.mixup,
-            copy_paste=self.copy_paste,
-        )
+        return Augmentation(**{value.name: getattr(self, value.name) for value in fields(Augmentation)})
 
 
 RECIPES = {
